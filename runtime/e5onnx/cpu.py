@@ -1,0 +1,112 @@
+"""How many processors this process may really use.
+
+`os.cpu_count()` counts the host's processors; a container is usually granted fewer, by an affinity mask or by a CPU
+quota of its control group (version 1 or 2). More threads than that only wait for each other.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+
+
+def available_processors(root: Path = Path("/")) -> int:
+    """Return the number of processors this process may use, at least 1.
+
+    The smaller of the affinity mask and the tightest CPU quota among the process's control group and its ancestors. A
+    fractional quota is rounded down: a thread beyond the quota is throttled in the middle of a run, and the others
+    wait for it.
+
+    Args:
+        root: where `proc` and `sys` are mounted; another folder lets recorded files be read.
+
+    Example:
+        >>> available_processors() >= 1
+        True
+    """
+    processors = _affinity()
+    quota = _cgroup_quota(root)
+    if quota is not None:
+        processors = min(processors, int(quota))
+    return max(1, processors)
+
+
+def _affinity() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cgroup_quota(root: Path) -> float | None:
+    """Return the tightest CPU quota in processors, or None where there is none.
+
+    Formats: /proc/self/cgroup and /proc/self/mountinfo in cgroups(7) and proc(5); `cpu.max` in the kernel's
+    Documentation/admin-guide/cgroup-v2.rst; `cpu.cfs_quota_us` in Documentation/scheduler/sched-bwc.rst.
+    """
+    quotas = [
+        quota
+        for folder, version in _cpu_cgroup_folders(root)
+        if (quota := _read_quota_v2(folder) if version == 2 else _read_quota_v1(folder)) is not None
+    ]
+    return min(quotas, default=None)
+
+
+def _cpu_cgroup_folders(root: Path) -> list[tuple[Path, int]]:
+    """Return the folders of this process's CPU control group and of its ancestors, with the cgroup version."""
+    groups = {}  # version -> path of the group in its hierarchy
+    for line in _read_lines(root / "proc/self/cgroup"):
+        hierarchy, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if hierarchy == "0" and not controllers:
+            groups[2] = path
+        elif "cpu" in controllers.split(","):
+            groups[1] = path
+    folders = []
+    for line in _read_lines(root / "proc/self/mountinfo"):
+        mount, _, file_system = line.partition(" - ")
+        fields, kind = mount.split(" "), file_system.split(" ")
+        if len(fields) < 5 or len(kind) < 3:
+            continue
+        if kind[0] == "cgroup2":
+            version = 2
+        elif kind[0] == "cgroup" and "cpu" in kind[2].split(","):
+            version = 1
+        else:
+            continue
+        if version in groups:
+            mount_point = root / fields[4].lstrip("/")
+            folders += [(folder, version) for folder in _lineage(mount_point, fields[3], groups[version])]
+    return folders
+
+
+def _lineage(mount_point: Path, mounted: str, group: str) -> list[Path]:
+    """Return the folder of `group` and its parents below a mount whose root shows the group `mounted`."""
+    path = PurePosixPath(group)
+    # Without a cgroup namespace a container sees the host's group path, while its mount starts at that very group.
+    inside = path.relative_to(mounted) if path.is_relative_to(mounted) else PurePosixPath()
+    folder = mount_point.joinpath(*(part for part in inside.parts if part not in ("/", "..")))
+    return [folder, *(parent for parent in folder.parents if parent.is_relative_to(mount_point))]
+
+
+def _read_quota_v2(folder: Path) -> float | None:
+    fields = " ".join(_read_lines(folder / "cpu.max")).split()
+    return _ratio(fields[0], fields[1]) if len(fields) == 2 else None
+
+
+def _read_quota_v1(folder: Path) -> float | None:
+    quota, period = (_read_lines(folder / name) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
+    return _ratio(quota[0], period[0]) if quota and period else None
+
+
+def _ratio(quota: str, period: str) -> float | None:
+    """Return quota / period; None for "max", -1 and anything else that is no limit."""
+    if not (quota.isdigit() and period.isdigit() and int(period)):
+        return None
+    return int(quota) / int(period)
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):  # not Linux, or not readable here: no limit is known
+        return []

@@ -1,0 +1,377 @@
+"""The encoder: text in, embeddings out. Puts tokenizer, batching and session together; each of them stands alone."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .batching import pad_batch, plan_batches
+from .cpu import available_processors
+from .errors import (
+    InputTypeError,
+    InputValueError,
+    MissingDependencyError,
+    MissingPromptWarning,
+    TextTooLongError,
+    TruncationWarning,
+)
+from .model_folder import Manifest, open_model
+from .session import Output, Session
+from .tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS, TokenizedText, Tokenizer, check_texts, iterate_texts
+
+Precision = Literal["fp32", "int8"]
+Embeddings = NDArray[np.float32]
+
+_WINDOW = 1024
+"""Texts that are read and tokenised before the model runs on them: enough to sort, few enough to hold in memory."""
+
+
+class Encoder:
+    """A model folder, loaded and ready to embed text. Threads may share it; it can be pickled and used after a fork.
+
+    Attributes:
+        manifest: what the model folder says of itself.
+        tokenizer: the model's :class:`Tokenizer`.
+        precision: "fp32" or "int8", the graph in use.
+        threads: number of threads that one call uses.
+
+    Example:
+        >>> encoder = Encoder("models/sample")
+        >>> encoder.encode("What is an embedding?").shape
+        (384,)
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        precision: Precision = "fp32",
+        threads: int | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> None:
+        """Load an exported model.
+
+        Args:
+            model: a model folder that `e5onnx export` wrote, or the hub id of one. Only a hub id ever downloads;
+                HF_HOME, HF_HUB_OFFLINE and HF_TOKEN apply.
+            precision: which of the folder's graphs to run.
+            threads: threads that one call uses; None for the processors that are really available (affinity and
+                control-group quotas).
+            revision: branch, tag or commit of a hub id; None for the main branch.
+            local_files_only: take a hub id from the hub's cache, never from the network.
+
+        Raises:
+            ModelNotFoundError: there is no such folder or repository, or a file of it is missing.
+            ModelFolderError: a file of the folder is damaged or foreign.
+            ModelDownloadError: the hub could not be reached.
+            InputValueError: the folder has no graph of this precision, or `threads` is below 1.
+        """
+        if threads is None:
+            threads = available_processors()
+        elif not isinstance(threads, int):
+            raise InputTypeError(f"threads must be an int, got {type(threads).__name__}")
+        elif threads < 1:
+            raise InputValueError(f"threads must be at least 1, got {threads}")
+        folder = open_model(model, precision=precision, revision=revision, local_files_only=local_files_only)
+        self.manifest: Manifest = folder.manifest
+        self.precision: Precision = precision
+        self.threads: int = threads
+        self.tokenizer = Tokenizer(folder)
+        graph = folder.check_size(folder.manifest.graph(precision))
+        self._session = Session(graph, dimension=folder.manifest.dimension, threads=threads)
+        self._pickled = (os.fspath(folder.path), precision, threads)
+        self._may_warn_of_prompts = all(
+            any(folder.manifest.prompts.get(name) for name in role) for role in (QUERY_PROMPTS, DOCUMENT_PROMPTS)
+        )
+
+    @property
+    def dimension(self) -> int:
+        """Number of components of a vector."""
+        return self.manifest.dimension
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of a text, special tokens included; longer texts are cut."""
+        return self.manifest.max_tokens
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The text put before each input, by name of the prompt."""
+        return dict(self.manifest.prompts)
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash over all that changes vectors. Vectors with different fingerprints must not be compared."""
+        return self.manifest.fingerprint(self.precision)
+
+    def encode(
+        self,
+        inputs: str | Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+        normalize_embeddings: bool | None = None,
+        truncate: Literal["warn", "error"] = "warn",
+    ) -> Embeddings:
+        """Embed texts as they are given, or with a prompt that is named.
+
+        For retrieval with a model that knows prompts, :meth:`encode_query` and :meth:`encode_document` are easier.
+
+        Args:
+            inputs: one text, or any iterable of texts. A generator is read as the vectors are made, not before.
+            prompt_name: name of one of the model's prompts, put before each text that does not start with it.
+            prompt: the text of a prompt itself; wins over `prompt_name`. "" for none.
+            batch_size: most texts in one run of the model. The results do not depend on it, and batches are cut to
+                the size that runs fastest anyway.
+            show_progress_bar: show a tqdm bar that counts texts.
+            normalize_embeddings: True for vectors of unit length, False for the pooled vectors before normalisation
+                (as features for a classifier), None for what the checkpoint does by itself.
+            truncate: "warn" cuts texts that are longer than the model's maximum and says so in a
+                :class:`TruncationWarning`; "error" refuses them.
+
+        Returns:
+            Float32 array of shape `[dimension]` for a `str`, `[texts, dimension]` in input order for an iterable.
+
+        Raises:
+            InputTypeError: an input is not a str; the message names its position. A list or tuple is checked as a
+                whole before anything runs.
+            InputValueError: an input is not valid Unicode, or there is no prompt of that name.
+            TextTooLongError: `truncate="error"`, and a text is too long.
+
+        Example:
+            >>> encoder = Encoder("models/sample")
+            >>> encoder.encode(["one text", "another"], normalize_embeddings=True).shape
+            (2, 384)
+        """
+        prefix = self.tokenizer.prompt_for(prompt, prompt_name)
+        warn_of_prompts = prompt is None and prefix == "" and self._may_warn_of_prompts
+        return self._encode(
+            inputs, prefix, warn_of_prompts, batch_size, show_progress_bar, normalize_embeddings, truncate
+        )
+
+    def encode_query(
+        self,
+        inputs: str | Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+        normalize_embeddings: bool | None = None,
+        truncate: Literal["warn", "error"] = "warn",
+    ) -> Embeddings:
+        """Embed texts that search, as :meth:`encode` does, with the model's prompt for queries ("query: " for E5).
+
+        Also right for both sides of a symmetric task: similarity, paraphrases, clustering.
+
+        Example:
+            >>> Encoder("models/sample").encode_query("how much protein should a female eat").shape
+            (384,)
+        """
+        prefix = self.tokenizer.prompt_for(prompt, prompt_name, role=QUERY_PROMPTS)
+        return self._encode(inputs, prefix, False, batch_size, show_progress_bar, normalize_embeddings, truncate)
+
+    def encode_document(
+        self,
+        inputs: str | Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+        normalize_embeddings: bool | None = None,
+        truncate: Literal["warn", "error"] = "warn",
+    ) -> Embeddings:
+        """Embed texts that are searched, as :meth:`encode` does, with the prompt for documents ("passage: " for E5).
+
+        Example:
+            >>> Encoder("models/sample").encode_document(["a first passage", "a second one"]).shape
+            (2, 384)
+        """
+        prefix = self.tokenizer.prompt_for(prompt, prompt_name, role=DOCUMENT_PROMPTS)
+        return self._encode(inputs, prefix, False, batch_size, show_progress_bar, normalize_embeddings, truncate)
+
+    def similarity(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> Embeddings:
+        """Return the cosine of every vector of the first array with every one of the second.
+
+        Args:
+            embeddings1: `[n, dimension]`, or one vector `[dimension]`. Of any length: unit length is not needed.
+            embeddings2: `[m, dimension]`, or one vector.
+
+        Returns:
+            Float32 array `[n, m]`, each component from -1 to 1; 0 for a vector of length zero.
+
+        Raises:
+            InputValueError: the arrays are not of vectors with the same dimension.
+
+        Example:
+            >>> encoder = Encoder("models/sample")
+            >>> bool(encoder.similarity([[3.0, 4.0]], [[6.0, 8.0], [-4.0, 3.0]]).round(6).tolist() == [[1.0, 0.0]])
+            True
+        """
+        first, second = (np.atleast_2d(np.asarray(array, dtype=np.float32)) for array in (embeddings1, embeddings2))
+        if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
+            raise InputValueError(f"cannot compare arrays of shapes {first.shape} and {second.shape}")
+        return _unit_length(first) @ _unit_length(second).T
+
+    @overload
+    def count_tokens(self, inputs: str, *, prompt_name: str | None = ..., prompt: str | None = ...) -> int: ...
+    @overload
+    def count_tokens(
+        self, inputs: Iterable[str], *, prompt_name: str | None = ..., prompt: str | None = ...
+    ) -> list[int]: ...
+    def count_tokens(
+        self, inputs: str | Iterable[str], *, prompt_name: str | None = None, prompt: str | None = None
+    ) -> int | list[int]:
+        """Return the number of tokens of each text; see :meth:`Tokenizer.count_tokens`, which needs no weights.
+
+        Example:
+            >>> Encoder("models/sample").count_tokens("How many tokens is this?")
+            8
+        """
+        return self.tokenizer.count_tokens(inputs, prompt_name=prompt_name, prompt=prompt)
+
+    def warmup(self) -> None:
+        """Run the model once, so that the first real call does not pay for memory that is allocated on first use.
+
+        Example:
+            >>> Encoder("models/sample").warmup()
+        """
+        self._encode("warm", "", False, None, False, None, "warn")
+
+    def _encode(
+        self,
+        inputs: str | Iterable[str],
+        prefix: str,
+        warn_of_prompts: bool,
+        batch_size: int | None,
+        show_progress_bar: bool,
+        normalize: bool | None,
+        truncate: str,
+    ) -> Embeddings:
+        if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
+            raise InputValueError(f"batch_size must be a whole number from 1, got {batch_size!r}")
+        if truncate not in ("warn", "error"):
+            raise InputValueError(f'truncate must be "warn" or "error", got {truncate!r}')
+        if normalize is None:
+            normalize = self.manifest.normalize
+        output: Output = "sentence_embedding" if normalize else "pooled_embedding"
+        single = isinstance(inputs, str)
+        texts: Iterable[str] = [inputs] if isinstance(inputs, str) else iterate_texts(inputs)
+        checked = isinstance(texts, (list, tuple))
+        if checked:
+            check_texts(texts)
+
+        embeddings: Embeddings = np.empty((len(texts) if isinstance(texts, Sized) else 0, self.dimension), np.float32)
+        start = 0
+        truncation = _Truncation(self.max_tokens, refuse=truncate == "error")
+        with _progress_bar(show_progress_bar, texts) as advance:
+            for window in _windows(texts):
+                if not checked:
+                    check_texts(window, start)
+                if warn_of_prompts:
+                    self._warn_of_missing_prompt(window)
+                tokenized = self.tokenizer.tokenize(window, prefix)
+                truncation.note(tokenized, start)
+                end = start + len(window)
+                if end > len(embeddings):  # the number of texts was not known
+                    embeddings.resize((max(end, len(embeddings) * 3 // 2), self.dimension), refcheck=False)
+                for rows in plan_batches([len(text.ids) for text in tokenized], max_texts=batch_size):
+                    input_ids, attention_mask = pad_batch([tokenized[row].ids for row in rows])
+                    embeddings[start + rows] = self._session.run(input_ids, attention_mask, output)
+                    advance(len(rows))
+                start = end
+        truncation.warn(texts=start)
+        if start != len(embeddings):
+            embeddings.resize((start, self.dimension), refcheck=False)
+        return embeddings[0] if single else embeddings
+
+    def _warn_of_missing_prompt(self, texts: Sequence[str]) -> None:
+        """Warn once of a text without prompt, if this model was trained with one on every text."""
+        prompts = [prompt for prompt in self.manifest.prompts.values() if prompt]
+        if self._may_warn_of_prompts and not all(text.startswith(tuple(prompts)) for text in texts):
+            self._may_warn_of_prompts = False
+            warnings.warn(
+                f"encode() got texts that start with none of {', '.join(map(repr, prompts))}, with which this model "
+                'was trained. Use encode_query and encode_document, or pass prompt="" to embed texts as they are.',
+                MissingPromptWarning,
+                stacklevel=4,  # the caller of encode
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle, self._pickled
+
+    def __repr__(self) -> str:
+        return (
+            f"Encoder({self._pickled[0]!r}, precision={self.precision!r}, threads={self.threads}): "
+            f"dimension {self.dimension}, at most {self.max_tokens} tokens"
+        )
+
+
+class _Truncation:
+    """Counts the texts that were too long."""
+
+    def __init__(self, max_tokens: int, *, refuse: bool) -> None:
+        self._max_tokens = max_tokens
+        self._refuse = refuse
+        self._truncated = 0
+        self._longest = self._longest_position = 0
+
+    def note(self, texts: Iterable[TokenizedText], start: int) -> None:
+        for position, text in enumerate(texts, start):
+            if text.tokens <= self._max_tokens:
+                continue
+            if self._refuse:
+                raise TextTooLongError(
+                    f"the text at position {position} has {text.tokens} tokens, the model's maximum is "
+                    f'{self._max_tokens}; split it, or let it be cut with truncate="warn"'
+                )
+            self._truncated += 1
+            if text.tokens > self._longest:
+                self._longest, self._longest_position = text.tokens, position
+
+    def warn(self, texts: int) -> None:
+        if self._truncated:
+            warnings.warn(
+                TruncationWarning(self._truncated, texts, self._longest, self._longest_position, self._max_tokens),
+                stacklevel=4,  # the caller of encode
+            )
+
+
+def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
+    iterator = iter(texts)
+    while window := list(islice(iterator, _WINDOW)):
+        yield window
+
+
+@contextmanager
+def _progress_bar(show: bool, texts: Iterable[str]) -> Iterator[Callable[[int], object]]:
+    """Yield a function that is told how many more texts are done."""
+    if not show:
+        yield lambda texts: None
+        return
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise MissingDependencyError("show_progress_bar needs tqdm: pip install tqdm") from error
+    total = len(texts) if isinstance(texts, Sized) else None
+    with tqdm(total=total, desc="Encoding", unit="text") as bar:
+        yield bar.update
+
+
+def _unit_length(vectors: Embeddings) -> Embeddings:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+
+
+def _unpickle(path: str, precision: Precision, threads: int) -> Encoder:
+    return Encoder(path, precision=precision, threads=threads)

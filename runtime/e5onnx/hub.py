@@ -1,0 +1,95 @@
+"""Files from the Hugging Face hub, the one thing here that uses the network, and only when given a hub id.
+
+huggingface_hub does the work and honours HF_HOME, HF_HUB_OFFLINE, HF_TOKEN and HF_ENDPOINT; this module adds errors
+that say what to do. It is imported when a hub id is used, never for a local folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import MissingDependencyError, ModelDownloadError, ModelNotFoundError
+
+try:
+    import huggingface_hub
+    from huggingface_hub import errors as hub_errors
+except ImportError as error:  # tokenizers installs it, but the smallest installations leave it out
+    raise MissingDependencyError(
+        "loading from a hub id needs huggingface_hub: pip install huggingface_hub"
+    ) from error
+
+# The HTTP library's own base class, which failures in the middle of a download come as: requests' up to
+# huggingface_hub 0.36, httpx's since.
+_HTTP_ERROR = hub_errors.HfHubHTTPError.__bases__[0]
+
+
+def download_model(
+    repo_id: str, *, revision: str | None, local_files_only: bool, wanted: Callable[[Path], list[str]]
+) -> Path:
+    """Bring the files of an exported model into the hub's cache and return their folder.
+
+    Args:
+        repo_id: "owner/name".
+        revision: branch, tag or commit; None for the main branch. All files come from the same commit.
+        local_files_only: use the cache only.
+        wanted: given the folder with the manifest, returns the other files that are needed.
+    """
+    from .model_folder import MANIFEST
+
+    with _explained(repo_id, revision, local_files_only):
+        try:
+            manifest = huggingface_hub.hf_hub_download(
+                repo_id, MANIFEST, revision=revision, local_files_only=local_files_only
+            )
+        except hub_errors.LocalEntryNotFoundError:
+            raise
+        except hub_errors.EntryNotFoundError as error:
+            name = repo_id.rpartition("/")[2]
+            raise ModelNotFoundError(
+                f"{repo_id} on the hub has no {MANIFEST}: it is a checkpoint, not an exported model. "
+                f"Export it first: e5onnx export {repo_id} models/{name}"
+            ) from error
+        folder = Path(manifest).parent
+        for file in wanted(folder):
+            # the cache names the folder after the commit
+            huggingface_hub.hf_hub_download(repo_id, file, revision=folder.name, local_files_only=local_files_only)
+    return folder
+
+
+def download_checkpoint(repo_id: str, *, revision: str | None, patterns: list[str]) -> Path:
+    """Bring the files of a checkpoint that match the patterns into the hub's cache and return their folder."""
+    with _explained(repo_id, revision, local_files_only=False):
+        return Path(huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+
+
+@contextmanager
+def _explained(repo_id: str, revision: str | None, local_files_only: bool) -> Iterator[None]:
+    """Turn the errors of huggingface_hub into ours."""
+    where = f"{repo_id} (revision {revision})" if revision else repo_id
+    try:
+        yield
+    except hub_errors.GatedRepoError as error:
+        raise ModelDownloadError(
+            f"{where} is gated: accept its terms on its page on the hub, then set HF_TOKEN"
+        ) from error
+    except hub_errors.RepositoryNotFoundError as error:
+        raise ModelNotFoundError(
+            f"there is no folder {repo_id} here, and no repository of this name on the hub "
+            "(a private one needs HF_TOKEN)"
+        ) from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise ModelNotFoundError(f"{repo_id} on the hub has no revision {revision!r}") from error
+    except (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled) as error:
+        remedy = "allow downloads" if local_files_only else "check the network and HF_HUB_OFFLINE"
+        raise ModelDownloadError(
+            f"there is no folder {repo_id} here, and {where} is not in the hub's cache and was not downloaded; "
+            f"{remedy}, or export it to a folder where there is a network and copy that"
+        ) from error
+    except hub_errors.HFValidationError as error:
+        raise ModelNotFoundError(f"{repo_id!r} is neither a folder nor a possible hub id: {error}") from error
+    except ModelNotFoundError:
+        raise
+    except (_HTTP_ERROR, OSError) as error:
+        raise ModelDownloadError(f"downloading {where} from the hub failed: {error}") from error

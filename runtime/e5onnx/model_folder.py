@@ -1,0 +1,312 @@
+"""The model folder: its manifest, the check of its files, and its fingerprint. Knows no tokenizer and no onnxruntime.
+
+    MODEL/
+        e5onnx.json                 the manifest
+        onnx/model.onnx             one graph for each precision
+        tokenizer.json  config.json and whatever else other tools need to read the folder
+
+Sizes are compared whenever a folder is opened, contents (SHA-256) by :meth:`ModelFolder.verify`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .errors import InputValueError, ModelFolderError, ModelNotFoundError
+
+MANIFEST = "e5onnx.json"
+FORMAT_VERSION = "1.0"
+"""Major and minor version of the manifest. A reader refuses a newer major one and keeps keys that it does not know."""
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of the folder: path relative to the folder, SHA-256 in hexadecimal, size in bytes."""
+
+    file: str
+    sha256: str
+    size: int
+    extra: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+
+    @classmethod
+    def of(cls, folder: Path, file: str) -> FileRecord:
+        """Measure the file `file` of `folder`."""
+        path = folder / file
+        return cls(file, _sha256(path), path.stat().st_size)
+
+
+@dataclass(frozen=True)
+class GraphRecord(FileRecord):
+    """An ONNX graph of the folder.
+
+    `parity` holds how far its vectors are from the checkpoint's in PyTorch, as measured by the export.
+    """
+
+    precision: str
+    parity: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a model folder says of itself: the content of `e5onnx.json`.
+
+    `max_tokens` counts special tokens. `prompts` maps a name ("query", "document") to the text put before each input;
+    `normalize` says whether the checkpoint's own vectors have unit length. `extra`, here and in the records, holds the
+    keys that this version does not know.
+    """
+
+    checkpoint: str
+    revision: str | None
+    dimension: int
+    layers: int
+    max_tokens: int
+    pooling: str
+    normalize: bool
+    prompts: Mapping[str, str]
+    default_prompt_name: str | None
+    graphs: tuple[GraphRecord, ...]
+    files: tuple[FileRecord, ...]
+    tools: Mapping[str, str]
+    format_version: str = FORMAT_VERSION
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the text of `e5onnx.json`, with a checksum over all the rest of it."""
+        content = {"format_version": self.format_version, **_unfold(asdict(self))}
+        content["graphs"] = [_unfold(graph) for graph in content["graphs"]]
+        content["files"] = [_unfold(file) for file in content["files"]]
+        content["checksum"] = _digest(content)
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, path: Path) -> Manifest:
+        """Read the text of the manifest at `path`; raise :class:`ModelFolderError` where it is not one."""
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ModelFolderError(f"{path} is not valid JSON ({error}). {_REPAIR}") from error
+        if not isinstance(content, dict) or "format_version" not in content:
+            raise ModelFolderError(f"{path} is not the manifest of an e5onnx model folder. {_REPAIR}")
+        _check_version(content["format_version"], path)
+        if content.pop("checksum", None) != _digest(content):
+            raise ModelFolderError(f"{path} was changed after the export: its checksum does not fit. {_REPAIR}")
+        try:
+            fields = _fold(content, _MANIFEST_TYPES)
+            fields["graphs"] = tuple(GraphRecord(**_fold(graph, _GRAPH_TYPES)) for graph in fields["graphs"])
+            fields["files"] = tuple(FileRecord(**_fold(file, _FILE_TYPES)) for file in fields["files"])
+        except ValueError as error:
+            raise ModelFolderError(f"{path} is not a valid manifest: {error}. {_REPAIR}") from error
+        return cls(**fields)
+
+    def records(self) -> Iterator[FileRecord]:
+        """Iterate over all files of the folder but the manifest itself."""
+        yield from self.graphs
+        yield from self.files
+
+    def graph(self, precision: str) -> GraphRecord:
+        """Return the graph of a precision, or raise :class:`InputValueError` that names those there are."""
+        for graph in self.graphs:
+            if graph.precision == precision:
+                return graph
+        there = ", ".join(repr(graph.precision) for graph in self.graphs)
+        raise InputValueError(f"this model has no graph with precision {precision!r}; it has {there}")
+
+    def fingerprint(self, precision: str) -> str:
+        """Return 16 hexadecimal digits over all that changes vectors: graph, tokenizer, prompts, maximum of tokens.
+
+        Store it beside an index, and compare it before vectors are added or searched.
+        """
+        tokenizer = next((record.sha256 for record in self.files if record.file == "tokenizer.json"), None)
+        return _digest(
+            {
+                "graph": self.graph(precision).sha256,
+                "tokenizer": tokenizer,
+                "prompts": dict(self.prompts),
+                "default_prompt_name": self.default_prompt_name,
+                "max_tokens": self.max_tokens,
+                "normalize": self.normalize,
+            }
+        )[:16]
+
+
+_OPTIONAL_TEXT = (str, type(None))
+_FILE_TYPES: dict[str, type | tuple[type, ...]] = {"file": str, "sha256": str, "size": int}
+_GRAPH_TYPES = {**_FILE_TYPES, "precision": str, "parity": dict}
+_MANIFEST_TYPES: dict[str, type | tuple[type, ...]] = {
+    "format_version": str,
+    "checkpoint": str,
+    "revision": _OPTIONAL_TEXT,
+    "dimension": int,
+    "layers": int,
+    "max_tokens": int,
+    "pooling": str,
+    "normalize": bool,
+    "prompts": dict,
+    "default_prompt_name": _OPTIONAL_TEXT,
+    "graphs": list,
+    "files": list,
+    "tools": dict,
+}
+_REPAIR = "Export the model again, or copy the folder again."
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder that was opened: where it is and what its manifest says."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> ModelFolder:
+        """Read the manifest of the folder at `path`.
+
+        Raises:
+            ModelNotFoundError: there is no such folder, or it has no manifest.
+            ModelFolderError: the manifest is damaged, or of a format that is too new.
+        """
+        folder = Path(path).absolute()
+        manifest_path = folder / MANIFEST
+        try:
+            text = manifest_path.read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ModelNotFoundError(_no_manifest(folder)) from error
+        except UnicodeDecodeError as error:
+            raise ModelFolderError(f"{manifest_path} is not UTF-8 text. {_REPAIR}") from error
+        return cls(folder, Manifest.from_json(text, manifest_path))
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file of the manifest after comparing its size; see :meth:`check_size`."""
+        for record in self.manifest.records():
+            if record.file == name:
+                return self.check_size(record)
+        raise ModelFolderError(f"{self.path / MANIFEST} does not list {name}. {_REPAIR}")
+
+    def check_size(self, record: FileRecord) -> Path:
+        """Return the path of `record`, or say that it is missing or does not have the size it should."""
+        path = self.path / record.file
+        try:
+            size = path.stat().st_size
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ModelNotFoundError(
+                f"{path} is missing; the model's manifest expects {record.size:,} bytes. {_REPAIR}"
+            ) from error
+        if size != record.size:
+            raise ModelFolderError(
+                f"{path} has {size:,} bytes where the model's manifest expects {record.size:,}. {_REPAIR}"
+            )
+        return path
+
+    def verify(self) -> list[FileRecord]:
+        """Compare size and SHA-256 of every file with the manifest and return what was checked.
+
+        Raises:
+            ModelNotFoundError: a file is missing.
+            ModelFolderError: a file differs; the message names the first one.
+        """
+        checked = []
+        for record in self.manifest.records():
+            path = self.check_size(record)
+            found = FileRecord.of(self.path, record.file).sha256
+            if found != record.sha256:
+                raise ModelFolderError(
+                    f"{path} was changed after the export: its SHA-256 is {found}, expected {record.sha256}. {_REPAIR}"
+                )
+            checked.append(record)
+        return checked
+
+
+def open_model(
+    model: str | os.PathLike[str],
+    *,
+    precision: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> ModelFolder:
+    """Open a model folder, or the exported model that a hub id names.
+
+    Args:
+        model: path of a folder, or a hub id ("owner/name") where no such folder exists.
+        precision: the graph that will be used; None if none will be. Only what is used is downloaded.
+        revision: branch, tag or commit on the hub; None for the main branch. Folders have none.
+        local_files_only: take the hub's files from its cache only.
+    """
+    name = os.fspath(model)
+    if os.path.isdir(name) or not _HUB_ID.fullmatch(name):  # noqa: PTH112 - Path would turn "" into "."
+        return ModelFolder.open(name)
+    from .hub import download_model
+
+    def wanted(folder: Path) -> list[str]:
+        manifest = ModelFolder.open(folder).manifest
+        graphs = [manifest.graph(precision).file] if precision else []
+        return graphs + [record.file for record in manifest.files]
+
+    return ModelFolder.open(
+        download_model(name, revision=revision, local_files_only=local_files_only, wanted=wanted)
+    )
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def _fold(content: Any, types: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    """Return the keys of `content` that `types` names, and all others under "extra"; raise ValueError on a bad one."""
+    if not isinstance(content, dict):
+        raise ValueError(f"expected an object with the keys {', '.join(types)}")
+    for name, kind in types.items():
+        if name not in content:
+            raise ValueError(f"it lacks the key {name!r}")
+        if not isinstance(content[name], kind):
+            raise ValueError(f"{name!r} has the wrong type {type(content[name]).__name__}")
+    if "file" in types and ("\\" in content["file"] or not _is_inside(PurePosixPath(content["file"]))):
+        raise ValueError(f"the file {content['file']!r} is outside the model folder")
+    return {name: content[name] for name in types} | {"extra": {k: v for k, v in content.items() if k not in types}}
+
+
+def _unfold(content: dict[str, Any]) -> dict[str, Any]:
+    """Undo :func:`_fold`."""
+    return {name: value for name, value in content.items() if name != "extra"} | content["extra"]
+
+
+def _is_inside(path: PurePosixPath) -> bool:
+    return not path.is_absolute() and ".." not in path.parts and path.parts != ()
+
+
+def _check_version(version: Any, path: Path) -> None:
+    major = str(version).partition(".")[0]
+    if not major.isdigit():
+        raise ModelFolderError(f"{path} has the unreadable format version {version!r}. {_REPAIR}")
+    if int(major) > int(FORMAT_VERSION.partition(".")[0]):
+        raise ModelFolderError(
+            f"{path} has format version {version}; this e5onnx reads up to {FORMAT_VERSION}. "
+            "Upgrade with: pip install --upgrade e5onnx"
+        )
+
+
+def _no_manifest(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    if (folder / "config.json").is_file():
+        return (
+            f"{folder} holds a checkpoint, not an exported model ({MANIFEST} is missing). "
+            f"Export it first: e5onnx export {folder} OUTPUT"
+        )
+    return f"{folder} is not an e5onnx model folder: {MANIFEST} is missing. Make one with: e5onnx export"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,124 @@
+"""The onnxruntime session: its options, the graph's contract checked at load, and its life across forks.
+
+Knows token ids and vectors, not texts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import weakref
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InferenceError, ModelFolderError
+
+# onnxruntime's official builds report usage to Microsoft unless this is set before the import (Privacy.md, "Disabling
+# Telemetry"). Whoever wants the reports sets it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime  # noqa: E402 - after the switch above
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # noqa: E402
+
+Output = Literal["sentence_embedding", "pooled_embedding"]
+
+_CONTRACT = {"input_ids": "tensor(int64)", "attention_mask": "tensor(int64)"}
+_OUTPUTS = ("sentence_embedding", "pooled_embedding")
+# These share no base but Exception.
+_ORT_ERRORS = tuple(
+    error for error in vars(ort_errors).values() if isinstance(error, type) and issubclass(error, Exception)
+)
+
+
+class Session:
+    """A graph that maps token ids to embeddings, ready to run. Threads may share it, and it works after a fork."""
+
+    def __init__(self, path: Path, *, dimension: int, threads: int) -> None:
+        """Load the graph at `path` and check its inputs and outputs.
+
+        Raises:
+            ModelFolderError: the file is no ONNX graph, or not one with the inputs and outputs of a model folder.
+        """
+        self._path = path
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._session: onnxruntime.InferenceSession | None = self._load()
+        self._check_contract(dimension)
+        _sessions.add(self)
+
+    def run(
+        self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], output: Output = "sentence_embedding"
+    ) -> NDArray[np.float32]:
+        """Return the embeddings `[batch, dimension]` of token ids `[batch, sequence]`.
+
+        Raises:
+            InferenceError: onnxruntime failed, for instance for lack of memory.
+        """
+        session = self._session or self._reload()
+        try:
+            result: NDArray[np.float32] = session.run(
+                [output], {"input_ids": input_ids, "attention_mask": attention_mask}
+            )[0]
+        except _ORT_ERRORS as error:
+            raise InferenceError(f"onnxruntime failed on token ids of shape {input_ids.shape}: {error}") from error
+        return result
+
+    def _load(self) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        # Batches have hundreds of shapes, and a memory pattern would be kept for each.
+        options.enable_mem_pattern = False
+        # Threads spin while a run lasts, not after it: a waiting host is idle.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.log_severity_level = 3  # errors only: they are raised, and warnings here are for graph authors
+        try:
+            return onnxruntime.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
+        except _ORT_ERRORS as error:
+            raise ModelFolderError(
+                f"onnxruntime {onnxruntime.__version__} cannot load {self._path}: {error}"
+            ) from error
+
+    def _check_contract(self, dimension: int) -> None:
+        session = self._session
+        if session is None:  # pragma: no cover - only in a child of a fork during construction
+            return
+        inputs = {value.name: value.type for value in session.get_inputs()}
+        outputs = {value.name: (value.type, value.shape[-1]) for value in session.get_outputs()}
+        if inputs != _CONTRACT or outputs != dict.fromkeys(_OUTPUTS, ("tensor(float)", dimension)):
+            raise ModelFolderError(
+                f"{self._path} is not a graph of an e5onnx model folder: it has inputs {inputs} and outputs {outputs}, "
+                f"expected inputs {_CONTRACT} and float outputs {', '.join(_OUTPUTS)} of dimension {dimension}"
+            )
+
+    def _reload(self) -> onnxruntime.InferenceSession:
+        with self._lock:
+            if self._session is None:
+                self._session = self._load()
+            return self._session
+
+    def _after_fork(self) -> None:
+        """Forget the parent's session, whose threads do not exist in this process; the next run loads a new one.
+
+        The old one must stay alive for ever, since its destructor waits for its threads to end.
+        """
+        self._lock = threading.Lock()
+        if self._session is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
+            self._session = None
+
+
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for session in list(_sessions):
+        session._after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,153 @@
+"""Text to token ids: prompts, truncation and counts. Needs the model's `tokenizer.json`, never its weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from .errors import InputTypeError, InputValueError, ModelFolderError
+from .model_folder import ModelFolder, open_model
+
+# What sentence-transformers looks for, in this order.
+QUERY_PROMPTS = ("query",)
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """Token ids of one text, int32, cut to the model's maximum, and the number of tokens it had before."""
+
+    ids: NDArray[np.int32]
+    tokens: int
+
+
+class Tokenizer:
+    """The tokenizer of a model: applies prompts, counts tokens, cuts at the model's maximum.
+
+    Loads in milliseconds and without the model's weights, for programs that only split or count. Threads may share it.
+
+    Example:
+        >>> tokenizer = Tokenizer("models/sample")
+        >>> tokenizer.count_tokens("How many tokens is this?")
+        8
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | ModelFolder,
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> None:
+        """Load the tokenizer of a model folder or hub id; see :class:`e5onnx.Encoder` for the arguments and errors."""
+        if not isinstance(model, ModelFolder):
+            model = open_model(model, revision=revision, local_files_only=local_files_only)
+        self.prompts = dict(model.manifest.prompts)
+        self.default_prompt_name = model.manifest.default_prompt_name
+        self.max_tokens = model.manifest.max_tokens
+        path = model.file("tokenizer.json")
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # noqa: BLE001 - the Rust library raises plain Exception
+            raise ModelFolderError(f"{path} is not a tokenizer that this version of tokenizers reads: {error}") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(self.max_tokens)
+        self._special_tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+
+    def prompt_for(self, prompt: str | None, prompt_name: str | None, role: Sequence[str] = ()) -> str:
+        """Return the text to put before each input.
+
+        `prompt` wins over `prompt_name`, which wins over the first name in `role` that the model knows, which wins
+        over the model's default prompt; without any of them the inputs are taken as they are.
+
+        Raises:
+            InputValueError: the model has no prompt called `prompt_name`.
+        """
+        if prompt is not None:
+            if not isinstance(prompt, str):
+                raise InputTypeError(f"prompt must be a str, got {type(prompt).__name__}")
+            check_encodable(prompt, "the prompt")
+            return prompt
+        if prompt_name is None:
+            prompt_name = next((name for name in role if name in self.prompts), None if role else self.default_prompt_name)
+        if prompt_name is None:
+            return ""
+        if prompt_name not in self.prompts:
+            known = ", ".join(map(repr, self.prompts)) or "none at all"
+            raise InputValueError(f"the model has no prompt named {prompt_name!r}; it has {known}")
+        return self.prompts[prompt_name]
+
+    def tokenize(self, texts: Iterable[str], prompt: str = "") -> list[TokenizedText]:
+        """Return the token ids of each text, with `prompt` before those that do not start with it already."""
+        return [self._tokenize(text if text.startswith(prompt) else prompt + text) for text in texts]
+
+    def _tokenize(self, text: str) -> TokenizedText:
+        # One text a call: an Encoding takes some 200 bytes a token, and only its ids are kept. The batch method, since
+        # unlike `encode` it releases the interpreter lock and leaves out character offsets.
+        encoding = self._tokenizer.encode_batch_fast([text])[0]
+        cut = sum(len(rest.ids) - self._special_tokens for rest in encoding.overflowing)
+        ids = np.array(encoding.ids, dtype=np.int32)
+        return TokenizedText(ids, len(ids) + cut)
+
+    @overload
+    def count_tokens(self, inputs: str, *, prompt_name: str | None = ..., prompt: str | None = ...) -> int: ...
+    @overload
+    def count_tokens(
+        self, inputs: Iterable[str], *, prompt_name: str | None = ..., prompt: str | None = ...
+    ) -> list[int]: ...
+    def count_tokens(
+        self, inputs: str | Iterable[str], *, prompt_name: str | None = None, prompt: str | None = None
+    ) -> int | list[int]:
+        """Return the number of tokens of a text, or of each text, as they would be without a maximum.
+
+        Special tokens and the prompt, if one is named, are counted. Texts with more than `max_tokens` would be cut.
+
+        Raises:
+            InputTypeError: an input is not a str; the message names its position.
+            InputValueError: an input cannot be encoded, or there is no prompt of that name.
+
+        Example:
+            >>> Tokenizer("models/sample").count_tokens(["one", "and two"])
+            [3, 4]
+        """
+        prefix = self.prompt_for(prompt, prompt_name)
+        if isinstance(inputs, str):
+            check_texts([inputs])
+            return self.tokenize([inputs], prefix)[0].tokens
+        counts = []
+        for position, text in enumerate(iterate_texts(inputs)):
+            check_texts([text], start=position)
+            counts.append(self.tokenize([text], prefix)[0].tokens)
+        return counts
+
+
+def iterate_texts(inputs: Iterable[str]) -> Iterable[str]:
+    """Return `inputs` if it is a collection of texts with an order; raise :class:`InputTypeError` if not."""
+    if isinstance(inputs, (bytes, bytearray, dict, set, frozenset)) or not isinstance(inputs, Iterable):
+        raise InputTypeError(f"expected a str or an ordered iterable of str, got {type(inputs).__name__}")
+    return inputs
+
+
+def check_texts(texts: Iterable[str], start: int = 0) -> None:
+    """Raise an error that names the position of the first text that is no str or has no UTF-8 form."""
+    for position, text in enumerate(texts, start):
+        if not isinstance(text, str):
+            raise InputTypeError(f"expected a str at position {position}, got {type(text).__name__}")
+        check_encodable(text, f"the text at position {position}")
+
+
+def check_encodable(text: str, what: str) -> None:
+    """Raise :class:`InputValueError` if `text` holds a lone surrogate, which no encoding of Unicode can express."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputValueError(
+            f"{what} holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, "
+            'which is not valid Unicode; repair it with text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
+        ) from error
