@@ -7,6 +7,8 @@ Example:
     (2, 384)
 """
 
+__version__ = "0.1.0"  # before the imports: the command line asks for it
+
 from .encoder import Encoder
 from .errors import (
     E5OnnxError,
@@ -22,8 +24,6 @@ from .errors import (
     TruncationWarning,
 )
 from .tokenizer import Tokenizer
-
-__version__ = "0.1.0"
 
 __all__ = [
     "E5OnnxError",

@@ -74,19 +74,17 @@ class Encoder:
             ModelDownloadError: the hub could not be reached.
             InputValueError: the folder has no graph of this precision, or `threads` is below 1.
         """
-        if threads is None:
-            threads = available_processors()
-        elif not isinstance(threads, int):
+        if not isinstance(threads, (int, type(None))):
             raise InputTypeError(f"threads must be an int, got {type(threads).__name__}")
-        elif threads < 1:
+        if threads is not None and threads < 1:
             raise InputValueError(f"threads must be at least 1, got {threads}")
         folder = open_model(model, precision=precision, revision=revision, local_files_only=local_files_only)
         self.manifest: Manifest = folder.manifest
         self.precision: Precision = precision
-        self.threads: int = threads
+        self.threads: int = threads or available_processors()
         self.tokenizer = Tokenizer(folder)
         graph = folder.check_size(folder.manifest.graph(precision))
-        self._session = Session(graph, dimension=folder.manifest.dimension, threads=threads)
+        self._session = Session(graph, dimension=folder.manifest.dimension, threads=self.threads)
         self._pickled = (os.fspath(folder.path), precision, threads)
         self._may_warn_of_prompts = all(
             any(folder.manifest.prompts.get(name) for name in role) for role in (QUERY_PROMPTS, DOCUMENT_PROMPTS)
@@ -225,7 +223,9 @@ class Encoder:
         return _unit_length(first) @ _unit_length(second).T
 
     @overload
-    def count_tokens(self, inputs: str, *, prompt_name: str | None = ..., prompt: str | None = ...) -> int: ...
+    def count_tokens(  # type: ignore[overload-overlap]  # a str is an iterable of str, and comes first
+        self, inputs: str, *, prompt_name: str | None = ..., prompt: str | None = ...
+    ) -> int: ...
     @overload
     def count_tokens(
         self, inputs: Iterable[str], *, prompt_name: str | None = ..., prompt: str | None = ...
@@ -370,8 +370,10 @@ def _progress_bar(show: bool, texts: Iterable[str]) -> Iterator[Callable[[int], 
 
 
 def _unit_length(vectors: Embeddings) -> Embeddings:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: Embeddings = vectors / np.maximum(lengths, 1e-12, dtype=np.float32)
+    return unit
 
 
-def _unpickle(path: str, precision: Precision, threads: int) -> Encoder:
+def _unpickle(path: str, precision: Precision, threads: int | None) -> Encoder:
     return Encoder(path, precision=precision, threads=threads)

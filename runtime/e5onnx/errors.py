@@ -68,7 +68,7 @@ class TruncationWarning(UserWarning):
 
     def __str__(self) -> str:
         return (
-            f"{self.truncated} of {self.texts} texts were longer than the model's {self.max_tokens} tokens and were cut; "
-            f"the longest, at position {self.longest_position}, has {self.longest} tokens. "
+            f"{self.truncated} of {self.texts} texts were longer than the model's {self.max_tokens} tokens and were "
+            f"cut; the longest, at position {self.longest_position}, has {self.longest} tokens. "
             'Split long texts before encoding (count_tokens helps), or pass truncate="error" to refuse them.'
         )

@@ -16,13 +16,11 @@ try:
     import huggingface_hub
     from huggingface_hub import errors as hub_errors
 except ImportError as error:  # tokenizers installs it, but the smallest installations leave it out
-    raise MissingDependencyError(
-        "loading from a hub id needs huggingface_hub: pip install huggingface_hub"
-    ) from error
+    raise MissingDependencyError("loading from a hub id needs huggingface_hub: pip install huggingface_hub") from error
 
 # The HTTP library's own base class, which failures in the middle of a download come as: requests' up to
 # huggingface_hub 0.36, httpx's since.
-_HTTP_ERROR = hub_errors.HfHubHTTPError.__bases__[0]
+_HTTP_ERROR: type[Exception] = hub_errors.HfHubHTTPError.__bases__[0]
 
 
 def download_model(

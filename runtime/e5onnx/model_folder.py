@@ -25,6 +25,7 @@ MANIFEST = "e5onnx.json"
 FORMAT_VERSION = "1.0"
 """Major and minor version of the manifest. A reader refuses a newer major one and keeps keys that it does not know."""
 
+
 @dataclass(frozen=True)
 class FileRecord:
     """A file of the folder: path relative to the folder, SHA-256 in hexadecimal, size in bytes."""
@@ -247,9 +248,7 @@ def open_model(
         graphs = [manifest.graph(precision).file] if precision else []
         return graphs + [record.file for record in manifest.files]
 
-    return ModelFolder.open(
-        download_model(name, revision=revision, local_files_only=local_files_only, wanted=wanted)
-    )
+    return ModelFolder.open(download_model(name, revision=revision, local_files_only=local_files_only, wanted=wanted))
 
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -266,12 +265,14 @@ def _fold(content: Any, types: Mapping[str, type | tuple[type, ...]]) -> dict[st
             raise ValueError(f"{name!r} has the wrong type {type(content[name]).__name__}")
     if "file" in types and ("\\" in content["file"] or not _is_inside(PurePosixPath(content["file"]))):
         raise ValueError(f"the file {content['file']!r} is outside the model folder")
-    return {name: content[name] for name in types} | {"extra": {k: v for k, v in content.items() if k not in types}}
+    known = {name: content[name] for name in types}
+    return known | {"extra": {name: value for name, value in content.items() if name not in types}}
 
 
 def _unfold(content: dict[str, Any]) -> dict[str, Any]:
     """Undo :func:`_fold`."""
-    return {name: value for name, value in content.items() if name != "extra"} | content["extra"]
+    known = {name: value for name, value in content.items() if name != "extra"}
+    return {**known, **content["extra"]}
 
 
 def _is_inside(path: PurePosixPath) -> bool:

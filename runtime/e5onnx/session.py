@@ -21,8 +21,8 @@ from .errors import InferenceError, ModelFolderError
 # Telemetry"). Whoever wants the reports sets it to 0.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-import onnxruntime  # noqa: E402 - after the switch above
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # noqa: E402
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 Output = Literal["sentence_embedding", "pooled_embedding"]
 

@@ -54,8 +54,10 @@ class Tokenizer:
         path = model.file("tokenizer.json")
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001 - the Rust library raises plain Exception
-            raise ModelFolderError(f"{path} is not a tokenizer that this version of tokenizers reads: {error}") from error
+        except Exception as error:  # what the Rust library raises is no narrower
+            raise ModelFolderError(
+                f"{path} is not a tokenizer that this version of tokenizers reads: {error}"
+            ) from error
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.max_tokens)
         self._special_tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False)
@@ -75,7 +77,9 @@ class Tokenizer:
             check_encodable(prompt, "the prompt")
             return prompt
         if prompt_name is None:
-            prompt_name = next((name for name in role if name in self.prompts), None if role else self.default_prompt_name)
+            prompt_name = next(
+                (name for name in role if name in self.prompts), None if role else self.default_prompt_name
+            )
         if prompt_name is None:
             return ""
         if prompt_name not in self.prompts:
@@ -96,7 +100,9 @@ class Tokenizer:
         return TokenizedText(ids, len(ids) + cut)
 
     @overload
-    def count_tokens(self, inputs: str, *, prompt_name: str | None = ..., prompt: str | None = ...) -> int: ...
+    def count_tokens(  # type: ignore[overload-overlap]  # a str is an iterable of str, and comes first
+        self, inputs: str, *, prompt_name: str | None = ..., prompt: str | None = ...
+    ) -> int: ...
     @overload
     def count_tokens(
         self, inputs: Iterable[str], *, prompt_name: str | None = ..., prompt: str | None = ...
@@ -149,5 +155,6 @@ def check_encodable(text: str, what: str) -> None:
     except UnicodeEncodeError as error:
         raise InputValueError(
             f"{what} holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, "
-            'which is not valid Unicode; repair it with text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
+            "which is not valid Unicode; repair it with "
+            'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
         ) from error

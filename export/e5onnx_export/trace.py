@@ -1,0 +1,98 @@
+"""A checkpoint's weights, and the ONNX graph that optimum traces from them."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import numpy_helper
+from optimum.exporters.onnx import export
+from optimum.exporters.tasks import TasksManager
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, BertModel
+from transformers.utils import logging
+
+from .checkpoint import Checkpoint, CheckpointError
+
+OPSET = 18
+
+
+def load_encoder(checkpoint: Checkpoint) -> Any:
+    """Return the checkpoint's `BertModel` in float32, without its pooler, or say what is wrong with the weights."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # unused weights of a training head are none of the user's concern
+    try:
+        encoder, report = BertModel.from_pretrained(
+            checkpoint.folder,
+            add_pooling_layer=False,
+            attn_implementation="eager",  # plain MatMul and Softmax in the graph
+            dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"the weights in {checkpoint.folder} cannot be loaded: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    if report["missing_keys"]:
+        raise CheckpointError(
+            f"the weights in {checkpoint.folder} lack {len(report['missing_keys'])} tensors of a BERT encoder, "
+            f"{sorted(report['missing_keys'])[0]} among them"
+        )
+    return encoder.eval()
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """Return the checkpoint's tokenizer, one of the Rust library `tokenizers`, without truncation and padding."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, use_fast=True, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the tokenizer in {checkpoint.folder} cannot be loaded: {error}") from error
+    if not tokenizer.is_fast:
+        raise CheckpointError(f"the tokenizer in {checkpoint.folder} has no form that `tokenizers` can run")
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.model_max_length = checkpoint.max_tokens.value
+    return tokenizer
+
+
+def trace_encoder(encoder: Any, folder: Path) -> onnx.ModelProto:
+    """Return the ONNX graph of a BERT encoder, traced by optimum by way of a file in `folder`.
+
+    Inputs `input_ids` and `attention_mask`, int64 `[batch, sequence]`; output `last_hidden_state`, float32
+    `[batch, sequence, dimension]`. Token types are 0 for every token and no input.
+    """
+    config = TasksManager.get_exporter_config_constructor(
+        "onnx", model=encoder, task="feature-extraction", library_name="transformers"
+    )(encoder.config)
+    path = folder / "traced.onnx"
+    with warnings.catch_warnings():
+        # TracerWarnings of branches on shapes; the finished graph is compared with the encoder at many shapes.
+        warnings.simplefilter("ignore")
+        export(encoder, config, path, opset=OPSET)
+    model = onnx.load(path)
+    path.unlink()
+    fold_token_types(model)
+    return model
+
+
+def fold_token_types(model: onnx.ModelProto) -> None:
+    """Replace the look-up of token type embeddings by the vector of type 0, and drop the input `token_type_ids`."""
+    graph = model.graph
+    initializers = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Gather" and node.input[1] == "token_type_ids":
+            types = initializers[node.input[0]]
+            vector = numpy_helper.from_array(numpy_helper.to_array(types)[0], node.output[0])
+            graph.initializer.append(vector)
+            graph.initializer.remove(types)
+            graph.node.remove(node)
+            break
+    for value in graph.input:
+        if value.name == "token_type_ids":
+            graph.input.remove(value)
+            break

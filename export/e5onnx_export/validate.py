@@ -1,0 +1,122 @@
+"""How far the vectors of a finished model folder are from the checkpoint's in PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from e5onnx.batching import pad_batch
+from e5onnx.errors import E5OnnxError
+from e5onnx.model_folder import ModelFolder
+from e5onnx.session import Session
+from e5onnx.tokenizer import Tokenizer
+
+LARGEST_DIFFERENCE = {"fp32": 1e-4}
+"""Largest difference of a component of a unit vector that an export may have, by precision."""
+
+_WORDS = [
+    *(
+        "the",
+        "model",
+        "reads",
+        "a",
+        "sentence",
+        "and",
+        "returns",
+        "one",
+        "vector;",
+        "then",
+        "it",
+        "rains",
+        "—",
+        "don't",
+    ),
+    *("café", "naïve", "Zürich", "überraschung", "москва", "東京", "🙂", "“quoted”", "(parenthesis)", "42", "3.14159"),
+    *("antidisestablishmentarianism", "e-mail@example.org", "HTTP/2", "snake_case", "x²", "0xFF"),
+]
+
+
+class ParityError(E5OnnxError, RuntimeError):
+    """The exported graph does not give the checkpoint's vectors."""
+
+
+def measure_parity(
+    folder: ModelFolder, precision: str, encoder: Any, tokenizer: Any, texts: list[str] | None = None
+) -> dict[str, float]:
+    """Compare a graph of `folder`, run by onnxruntime, with `encoder`, run by PyTorch.
+
+    Texts of one token to beyond the maximum are run alone, and all together in one padded batch.
+
+    Args:
+        folder: the finished model folder.
+        precision: which of its graphs.
+        encoder: the checkpoint as transformers' `BertModel`.
+        tokenizer: the checkpoint's tokenizer of transformers.
+        texts: the texts to compare on; None for a set of the project's own.
+
+    Returns:
+        `max_abs_difference` of a component and `min_cosine`, the worst over all texts, alone and padded; both of unit
+        vectors, and of pooled vectors scaled by the length that PyTorch's have. `texts`, how many there were.
+
+    Raises:
+        ParityError: the token ids differ, or the vectors by more than :data:`LARGEST_DIFFERENCE` allows.
+    """
+    manifest = folder.manifest
+    texts = texts or texts_of_all_lengths(Tokenizer(folder))
+    tokenized = [text.ids for text in Tokenizer(folder).tokenize(texts)]
+    expected = []
+    for text, ids in zip(texts, tokenized, strict=True):
+        encoded = tokenizer(text, truncation=True, max_length=manifest.max_tokens, return_tensors="pt")
+        if encoded["input_ids"][0].tolist() != ids.tolist():
+            raise ParityError(f"the exported tokenizer splits {text[:60]!r} otherwise than the checkpoint's")
+        expected.append(_pool(encoder, encoded, manifest.pooling))
+    reference = np.stack(expected)
+    lengths = np.linalg.norm(reference, axis=1, keepdims=True)
+
+    session = Session(folder.path / manifest.graph(precision).file, dimension=manifest.dimension, threads=_threads())
+    batches = [[ids] for ids in tokenized], [tokenized]
+    difference, cosine = 0.0, 1.0
+    for output in ("sentence_embedding", "pooled_embedding"):
+        for runs in batches:
+            vectors = np.concatenate([session.run(*pad_batch(rows), output) for rows in runs])
+            if output == "pooled_embedding":
+                vectors = vectors / lengths
+            difference = max(difference, float(np.abs(vectors - reference / lengths).max()))
+            cosines = (vectors * reference).sum(1) / lengths[:, 0] / np.linalg.norm(vectors, axis=1)
+            cosine = min(cosine, float(cosines.min()))
+    if not difference <= LARGEST_DIFFERENCE[precision]:  # so that NaN fails
+        raise ParityError(
+            f"the exported {precision} graph differs from the checkpoint by up to {difference:.1e} in a component, "
+            f"more than the {LARGEST_DIFFERENCE[precision]:.0e} allowed; smallest cosine {cosine:.6f}"
+        )
+    return {"max_abs_difference": difference, "min_cosine": cosine, "texts": len(texts)}
+
+
+def texts_of_all_lengths(tokenizer: Tokenizer) -> list[str]:
+    """Return texts of about 1, 2, 3, 5, 8, 13, ... tokens up to beyond the model's maximum, always the same ones."""
+    generator = np.random.default_rng(0)
+    texts = [""]
+    length, following = 1, 2
+    while True:
+        words: list[str] = []
+        while not words or tokenizer.count_tokens(" ".join(words)) < length:
+            words.append(str(generator.choice(_WORDS)))
+        texts.append(" ".join(words))
+        if length > tokenizer.max_tokens:
+            return texts
+        length, following = following, length + following
+
+
+def _pool(encoder: Any, encoded: Any, pooling: str) -> NDArray[np.float32]:
+    """Return the pooled vector of one text by PyTorch, written independently of `head.py`."""
+    with torch.inference_mode():
+        hidden = encoder(**encoded).last_hidden_state[0]
+    vector: NDArray[np.float32] = (hidden.mean(0) if pooling == "mean" else hidden[0]).numpy()
+    return vector
+
+
+def _threads() -> int:
+    return torch.get_num_threads()

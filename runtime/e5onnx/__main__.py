@@ -1,0 +1,7 @@
+"""`python -m e5onnx`, the same as the command `e5onnx`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,296 @@
+"""The command line, `e5onnx`: one function a command, plain text for people and `--json` for programs.
+
+Exit codes: 0; 1 for a failure, with one line on standard error; 2 for wrong usage; 130 for an interrupt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import __version__
+from .encoder import Encoder
+from .errors import E5OnnxError, InputValueError, TruncationWarning
+from .model_folder import open_model
+from .tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS
+
+_EXAMPLE_QUERIES = ["how much protein should a female eat", "summit define"]
+_EXAMPLE_DOCUMENTS = [
+    "Most health agencies advise women aged 19 to 70 to eat about 46 grams of protein a day; expectant mothers and "
+    "women who train for a race need more.",
+    "Summit, noun: 1. the topmost point of a mountain. 2. the highest level that can be reached. 3. a meeting of the "
+    "heads of several governments.",
+]
+_LINES_AT_ONCE = 1024
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        if arguments[:1] == ["export"]:
+            return _export(arguments[1:])
+        options = _parser().parse_args(arguments)
+        with _plain_warnings():
+            options.command(options)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output has seen enough. Python flushes standard output once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except (E5OnnxError, OSError, MemoryError) as error:
+        print_error(error)
+        return 1
+    return 0
+
+
+def print_error(error: BaseException) -> None:
+    """Say in one line on standard error what failed."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    print(f"e5onnx: error: {text}", file=sys.stderr)  # noqa: T201
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="e5onnx", description="Text embeddings on a CPU from exported ONNX models.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"e5onnx {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    # Parsed by e5onnx_export itself; here for the list of commands.
+    commands.add_parser("export", help="turn a checkpoint into a model folder (extra: e5onnx[export])")
+
+    embed = commands.add_parser("embed", help="embed lines of text")
+    _add_model(embed)
+    embed.add_argument(
+        "files", metavar="FILE", nargs="*", help="text files, one text a line; - or none: standard input"
+    )
+    embed.add_argument(
+        "--as",
+        dest="role",
+        choices=["query", "document", "raw"],
+        default="document",
+        help="which of the model's prompts to put before each line; raw: none (default: document)",
+    )
+    embed.add_argument("--output", metavar="X.npy", type=Path, help="write a float32 array [lines, dimension] there")
+    embed.add_argument("--truncate", choices=["warn", "error"], default="warn", help="what to do with too long lines")
+    embed.add_argument("--json", action="store_true", help="with --output: say what was written as JSON")
+    embed.set_defaults(command=_embed)
+
+    similarity = commands.add_parser("similarity", help="score documents against queries")
+    _add_model(similarity)
+    similarity.add_argument("--query", "-q", metavar="Q", nargs="+", default=[], help="one or more queries")
+    similarity.add_argument("--document", "-d", metavar="D", nargs="+", default=[], help="one or more documents")
+    similarity.add_argument("--json", action="store_true", help="the scores as JSON")
+    similarity.set_defaults(command=_similarity, usage_error=similarity.error)
+
+    info = commands.add_parser("info", help="say what a model folder holds")
+    _add_model(info, encoder=False)
+    info.add_argument("--json", action="store_true", help="the manifest as JSON")
+    info.set_defaults(command=_info)
+
+    verify = commands.add_parser("verify", help="compare every file of a model folder with its SHA-256")
+    _add_model(verify, encoder=False)
+    verify.add_argument("--json", action="store_true", help="the files as JSON")
+    verify.set_defaults(command=_verify)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser, *, encoder: bool = True) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a model folder, or the hub id of one")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    if encoder:
+        parser.add_argument("--threads", type=int, metavar="N", help="threads (default: the available processors)")
+
+
+def _export(arguments: list[str]) -> int:
+    try:
+        from e5onnx_export import cli as export_cli
+    except ModuleNotFoundError as error:
+        if error.name != "e5onnx_export":
+            raise
+        _fail("the command `export` is not part of this installation: pip install 'e5onnx[export]'")
+        return 1
+    return export_cli.main(arguments)
+
+
+def _embed(options: argparse.Namespace) -> None:
+    encoder = _load(options)
+    role = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS}.get(options.role)
+    prompt = encoder.tokenizer.prompt_for(None, None, role) if role else ""
+    arrays = []
+    lines = _read_lines(options.files)
+    with _summed_truncation():
+        while texts := list(islice(lines, _LINES_AT_ONCE)):
+            embeddings = encoder.encode(texts, prompt=prompt, truncate=options.truncate)
+            if options.output is None:
+                for text, embedding in zip(texts, embeddings, strict=True):
+                    # nine digits give back the same float32
+                    numbers = ", ".join(f"{component:.9g}" for component in embedding.tolist())
+                    _print(f'{{"text": {json.dumps(text, ensure_ascii=False)}, "embedding": [{numbers}]}}')
+            else:
+                arrays.append(embeddings)
+    if options.output is not None:
+        matrix = np.concatenate(arrays) if arrays else encoder.encode([])
+        _write_array(options.output, matrix)
+        if options.json:
+            _print(
+                json.dumps({"output": str(options.output), "shape": matrix.shape, "fingerprint": encoder.fingerprint})
+            )
+        else:
+            _note(f"wrote {matrix.shape[0]} embeddings of dimension {matrix.shape[1]} to {options.output}")
+
+
+def _similarity(options: argparse.Namespace) -> None:
+    if bool(options.query) != bool(options.document):
+        options.usage_error("--query and --document go together; without both, an example is shown")
+    queries = options.query or _EXAMPLE_QUERIES
+    documents = options.document or _EXAMPLE_DOCUMENTS
+    encoder = _load(options)
+    scores = encoder.similarity(encoder.encode_query(queries), encoder.encode_document(documents))
+    ranking = np.argsort(-scores, axis=1, kind="stable").tolist()
+    if options.json:
+        results = [
+            {
+                "query": query,
+                "documents": [{"document": documents[i], "index": i, "score": float(row[i])} for i in order],
+            }
+            for query, row, order in zip(queries, scores, ranking, strict=True)
+        ]
+        _print(json.dumps(results, ensure_ascii=False, indent=2))
+        return
+    for query, row, order in zip(queries, scores, ranking, strict=True):
+        _print(f"query: {query}")
+        for i in order:
+            _print(f"  {row[i]:7.4f}  {_shortened(documents[i])}")
+
+
+def _info(options: argparse.Namespace) -> None:
+    folder = open_model(options.model, revision=options.revision)
+    manifest = folder.manifest
+    if options.json:
+        fingerprints = {graph.precision: manifest.fingerprint(graph.precision) for graph in manifest.graphs}
+        _print(
+            json.dumps({**json.loads(manifest.to_json()), "fingerprints": fingerprints}, ensure_ascii=False, indent=2)
+        )
+        return
+    revision = f" at {manifest.revision}" if manifest.revision else ""
+    prompts = ", ".join(f"{name} {prompt!r}" for name, prompt in manifest.prompts.items())
+    rows = [
+        ("folder", str(folder.path)),
+        ("checkpoint", manifest.checkpoint + revision),
+        ("encoder", f"{manifest.layers} layers, dimension {manifest.dimension}"),
+        ("maximum", f"{manifest.max_tokens} tokens"),
+        ("pooling", manifest.pooling + (", normalised" if manifest.normalize else ", not normalised by default")),
+        ("prompts", prompts or "none"),
+    ]
+    for graph in manifest.graphs:
+        parity = ", ".join(f"{name} {value:.7g}" for name, value in graph.parity.items())
+        rows.append((graph.precision, f"{graph.file}, {graph.size / 1e6:.1f} MB"))
+        rows.append(("  parity", parity))
+        rows.append(("  fingerprint", manifest.fingerprint(graph.precision)))
+    rows.append(("made with", ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items())))
+    for name, value in rows:
+        _print(f"{name:<14} {value}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    folder = open_model(options.model, revision=options.revision)
+    checked = folder.verify()
+    if options.json:
+        files = [{"file": record.file, "sha256": record.sha256, "size": record.size} for record in checked]
+        _print(json.dumps({"folder": str(folder.path), "files": files}, indent=2))
+        return
+    for record in checked:
+        _print(f"ok  {record.size:>12,}  {record.file}")
+    _print(f"{folder.path} is as it was exported")
+
+
+def _load(options: argparse.Namespace) -> Encoder:
+    return Encoder(options.model, threads=options.threads, revision=options.revision)
+
+
+def _read_lines(files: Sequence[str]) -> Iterator[str]:
+    """Iterate over the lines of files or standard input, without their line ends."""
+    for file in files or ["-"]:
+        name = "standard input" if file == "-" else file
+        if file == "-" and sys.stdin.isatty():
+            _note("reading from standard input, one text a line; end with Ctrl-D")
+        with open(0 if file == "-" else file, "rb", closefd=file != "-") as stream:
+            for number, line in enumerate(stream, 1):
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise InputValueError(f"{name}, line {number}, is not valid UTF-8: {error}") from error
+                yield text.rstrip("\r\n")
+
+
+def _write_array(path: Path, array: Any) -> None:
+    """Write a .npy file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("xb") as stream:
+            np.save(stream, array)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show warnings as one line for people, without the line of code they come from."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        _note(f"warning: {message}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        yield
+
+
+@contextmanager
+def _summed_truncation() -> Iterator[None]:
+    """Show one warning for the texts that were cut in all the calls, instead of one for each."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    cuts = [warning.message for warning in caught if isinstance(warning.message, TruncationWarning)]
+    for warning in caught:
+        if not isinstance(warning.message, TruncationWarning):
+            _note(f"warning: {warning.message}")
+    if cuts:
+        longest = max(cut.longest for cut in cuts)
+        _note(
+            f"warning: {sum(cut.truncated for cut in cuts)} lines were longer than the model's {cuts[0].max_tokens} "
+            f"tokens and were cut (the longest has {longest}); use --truncate error to refuse them"
+        )
+
+
+def _shortened(text: str, width: int = 100) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _print(text: str) -> None:
+    print(text)  # noqa: T201
+
+
+def _note(text: str) -> None:
+    print(f"e5onnx: {text}", file=sys.stderr)  # noqa: T201
+
+
+def _fail(text: str) -> None:
+    _note(f"error: {text}")
