@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,41 +23,57 @@ def _build_folder() -> Path:
     return REPOSITORY / "build/tests" / digest[:16]
 
 
-def _exported(checkpoint: str, name: str) -> Path:
+# name -> how tests/checkpoints.py makes it
+_CHECKPOINTS: dict[str, dict[str, Any]] = {
+    "e5-small-v2": {"modules": ("Transformer", "Pooling", "Normalize"), "max_seq_length": 512},
+    "tiny": {"layers": 1, "hidden_size": 48, "heads": 4},
+}
+
+
+def _checkpoint(name: str) -> str:
+    if name == "sample":
+        return name
+    folder = _build_folder() / "checkpoints" / name
+    if not folder.is_dir():
+        from checkpoints import make_checkpoint
+
+        make_checkpoint(folder, **_CHECKPOINTS[name])
+    return str(folder)
+
+
+def _model(name: str) -> Path:
     folder = _build_folder() / "models" / name
     if not folder.is_dir():
         if importlib.util.find_spec("torch") is None:
             pytest.fail(f"{folder} is missing and cannot be exported here; run `make test`")
         from e5onnx_export import export_model
 
-        export_model(checkpoint, folder)
+        export_model(_checkpoint(name), folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def sample_model() -> Path:
-    """The model folder of the sample, all-MiniLM-L6-v2 with its real weights."""
-    return _exported("sample", "sample")
 
 
 @pytest.fixture(scope="session")
 def e5_checkpoint() -> Path:
     """A checkpoint of E5-small's shape and name, 12 layers, with random weights."""
-    folder = _build_folder() / "checkpoints/e5-small-v2"
-    if not folder.is_dir():
-        from checkpoints import make_checkpoint
-
-        make_checkpoint(folder, modules=("Transformer", "Pooling", "Normalize"), max_seq_length=512)
-    return folder
+    return Path(_checkpoint("e5-small-v2"))
 
 
 @pytest.fixture(scope="session")
-def e5_model(request: pytest.FixtureRequest) -> Path:
+def sample_model() -> Path:
+    """The model folder of the sample, all-MiniLM-L6-v2 with its real weights."""
+    return _model("sample")
+
+
+@pytest.fixture(scope="session")
+def e5_model() -> Path:
     """The model folder of :func:`e5_checkpoint`: prompts "query: " and "passage: ", at most 512 tokens."""
-    folder = _build_folder() / "models/e5-small-v2"
-    if folder.is_dir():
-        return folder
-    return _exported(str(request.getfixturevalue("e5_checkpoint")), "e5-small-v2")
+    return _model("e5-small-v2")
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Path:
+    """A model of one narrow layer and 512 tokens, for what needs many tokens and no meaning."""
+    return _model("tiny")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""`e5onnx export`: its options, and the lines it shows. Torch is imported when they are known to be right."""
+"""`e5onnx export`: its options, and the lines it shows."""
 
 from __future__ import annotations
 
@@ -7,35 +7,27 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from e5onnx.cli import print_error
-from e5onnx.errors import E5OnnxError
+from .export import export_model
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run `e5onnx export` and return its exit code, as :func:`e5onnx.cli.main` does."""
+def main(arguments: Sequence[str]) -> None:
+    """Run `e5onnx export`; errors are for :func:`e5onnx.cli.main` to show."""
     options = _parser().parse_args(arguments)
-    from .export import export_model
-
     # Decisions and steps are for people; programs get the manifest on standard output.
     stream = sys.stderr if options.json else sys.stdout
-    try:
-        folder = export_model(
-            options.checkpoint,
-            options.output,
-            revision=options.revision,
-            query_prompt=options.query_prompt,
-            document_prompt=options.document_prompt,
-            pooling=options.pooling,
-            max_tokens=options.max_tokens,
-            force=options.force,
-            report=lambda line: print(line, file=stream, flush=True),
-        )
-    except (E5OnnxError, OSError, MemoryError) as error:
-        print_error(error)
-        return 1
+    folder = export_model(
+        options.checkpoint,
+        options.output,
+        revision=options.revision,
+        query_prompt=options.query_prompt,
+        document_prompt=options.document_prompt,
+        pooling=options.pooling,
+        max_tokens=options.max_tokens,
+        force=options.force,
+        report=lambda line: print(line, file=stream, flush=True),
+    )
     if options.json:
         print(folder.manifest.to_json(), end="")  # noqa: T201
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -61,15 +62,9 @@ def export_model(
     """
     output = Path(output).absolute()
     _check_output(output, force)
-    try:
-        import onnx
-
-        from .head import append_head
-        from .trace import load_encoder, load_tokenizer, trace_encoder
-        from .validate import measure_parity
-    except ImportError as error:
-        raise MissingDependencyError(f"export needs more packages ({error}): pip install 'e5onnx[export]'") from error
-
+    for package in ("onnx", "optimum", "torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependencyError(f"export needs {package}: pip install 'e5onnx[export]'")
     source = read_checkpoint(
         checkpoint,
         revision=revision,
@@ -79,6 +74,14 @@ def export_model(
         max_tokens=max_tokens,
     )
     _report_decisions(source, report)
+
+    # Torch takes seconds to import: what can fail without it has not failed.
+    import onnx
+
+    from .head import append_head
+    from .trace import load_encoder, load_tokenizer, trace_encoder
+    from .validate import measure_parity
+
     encoder, tokenizer = load_encoder(source), load_tokenizer(source)
     with _staging(output, force) as folder:
         report("Tracing the encoder")

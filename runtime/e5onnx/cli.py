@@ -20,7 +20,7 @@ import numpy as np
 
 from . import __version__
 from .encoder import Encoder
-from .errors import E5OnnxError, InputValueError, TruncationWarning
+from .errors import E5OnnxError, InputValueError, MissingDependencyError, TruncationWarning
 from .model_folder import open_model
 from .tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS
 
@@ -39,11 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         if arguments[:1] == ["export"]:
-            return _export(arguments[1:])
-        options = _parser().parse_args(arguments)
-        with _plain_warnings():
-            options.command(options)
-            sys.stdout.flush()
+            _export(arguments[1:])
+        else:
+            options = _parser().parse_args(arguments)
+            with _plain_warnings():
+                options.command(options)
+        sys.stdout.flush()
     except BrokenPipeError:
         # The reader of our output has seen enough. Python flushes standard output once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -51,15 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (E5OnnxError, OSError, MemoryError) as error:
-        print_error(error)
+        _note(f"error: {' '.join(str(error).split()) or type(error).__name__}")
         return 1
     return 0
-
-
-def print_error(error: BaseException) -> None:
-    """Say in one line on standard error what failed."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    print(f"e5onnx: error: {text}", file=sys.stderr)  # noqa: T201
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,15 +110,15 @@ def _add_model(parser: argparse.ArgumentParser, *, encoder: bool = True) -> None
         parser.add_argument("--threads", type=int, metavar="N", help="threads (default: the available processors)")
 
 
-def _export(arguments: list[str]) -> int:
+def _export(arguments: Sequence[str]) -> None:
     try:
         from e5onnx_export import cli as export_cli
     except ModuleNotFoundError as error:
         if error.name != "e5onnx_export":
             raise
-        _fail("the command `export` is not part of this installation: pip install 'e5onnx[export]'")
-        return 1
-    return export_cli.main(arguments)
+        message = "the command `export` is not part of this installation: pip install 'e5onnx[export]'"
+        raise MissingDependencyError(message) from error
+    export_cli.main(arguments)
 
 
 def _embed(options: argparse.Namespace) -> None:
@@ -290,7 +285,3 @@ def _print(text: str) -> None:
 
 def _note(text: str) -> None:
     print(f"e5onnx: {text}", file=sys.stderr)  # noqa: T201
-
-
-def _fail(text: str) -> None:
-    _note(f"error: {text}")

@@ -237,7 +237,7 @@ class Encoder:
 
         Example:
             >>> Encoder("models/sample").count_tokens("How many tokens is this?")
-            8
+            9
         """
         return self.tokenizer.count_tokens(inputs, prompt_name=prompt_name, prompt=prompt)
 

@@ -35,7 +35,7 @@ class Tokenizer:
     Example:
         >>> tokenizer = Tokenizer("models/sample")
         >>> tokenizer.count_tokens("How many tokens is this?")
-        8
+        9
     """
 
     def __init__(

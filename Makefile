@@ -1,0 +1,48 @@
+# All the set-up there is: Python and make. Everything lands in .venv, models and build.
+PYTHON ?= python3
+MODEL ?= sample
+
+BIN := .venv/bin
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+FOLDER := models/$(notdir $(MODEL))
+SOURCES := $(shell find runtime export -name '*.py')
+
+.PHONY: quickstart test lint wheel-check clean
+
+# Export a checkpoint and score an example with it. MODEL is `sample`, a hub id or a folder.
+quickstart: $(FOLDER)/e5onnx.json
+	$(BIN)/e5onnx similarity $(FOLDER)
+
+$(FOLDER)/e5onnx.json: $(SOURCES) | .venv/export
+	$(BIN)/e5onnx export $(MODEL) $(FOLDER) --force
+
+# Everything that must hold.
+test: lint
+	$(BIN)/python -m pytest
+	$(MAKE) --no-print-directory wheel-check
+
+lint: .venv/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# The wheel, with its three dependencies and without the export's, passes the runtime's tests on folders exported before.
+wheel-check: .venv/dev
+	rm -rf build/wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	$(PYTHON) -m venv --clear build/wheel/venv
+	build/wheel/venv/bin/python $(PIP_INSTALL) build/wheel/*.whl pytest hypothesis
+	build/wheel/venv/bin/python -m pytest tests/runtime
+
+.venv/export: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python $(PIP_INSTALL) --editable '.[export,sample]'
+	touch $@
+
+.venv/dev: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python $(PIP_INSTALL) --editable '.[export,sample,dev]'
+	touch .venv/export $@
+
+clean:
+	rm -rf .venv build models

@@ -1,0 +1,246 @@
+"""The whole export: the folder that comes out, its graph, other families of checkpoints, and what must not be lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import AutoTokenizer
+
+from checkpoints import make_checkpoint, write_json
+from e5onnx import Encoder, InputValueError
+from e5onnx.model_folder import ModelFolder
+from e5onnx_export import export_model, validate
+from e5onnx_export.checkpoint import CheckpointError
+from e5onnx_export.validate import ParityError
+from texts import TEXTS
+
+SMALL: dict[str, Any] = {"layers": 2, "hidden_size": 48, "heads": 4}
+MODULES = ("Transformer", "Pooling", "Normalize")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that exports in two seconds."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small", **SMALL)
+
+
+def assert_same_vectors(model: Path, checkpoint: Path) -> None:
+    """Compare with sentence-transformers on the checkpoint, by its defaults."""
+    peer = SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True)
+    np.testing.assert_allclose(Encoder(model).encode(TEXTS, prompt=""), peer.encode(TEXTS), atol=1e-5, rtol=0)
+
+
+def test_the_graph_keeps_the_contract(sample_model: Path) -> None:
+    graph = onnx.load(sample_model / "onnx/model.onnx").graph
+
+    def signature(values: Any) -> dict[str, tuple[int, list[object]]]:
+        tensors = {value.name: value.type.tensor_type for value in values}
+        return {
+            name: (tensor.elem_type, [axis.dim_param or axis.dim_value for axis in tensor.shape.dim])
+            for name, tensor in tensors.items()
+        }
+
+    tokens = (onnx.TensorProto.INT64, ["batch", "sequence"])
+    vectors = (onnx.TensorProto.FLOAT, ["batch", 384])
+    assert signature(graph.input) == {"input_ids": tokens, "attention_mask": tokens}
+    assert signature(graph.output) == {"sentence_embedding": vectors, "pooled_embedding": vectors}
+
+
+def test_a_row_of_padding_alone_gives_zeros(sample_model: Path) -> None:
+    session = Encoder(sample_model)._session
+    ids, mask = np.array([[101, 7592, 102], [0, 0, 0]]), np.array([[1, 1, 1], [0, 0, 0]])
+    for output in ("sentence_embedding", "pooled_embedding"):
+        vectors = session.run(ids, mask, output)
+        np.testing.assert_array_equal(vectors[1], np.zeros(384))
+        np.testing.assert_allclose(vectors[:1], session.run(ids[:1], mask[:1], output), atol=1e-6)
+
+
+def test_the_folder_holds_what_its_manifest_says(sample_model: Path) -> None:
+    folder = ModelFolder.open(sample_model)
+    files = {str(path.relative_to(sample_model)) for path in sample_model.rglob("*") if path.is_file()}
+    assert files == {record.file for record in folder.verify()} | {"e5onnx.json"}
+    assert {"onnx/model.onnx", "tokenizer.json", "config.json"} <= files
+    manifest = folder.manifest
+    assert manifest.checkpoint == "sentence-transformers/all-MiniLM-L6-v2"
+    assert (manifest.dimension, manifest.layers, manifest.max_tokens) == (384, 6, 256)
+    assert manifest.graph("fp32").parity["max_abs_difference"] < 1e-5
+    assert manifest.graph("fp32").parity["min_cosine"] > 0.99999
+    assert set(manifest.tools) >= {"e5onnx", "onnxruntime", "torch", "transformers", "optimum-onnx"}
+
+
+def test_transformers_reads_the_folder_too(sample_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(sample_model)
+    expected = Encoder(sample_model).tokenizer.tokenize(TEXTS)
+    assert tokenizer(TEXTS)["input_ids"] == [text.ids.tolist() for text in expected]
+    assert tokenizer.model_max_length == 256
+
+
+@pytest.mark.parametrize(
+    ("pooling", "modules"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, MODULES),  # as bge
+        ({"pooling_mode": "mean"}, MODULES[:2]),  # as gte in some versions: vectors of any length
+    ],
+)
+def test_other_pooling_and_modules(tmp_path: Path, pooling: dict[str, Any], modules: tuple[str, ...]) -> None:
+    pooling = {"word_embedding_dimension": 48, **pooling}
+    checkpoint = make_checkpoint(tmp_path / "c", **SMALL, modules=modules, pooling=pooling, max_seq_length=512)
+    model = export_model(checkpoint, tmp_path / "model")
+    assert model.manifest.normalize is (len(modules) == 3)
+    assert_same_vectors(model.path, checkpoint)
+
+
+def test_a_checkpoint_saved_again_by_sentence_transformers(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c", **SMALL, modules=MODULES, max_seq_length=40)
+    again = tmp_path / "again"
+    SentenceTransformer(str(checkpoint), device="cpu", prompts={"query": "q: ", "document": "d: "}).save(str(again))
+    model = export_model(again, tmp_path / "model").path
+    encoder = Encoder(model)
+    assert encoder.prompts == {"query": "q: ", "document": "d: "}
+    assert encoder.max_tokens == 40
+    peer = SentenceTransformer(str(again), device="cpu")
+    texts = TEXTS[:4]
+    np.testing.assert_allclose(encoder.encode_query(texts), peer.encode_query(texts), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(encoder.encode_document(texts), peer.encode_document(texts), atol=1e-5, rtol=0)
+
+
+def test_a_bert_encoder_with_a_sentencepiece_tokenizer(tmp_path: Path) -> None:
+    """As multilingual-e5-small: BERT with XLM-RoBERTa's tokenizer, whose padding id is not 0."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import XLMRobertaTokenizerFast
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    specials = ["<s>", "<pad>", "</s>", "<unk>"]
+    tokenizer.train_from_iterator(
+        TEXTS, trainers.UnigramTrainer(vocab_size=300, special_tokens=specials, unk_token="<unk>", show_progress=False)
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    checkpoint = make_checkpoint(tmp_path / "multilingual-e5-small", **SMALL, modules=MODULES, max_seq_length=64)
+    for path in checkpoint.glob("*token*"):
+        path.unlink()
+    (checkpoint / "vocab.txt").unlink()
+    XLMRobertaTokenizerFast(tokenizer_object=tokenizer).save_pretrained(checkpoint)
+    model = export_model(checkpoint, tmp_path / "model").path
+    assert Encoder(model).prompts == {"query": "query: ", "document": "passage: "}
+    with pytest.warns(UserWarning, match="were cut"):
+        assert_same_vectors(model, checkpoint)
+
+
+def test_half_precision_weights_are_exported_in_single_precision(tmp_path: Path, small: Path) -> None:
+    from transformers import BertModel
+
+    checkpoint = shutil.copytree(small, tmp_path / "half")
+    BertModel.from_pretrained(checkpoint).half().save_pretrained(checkpoint)
+    model = export_model(checkpoint, tmp_path / "model")
+    assert model.manifest.graph("fp32").parity["max_abs_difference"] < 1e-5
+
+
+def test_exports_are_the_same_each_time(tmp_path: Path, small: Path) -> None:
+    first, second = (export_model(small, tmp_path / name).manifest for name in ("a", "b"))
+    assert first == second
+
+
+# Nothing half-done, nothing lost
+
+
+def test_an_output_in_the_way_is_only_replaced_with_force(tmp_path: Path, small: Path) -> None:
+    output = tmp_path / "model"
+    export_model(small, output)
+    before = (output / "e5onnx.json").read_text()
+    with pytest.raises(InputValueError, match="--force"):
+        export_model(small, output, max_tokens=99)
+    assert (output / "e5onnx.json").read_text() == before
+    assert export_model(small, output, max_tokens=99, force=True).manifest.max_tokens == 99
+    assert Encoder(output).max_tokens == 99
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_force_never_replaces_what_is_no_model_folder(tmp_path: Path, small: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/precious.txt").write_text("precious")
+    (tmp_path / "file").write_text("precious")
+    for output in (tmp_path / "home", tmp_path / "file"):
+        with pytest.raises(InputValueError, match="is not a model folder"):
+            export_model(small, output, force=True)
+    assert (tmp_path / "home/precious.txt").read_text() == (tmp_path / "file").read_text() == "precious"
+
+
+def test_an_empty_folder_and_missing_parents_are_fine(tmp_path: Path, small: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert export_model(small, tmp_path / "empty").path == tmp_path / "empty"
+    folder = export_model(small, tmp_path / "a/b/model").path
+    assert folder.stat().st_mode == (tmp_path / "a").stat().st_mode  # as open to others as any new folder
+
+
+def test_a_graph_that_differs_leaves_nothing_behind(
+    tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = validate._pool
+    monkeypatch.setattr(validate, "_pool", lambda *arguments: pool(*arguments) + np.float32(3e-3))
+    with pytest.raises(ParityError, match="differs from the checkpoint by up to"):
+        export_model(small, tmp_path / "model")
+    assert not any(tmp_path.iterdir())
+
+
+def test_another_tokenizer_is_noticed(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    save = PreTrainedTokenizerFast.save_pretrained
+
+    def save_without_lowercasing(self: Any, folder: Path) -> Any:
+        files = save(self, folder)
+        content = json.loads((folder / "tokenizer.json").read_text())
+        content["normalizer"]["lowercase"] = False
+        write_json(folder / "tokenizer.json", content)
+        return files
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", save_without_lowercasing)
+    with pytest.raises(ParityError, match="tokenizer splits"):
+        export_model(small, tmp_path / "model")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "lacking"])
+def test_damaged_weights_are_refused(tmp_path: Path, small: Path, damage: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    checkpoint = shutil.copytree(small, tmp_path / "damaged")
+    weights = checkpoint / "model.safetensors"
+    if damage == "truncated":
+        os.truncate(weights, weights.stat().st_size // 2)
+    elif damage == "missing":
+        weights.unlink()
+    else:
+        tensors = load_file(weights)
+        del tensors["encoder.layer.1.output.dense.weight"]
+        save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=str(checkpoint)):
+        export_model(checkpoint, tmp_path / "out/model")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_without_pooler_or_with_a_training_head_is_fine(tmp_path: Path, small: Path) -> None:
+    from transformers import BertForMaskedLM, BertModel
+
+    checkpoint = shutil.copytree(small, tmp_path / "head")
+    torch.manual_seed(0)
+    head = BertForMaskedLM.from_pretrained(checkpoint)
+    head.save_pretrained(checkpoint)
+    model = export_model(checkpoint, tmp_path / "model").path
+    expected = BertModel.from_pretrained(checkpoint, add_pooling_layer=False).eval()
+    batch = AutoTokenizer.from_pretrained(checkpoint)(TEXTS[0], return_tensors="pt")
+    with torch.inference_mode():
+        vector = expected(**batch).last_hidden_state[0].mean(0).numpy()
+    np.testing.assert_allclose(Encoder(model).encode(TEXTS[0]), vector, atol=1e-5)

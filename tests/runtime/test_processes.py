@@ -1,0 +1,202 @@
+"""An Encoder shared by threads, pickled, forked, and the memory and modules of a process that uses one."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from e5onnx import Encoder
+from texts import TEXTS
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+@pytest.fixture(scope="module")
+def encoder(sample_model: Path) -> Encoder:
+    return Encoder(sample_model, threads=2)
+
+
+def test_eight_threads_share_an_encoder(encoder: Encoder) -> None:
+    expected = encoder.encode(TEXTS)
+    orders = [np.random.default_rng(seed).permutation(len(TEXTS)) for seed in range(40)]
+
+    def encode(order: np.ndarray[Any, Any]) -> None:
+        np.testing.assert_allclose(encoder.encode([TEXTS[i] for i in order]), expected[order], atol=1e-6)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(encode, orders))) == 40
+
+
+def test_a_pickled_encoder_is_loaded_again_from_its_path(encoder: Encoder, tmp_path: Path, sample_model: Path) -> None:
+    pickled = pickle.dumps(encoder)
+    assert len(pickled) < 1000
+    copy = pickle.loads(pickled)
+    assert (copy.threads, copy.precision, copy.fingerprint) == (encoder.threads, encoder.precision, encoder.fingerprint)
+    np.testing.assert_array_equal(copy.encode(TEXTS), encoder.encode(TEXTS))
+
+
+def test_a_relative_path_is_pickled_as_an_absolute_one(
+    sample_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sample_model.parent)
+    pickled = pickle.dumps(Encoder(sample_model.name))
+    monkeypatch.chdir(tmp_path)
+    assert pickle.loads(pickled).encode("text").shape == (384,)
+
+
+def test_default_threads_are_decided_where_it_is_unpickled(sample_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pickled = pickle.dumps(Encoder(sample_model))
+    monkeypatch.setattr("e5onnx.encoder.available_processors", lambda: 3)
+    assert pickle.loads(pickled).threads == 3
+
+
+def _encode(encoder: Encoder) -> bytes:
+    return encoder.encode(TEXTS).tobytes()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_worker_processes_get_the_same_vectors(encoder: Encoder, method: str) -> None:
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system cannot {method}")
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        results = pool.map_async(_encode, [encoder] * 4).get(timeout=120)
+    assert results == [_encode(encoder)] * 4
+
+
+# Forks while other threads encode, encodes in the child, and leaves it through the interpreter's full shutdown, where a
+# destructor that waits for threads of the parent would hang.
+_FORK = """
+import os, signal, sys, threading
+import numpy as np
+from e5onnx import Encoder
+from texts import TEXTS
+
+encoder = Encoder(sys.argv[1], threads=2)
+expected = encoder.encode(TEXTS)
+stop = threading.Event()
+def busy():
+    while not stop.is_set():
+        encoder.encode(TEXTS)
+threads = [threading.Thread(target=busy) for _ in range(2)]
+for thread in threads:
+    thread.start()
+statuses = []
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # a hanging child ends, and fails the test
+        np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=1e-6)
+        sys.exit(0)
+    statuses.append(os.waitpid(child, 0)[1])
+stop.set()
+for thread in threads:
+    thread.join()
+print(statuses)
+"""
+
+
+@needs_fork
+def test_an_encoder_works_after_a_fork(sample_model: Path) -> None:
+    done = _run(_FORK, sample_model)
+    assert done.stdout == "[0, 0, 0]\n"
+    assert done.stderr == ""
+
+
+_PEAK = """
+import json, resource, sys, warnings
+from e5onnx import Encoder
+
+warnings.simplefilter("ignore")
+encoder = Encoder(sys.argv[1], threads=1)
+texts = ["word " * 520] * int(sys.argv[2])
+embeddings = encoder.encode(texts if sys.argv[3] == "list" else iter(texts))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({"peak": peak, "matrix": embeddings.nbytes}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is measured in Linux' units")
+@pytest.mark.parametrize(("kind", "number"), [("list", 10_000), ("generator", 3_000)])
+def test_memory_does_not_grow_with_the_number_of_texts(tiny_model: Path, kind: str, number: int) -> None:
+    few, many = (json.loads(_run(_PEAK, tiny_model, texts, kind).stdout) for texts in (100, number))
+    growth = (many["peak"] - many["matrix"]) - (few["peak"] - few["matrix"])
+    assert growth < 20e6
+
+
+def test_nothing_heavy_is_imported_and_nothing_printed(sample_model: Path) -> None:
+    done = _run(
+        "import sys; from e5onnx import Encoder; Encoder(sys.argv[1]).encode('text'); print(*sorted(sys.modules))",
+        sample_model,
+    )
+    modules = set(done.stdout.split())
+    unwanted = {"torch", "transformers", "optimum", "onnx", "e5onnx_export", "huggingface_hub", "tqdm", "requests"}
+    assert "onnxruntime" in modules
+    assert not modules & unwanted
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("given", "seen"), [(None, "1"), ("0", "0")])
+def test_telemetry_is_off_before_onnxruntime_is_imported(given: str | None, seen: str) -> None:
+    code = """
+import importlib.abc, os, sys
+class Spy(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "onnxruntime":
+            print(os.environ.get("ORT_DISABLE_TELEMETRY"))
+sys.meta_path.insert(0, Spy())
+import e5onnx
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    if given is not None:
+        environment["ORT_DISABLE_TELEMETRY"] = given
+    assert _run(code, environment=environment).stdout == f"{seen}\n"
+
+
+def test_an_interrupt_stops_a_long_call(encoder: Encoder) -> None:
+    import _thread
+
+    def endless() -> Any:
+        while True:
+            yield "a text that is not very long"
+
+    threading.Timer(1, _thread.interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt):
+        encoder.encode(endless())
+    assert encoder.encode("text").shape == (384,)
+
+
+def test_a_model_can_be_on_a_read_only_file_system(sample_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sample_model, tmp_path / "model")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    Encoder(folder).encode("text")
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    for path in [folder, *folder.rglob("*")]:  # so that the temporary folder can be removed
+        path.chmod(0o755)
+
+
+def _run(code: str, *arguments: object, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own, with the tests' helpers to import, and return what it printed."""
+    environment = dict(os.environ if environment is None else environment)
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
