@@ -100,9 +100,11 @@ def _read_quota_v1(folder: Path) -> float | None:
 
 def _ratio(quota: str, period: str) -> float | None:
     """Return quota / period; None for "max", -1 and anything else that is no limit."""
-    if not (quota.isdigit() and period.isdigit() and int(period)):
+    try:
+        limit, span = int(quota), int(period)
+    except ValueError:
         return None
-    return int(quota) / int(period)
+    return limit / span if limit > 0 and span > 0 else None
 
 
 def _read_lines(path: Path) -> list[str]:

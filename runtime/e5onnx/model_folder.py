@@ -5,7 +5,7 @@
         onnx/model.onnx             one graph for each precision
         tokenizer.json  config.json and whatever else other tools need to read the folder
 
-Sizes are compared whenever a folder is opened, contents (SHA-256) by :meth:`ModelFolder.verify`.
+The size of a file is compared before it is used, contents (SHA-256) by :meth:`ModelFolder.verify`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from .errors import InputValueError, ModelFolderError, ModelNotFoundError
@@ -99,6 +99,7 @@ class Manifest:
             raise ModelFolderError(f"{path} was changed after the export: its checksum does not fit. {_REPAIR}")
         try:
             fields = _fold(content, _MANIFEST_TYPES)
+            _check_values(fields)
             fields["graphs"] = tuple(GraphRecord(**_fold(graph, _GRAPH_TYPES)) for graph in fields["graphs"])
             fields["files"] = tuple(FileRecord(**_fold(file, _FILE_TYPES)) for file in fields["files"])
         except ValueError as error:
@@ -263,7 +264,7 @@ def _fold(content: Any, types: Mapping[str, type | tuple[type, ...]]) -> dict[st
             raise ValueError(f"it lacks the key {name!r}")
         if not isinstance(content[name], kind):
             raise ValueError(f"{name!r} has the wrong type {type(content[name]).__name__}")
-    if "file" in types and ("\\" in content["file"] or not _is_inside(PurePosixPath(content["file"]))):
+    if "file" in types and not _is_inside(content["file"]):
         raise ValueError(f"the file {content['file']!r} is outside the model folder")
     known = {name: content[name] for name in types}
     return known | {"extra": {name: value for name, value in content.items() if name not in types}}
@@ -275,15 +276,28 @@ def _unfold(content: dict[str, Any]) -> dict[str, Any]:
     return {**known, **content["extra"]}
 
 
-def _is_inside(path: PurePosixPath) -> bool:
-    return not path.is_absolute() and ".." not in path.parts and path.parts != ()
+def _is_inside(file: str) -> bool:
+    path = PureWindowsPath(file)  # knows drives and both kinds of slash, and is no less strict on POSIX names
+    return not path.anchor and ".." not in path.parts and path.parts != () and "\\" not in file
+
+
+def _check_values(fields: Mapping[str, Any]) -> None:
+    """Raise ValueError for values of the right type that no export writes."""
+    for name, least in [("dimension", 1), ("layers", 1), ("max_tokens", 3)]:
+        if fields[name] < least:
+            raise ValueError(f"{name!r} is {fields[name]}, less than {least}")
+    prompts, default = fields["prompts"], fields["default_prompt_name"]
+    if not all(isinstance(prompt, str) for prompt in prompts.values()):
+        raise ValueError("'prompts' has a value that is no text")
+    if default is not None and default not in prompts:
+        raise ValueError(f"'default_prompt_name' is {default!r}, which 'prompts' does not have")
 
 
 def _check_version(version: Any, path: Path) -> None:
-    major = str(version).partition(".")[0]
-    if not major.isdigit():
+    major = re.match(r"[0-9]{1,9}(?=\.|$)", str(version))
+    if major is None:
         raise ModelFolderError(f"{path} has the unreadable format version {version!r}. {_REPAIR}")
-    if int(major) > int(FORMAT_VERSION.partition(".")[0]):
+    if int(major[0]) > int(FORMAT_VERSION.partition(".")[0]):
         raise ModelFolderError(
             f"{path} has format version {version}; this e5onnx reads up to {FORMAT_VERSION}. "
             "Upgrade with: pip install --upgrade e5onnx"

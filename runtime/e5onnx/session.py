@@ -26,7 +26,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 Output = Literal["sentence_embedding", "pooled_embedding"]
 
-_CONTRACT = {"input_ids": "tensor(int64)", "attention_mask": "tensor(int64)"}
+_INPUTS = dict.fromkeys(("input_ids", "attention_mask"), ("tensor(int64)", ["any", "any"]))
 _OUTPUTS = ("sentence_embedding", "pooled_embedding")
 # These share no base but Exception.
 _ORT_ERRORS = tuple(
@@ -75,7 +75,7 @@ class Session:
         options.enable_mem_pattern = False
         # Threads spin while a run lasts, not after it: a waiting host is idle.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.log_severity_level = 3  # errors only: they are raised, and warnings here are for graph authors
+        options.log_severity_level = 4  # errors are raised, not printed, and warnings here are for graph authors
         try:
             return onnxruntime.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
         except _ORT_ERRORS as error:
@@ -87,12 +87,13 @@ class Session:
         session = self._session
         if session is None:  # pragma: no cover - only in a child of a fork during construction
             return
-        inputs = {value.name: value.type for value in session.get_inputs()}
-        outputs = {value.name: (value.type, value.shape[-1]) for value in session.get_outputs()}
-        if inputs != _CONTRACT or outputs != dict.fromkeys(_OUTPUTS, ("tensor(float)", dimension)):
+        inputs = {value.name: (value.type, _shape(value)) for value in session.get_inputs()}
+        outputs = {value.name: (value.type, _shape(value)) for value in session.get_outputs()}
+        vectors = ("tensor(float)", ["any", dimension])
+        if inputs != _INPUTS or outputs != dict.fromkeys(_OUTPUTS, vectors):
             raise ModelFolderError(
                 f"{self._path} is not a graph of an e5onnx model folder: it has inputs {inputs} and outputs {outputs}, "
-                f"expected inputs {_CONTRACT} and float outputs {', '.join(_OUTPUTS)} of dimension {dimension}"
+                f"expected inputs {_INPUTS} and outputs {dict.fromkeys(_OUTPUTS, vectors)}"
             )
 
     def _reload(self) -> onnxruntime.InferenceSession:
@@ -110,6 +111,11 @@ class Session:
         if self._session is not None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
             self._session = None
+
+
+def _shape(value: onnxruntime.NodeArg) -> list[int | str]:
+    """Return the shape of an input or output, "any" for an axis that is not fixed."""
+    return [axis if isinstance(axis, int) else "any" for axis in value.shape]
 
 
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()

@@ -65,8 +65,8 @@ class Tokenizer:
     def prompt_for(self, prompt: str | None, prompt_name: str | None, role: Sequence[str] = ()) -> str:
         """Return the text to put before each input.
 
-        `prompt` wins over `prompt_name`, which wins over the first name in `role` that the model knows, which wins
-        over the model's default prompt; without any of them the inputs are taken as they are.
+        `prompt` wins over `prompt_name`. Without either, it is the prompt of the first name in `role` that the model
+        knows, or if no role is given the model's default prompt; where there is none, "".
 
         Raises:
             InputValueError: the model has no prompt called `prompt_name`.

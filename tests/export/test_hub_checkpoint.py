@@ -1,0 +1,156 @@
+"""`e5onnx export` of a hub id, through the real huggingface_hub and a stand-in for the hub."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from checkpoints import make_checkpoint
+from e5onnx import Encoder
+from e5onnx.model_folder import Manifest, ModelFolder
+from hub_stand_in import HubStandIn
+
+WEIGHTS = "model.safetensors"
+PICKLED = "pytorch_model.bin"
+# What repositories also hold, and an export has no use for: weights for other programs, and what goes with them.
+OTHER_WEIGHTS = [
+    "onnx/model.onnx",
+    "openvino/openvino_model.bin",
+    "tf_model.h5",
+    "flax_model.msgpack",
+    "rust_model.ot",
+]
+OTHER_FILES = ["onnx/config.json", "onnx/tokenizer.json", "onnx/vocab.txt", "openvino/openvino_model.xml", "README.md"]
+TEXTS = ["how much protein should a female eat", "summit define"]
+
+
+@pytest.fixture
+def hub() -> Iterator[HubStandIn]:
+    with HubStandIn() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"), layers=1, hidden_size=48, heads=4)
+
+
+def export(hub: HubStandIn, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `e5onnx export` with an empty hub cache; a relative output is below `folder`."""
+    return subprocess.run(
+        [sys.executable, "-m", "e5onnx", "export", *arguments],
+        env=hub.environment(folder / "home"),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def exported(done: subprocess.CompletedProcess[str], model: Path) -> Manifest:
+    """Return the manifest of a model folder that was made without an error and is complete."""
+    assert done.returncode == 0, done.stderr
+    folder = ModelFolder.open(model)
+    folder.verify()
+    return folder.manifest
+
+
+def with_other_files(checkpoint: Path, folder: Path) -> Path:
+    """Copy a checkpoint and put files beside it that an export must not fetch."""
+    shutil.copytree(checkpoint, folder)
+    for file in OTHER_WEIGHTS + OTHER_FILES:
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text("nobody should read this")
+    return folder
+
+
+def pickle_weights(folder: Path, *, keep_safetensors: bool) -> None:
+    """Write the weights as PyTorch does without safetensors."""
+    import torch
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / WEIGHTS), folder / PICKLED)
+    if not keep_safetensors:
+        (folder / WEIGHTS).unlink()
+
+
+def test_e5_is_exported_with_its_prompts_and_commit(
+    hub: HubStandIn, tmp_path: Path, e5_checkpoint: Path, e5_model: Path
+) -> None:
+    commit = hub.add("intfloat/e5-small-v2", e5_checkpoint)
+    done = export(hub, tmp_path, "intfloat/e5-small-v2", "model")
+    manifest = exported(done, tmp_path / "model")
+    assert (manifest.checkpoint, manifest.revision) == ("intfloat/e5-small-v2", commit)
+    assert manifest.prompts == {"query": "query: ", "document": "passage: "}
+    assert (manifest.pooling, manifest.normalize, manifest.max_tokens) == ("mean", True, 512)
+    assert commit in done.stdout
+
+    vectors, expected = (Encoder(model).encode_query(TEXTS) for model in (tmp_path / "model", e5_model))
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-6)
+
+
+def test_revision_pins_the_checkpoint_and_other_files_stay_on_the_hub(
+    hub: HubStandIn, tmp_path: Path, small_checkpoint: Path
+) -> None:
+    (tmp_path / "unfinished").mkdir()
+    hub.add("intfloat/e5-small-v2", tmp_path / "unfinished")
+    commit = hub.add(
+        "intfloat/e5-small-v2", with_other_files(small_checkpoint, tmp_path / "checkpoint"), revision="v1.0"
+    )
+    done = export(hub, tmp_path, "intfloat/e5-small-v2", "model", "--revision", "v1.0")
+    manifest = exported(done, tmp_path / "model")
+    assert (manifest.checkpoint, manifest.revision) == ("intfloat/e5-small-v2", commit)
+    assert manifest.prompts == {"query": "query: ", "document": "passage: "}
+    assert manifest.dimension == 48
+    assert {request.revision for request in hub.requests if request.file} == {commit}
+    assert {WEIGHTS, "config.json", "tokenizer.json"} <= set(hub.downloaded())
+    assert not set(OTHER_WEIGHTS + OTHER_FILES) & set(hub.downloaded())
+
+
+@pytest.mark.parametrize("keep_safetensors", [False, True], ids=["only .bin", "both"])
+def test_pickled_weights_are_fetched_where_there_are_no_safetensors(
+    hub: HubStandIn, tmp_path: Path, small_checkpoint: Path, keep_safetensors: bool
+) -> None:
+    checkpoint = with_other_files(small_checkpoint, tmp_path / "checkpoint")
+    pickle_weights(checkpoint, keep_safetensors=keep_safetensors)
+    hub.add("maker/small", checkpoint)
+    manifest = exported(export(hub, tmp_path, "maker/small", "model"), tmp_path / "model")
+    assert (manifest.checkpoint, manifest.prompts) == ("maker/small", {})
+    assert {WEIGHTS, PICKLED} & set(hub.downloaded()) == {WEIGHTS if keep_safetensors else PICKLED}
+    assert not set(OTHER_WEIGHTS) & set(hub.downloaded())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["maker/unknown"], "no folder maker/unknown"),
+        (["maker/small", "--revision", "v9"], "'v9'"),
+        (["maker/gated"], "HF_TOKEN"),
+        (["maker/empty"], "config.json"),
+    ],
+    ids=["unknown", "revision", "gated", "no checkpoint"],
+)
+def test_errors_are_one_line_and_leave_no_folder(
+    hub: HubStandIn, tmp_path: Path, small_checkpoint: Path, arguments: list[str], expected: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/notes.json").write_text("{}")
+    hub.add("maker/small", small_checkpoint)
+    hub.add("maker/gated", small_checkpoint, gated=True)
+    hub.add("maker/empty", tmp_path / "empty")
+    repository, *options = arguments
+    done = export(hub, tmp_path, repository, "out/model", *options)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    # huggingface_hub shows the progress of what it fetches on the same stream
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("e5onnx:")]
+    assert line == done.stderr.splitlines()[-1]
+    assert expected in line
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
