@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,9 @@ def _model(name: str) -> Path:
             pytest.fail(f"{folder} is missing and cannot be exported here; run `make test`")
         from e5onnx_export import export_model
 
+        for outdated in _build_folder().parent.glob("*"):
+            if outdated != _build_folder():
+                shutil.rmtree(outdated)
         export_model(_checkpoint(name), folder)
     return folder
 

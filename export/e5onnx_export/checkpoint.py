@@ -27,6 +27,7 @@ E5_MAX_TOKENS = 512
 _E5_NAME = re.compile(r"(^|[/_-])e5-(small|base|large)(?!.*instruct)", re.IGNORECASE)
 
 _HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*/config.json", "*/*_config.json"]
+_OTHER_FORMATS = ["onnx/*", "openvino/*"]
 _SAFETENSORS, _PICKLED = ["*.safetensors"], ["pytorch_model*.bin"]
 
 
@@ -124,9 +125,11 @@ def _locate(checkpoint: str, revision: str | None) -> tuple[str, str | None, Pat
         raise ModelNotFoundError(f"there is no folder {path.absolute()}, and {checkpoint!r} is no hub id (owner/name)")
     from e5onnx.hub import download_checkpoint
 
-    folder = download_checkpoint(checkpoint, revision=revision, patterns=_HUB_PATTERNS + _SAFETENSORS)
-    if not any(folder.rglob("*.safetensors")):
-        folder = download_checkpoint(checkpoint, revision=revision, patterns=_HUB_PATTERNS + _PICKLED)
+    for weights in (_SAFETENSORS, _PICKLED):
+        patterns = _HUB_PATTERNS + weights
+        folder = download_checkpoint(checkpoint, revision=revision, patterns=patterns, ignored=_OTHER_FORMATS)
+        if any(folder.rglob("*.safetensors")):
+            break
     return checkpoint, folder.name, folder  # the hub's cache names the folder after the commit
 
 

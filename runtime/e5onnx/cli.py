@@ -202,7 +202,7 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    folder = open_model(options.model, revision=options.revision)
+    folder = open_model(options.model, all_files=True, revision=options.revision)
     checked = folder.verify()
     if options.json:
         files = [{"file": record.file, "sha256": record.sha256, "size": record.size} for record in checked]

@@ -38,9 +38,7 @@ def download_model(
 
     with _explained(repo_id, revision, local_files_only):
         try:
-            manifest = huggingface_hub.hf_hub_download(
-                repo_id, MANIFEST, revision=revision, local_files_only=local_files_only
-            )
+            folder = _file(repo_id, MANIFEST, revision, local_files_only).parent
         except hub_errors.LocalEntryNotFoundError:
             raise
         except hub_errors.EntryNotFoundError as error:
@@ -49,17 +47,29 @@ def download_model(
                 f"{repo_id} on the hub has no {MANIFEST}: it is a checkpoint, not an exported model. "
                 f"Export it first: e5onnx export {repo_id} models/{name}"
             ) from error
-        folder = Path(manifest).parent
         for file in wanted(folder):
-            # the cache names the folder after the commit
-            huggingface_hub.hf_hub_download(repo_id, file, revision=folder.name, local_files_only=local_files_only)
+            _file(repo_id, file, folder.name, local_files_only)  # the cache names the folder after the commit
     return folder
 
 
-def download_checkpoint(repo_id: str, *, revision: str | None, patterns: list[str]) -> Path:
-    """Bring the files of a checkpoint that match the patterns into the hub's cache and return their folder."""
+def download_checkpoint(repo_id: str, *, revision: str | None, patterns: list[str], ignored: list[str]) -> Path:
+    """Bring the files of a checkpoint that match `patterns` and not `ignored` into the cache; return their folder."""
     with _explained(repo_id, revision, local_files_only=False):
-        return Path(huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+        folder = huggingface_hub.snapshot_download(
+            repo_id, revision=revision, allow_patterns=patterns, ignore_patterns=ignored
+        )
+    return Path(folder)
+
+
+def _file(repo_id: str, file: str, revision: str | None, local_files_only: bool) -> Path:
+    """Return the path of a file in the hub's cache, downloading it unless told not to."""
+    if not local_files_only:
+        return Path(huggingface_hub.hf_hub_download(repo_id, file, revision=revision))
+    # hf_hub_download(local_files_only=True) asks the hub for its user agent all the same, from version 2 on.
+    path = huggingface_hub.try_to_load_from_cache(repo_id, file, revision=revision)
+    if not isinstance(path, str):
+        raise hub_errors.LocalEntryNotFoundError(f"{file} is not in the cache")
+    return Path(path)
 
 
 @contextmanager

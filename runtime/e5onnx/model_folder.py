@@ -228,6 +228,7 @@ def open_model(
     model: str | os.PathLike[str],
     *,
     precision: str | None = None,
+    all_files: bool = False,
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> ModelFolder:
@@ -235,7 +236,8 @@ def open_model(
 
     Args:
         model: path of a folder, or a hub id ("owner/name") where no such folder exists.
-        precision: the graph that will be used; None if none will be. Only what is used is downloaded.
+        precision: the graph that will be used; None if none will be. Only what is used is downloaded,
+        all_files: unless this asks for every file of the manifest.
         revision: branch, tag or commit on the hub; None for the main branch. Folders have none.
         local_files_only: take the hub's files from its cache only.
     """
@@ -246,8 +248,10 @@ def open_model(
 
     def wanted(folder: Path) -> list[str]:
         manifest = ModelFolder.open(folder).manifest
-        graphs = [manifest.graph(precision).file] if precision else []
-        return graphs + [record.file for record in manifest.files]
+        if all_files:
+            return [record.file for record in manifest.records()]
+        graphs = [manifest.graph(precision)] if precision else []
+        return [record.file for record in (*graphs, *manifest.files)]
 
     return ModelFolder.open(download_model(name, revision=revision, local_files_only=local_files_only, wanted=wanted))
 
