@@ -44,10 +44,10 @@ class Session:
             ModelFolderError: the file is no ONNX graph, or not one with the inputs and outputs of a model folder.
         """
         self._path = path
+        self._dimension = dimension
         self._threads = threads
         self._lock = threading.Lock()
         self._session: onnxruntime.InferenceSession | None = self._load()
-        self._check_contract(dimension)
         _sessions.add(self)
 
     def run(
@@ -77,19 +77,18 @@ class Session:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 4  # errors are raised, not printed, and warnings here are for graph authors
         try:
-            return onnxruntime.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
         except _ORT_ERRORS as error:
             raise ModelFolderError(
                 f"onnxruntime {onnxruntime.__version__} cannot load {self._path}: {error}"
             ) from error
+        self._check_contract(session)
+        return session
 
-    def _check_contract(self, dimension: int) -> None:
-        session = self._session
-        if session is None:  # pragma: no cover - only in a child of a fork during construction
-            return
+    def _check_contract(self, session: onnxruntime.InferenceSession) -> None:
         inputs = {value.name: (value.type, _shape(value)) for value in session.get_inputs()}
         outputs = {value.name: (value.type, _shape(value)) for value in session.get_outputs()}
-        vectors = ("tensor(float)", ["any", dimension])
+        vectors = ("tensor(float)", ["any", self._dimension])
         if inputs != _INPUTS or outputs != dict.fromkeys(_OUTPUTS, vectors):
             raise ModelFolderError(
                 f"{self._path} is not a graph of an e5onnx model folder: it has inputs {inputs} and outputs {outputs}, "
