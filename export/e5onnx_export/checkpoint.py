@@ -158,6 +158,9 @@ def _check_architecture(config: dict[str, Any], name: str) -> None:
         raise CheckpointError(f"{name} is an encoder of type {model_type!r}; only BERT encoders ('bert') are supported")
     if "auto_map" in config:
         raise CheckpointError(f"{name} calls itself BERT but brings code of its own (auto_map), which is not run")
+    positions = config.get("position_embedding_type", "absolute")
+    if positions != "absolute":
+        raise CheckpointError(f"{name} has {positions!r} position embeddings; only absolute ones are supported")
     if config.get("is_decoder"):
         raise CheckpointError(f"{name} is a decoder (is_decoder in config.json), not an encoder")
 

@@ -23,6 +23,7 @@ def main(arguments: Sequence[str]) -> None:
         document_prompt=options.document_prompt,
         pooling=options.pooling,
         max_tokens=options.max_tokens,
+        portable=options.graph == "portable",
         force=options.force,
         report=lambda line: print(line, file=stream, flush=True),
     )
@@ -47,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--document-prompt", metavar="S", help="text before each document, instead of its own")
     parser.add_argument("--pooling", choices=["mean", "cls"], help="instead of the checkpoint's own")
     parser.add_argument("--max-tokens", metavar="N", type=int, help="most tokens of a text, instead of its own")
+    parser.add_argument(
+        "--graph", choices=["portable"], help="also write a graph of standard ONNX operators, for other engines"
+    )
     parser.add_argument("--force", action="store_true", help="replace OUTPUT if it is a model folder")
     parser.add_argument("--json", action="store_true", help="the manifest on standard output, for programs")
     return parser

@@ -19,7 +19,7 @@ from e5onnx.model_folder import MANIFEST, FileRecord, GraphRecord, Manifest, Mod
 
 from .checkpoint import Checkpoint, Decision, Pooling, read_checkpoint
 
-_GRAPH_FILES = {"fp32": "onnx/model.onnx"}
+_GRAPH, _PORTABLE_GRAPH = "onnx/model.onnx", "onnx/model_portable.onnx"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _TOOLS = ("onnx", "onnxruntime", "optimum-onnx", "tokenizers", "torch", "transformers")
 
@@ -33,6 +33,7 @@ def export_model(
     document_prompt: str | None = None,
     pooling: Pooling | None = None,
     max_tokens: int | None = None,
+    portable: bool = False,
     force: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> ModelFolder:
@@ -47,6 +48,7 @@ def export_model(
         document_prompt: text before each document, instead of the checkpoint's own.
         pooling: "mean" or "cls", instead of the checkpoint's own.
         max_tokens: most tokens of a text, special tokens included, instead of the checkpoint's own.
+        portable: also write the graph with standard ONNX operators only, for other engines than onnxruntime.
         force: replace `output` if it is a model folder.
         report: is given a line of text for every decision and step.
 
@@ -78,6 +80,7 @@ def export_model(
     # Torch takes seconds to import: what can fail without it has not failed.
     import onnx
 
+    from .fuse import fuse_encoder, simplify_embeddings
     from .head import append_head
     from .trace import load_encoder, load_tokenizer, trace_encoder
     from .validate import measure_parity
@@ -86,24 +89,36 @@ def export_model(
     with _staging(output, force) as folder:
         report("Tracing the encoder")
         graph = trace_encoder(encoder, folder)
-        report("Appending pooling and normalisation")
-        append_head(graph, source.pooling.value, encoder.config.hidden_size)
+        simplify_embeddings(graph)
+        graphs = {_PORTABLE_GRAPH: onnx.ModelProto.FromString(graph.SerializeToString())} if portable else {}
+        report("Fusing its operators, appending pooling and normalisation")
+        graphs[_GRAPH] = fuse_encoder(
+            graph,
+            heads=encoder.config.num_attention_heads,
+            hidden_size=encoder.config.hidden_size,
+            layers=encoder.config.num_hidden_layers,
+        )
         (folder / "onnx").mkdir()
-        onnx.save(graph, folder / _GRAPH_FILES["fp32"])
-        for file in map(Path, tokenizer.save_pretrained(folder)):
-            if file.name not in _TOKENIZER_FILES:  # the vocabulary is in tokenizer.json already
-                file.unlink(missing_ok=True)
+        for file, model in graphs.items():
+            append_head(model, source.pooling.value, encoder.config.hidden_size)
+            onnx.save(model, folder / file)
+        for path in map(Path, tokenizer.save_pretrained(folder)):
+            if path.name not in _TOKENIZER_FILES:  # the vocabulary is in tokenizer.json already
+                path.unlink(missing_ok=True)
         shutil.copyfile(source.folder / "config.json", folder / "config.json")
 
         report("Comparing with the checkpoint in PyTorch")
-        manifest = _describe(source, encoder, folder)
+        manifest = _describe(source, encoder, folder, sorted(graphs))
         _write_manifest(folder, manifest)
-        parity = measure_parity(ModelFolder.open(folder), "fp32", encoder, tokenizer)
-        report(
-            f"  largest difference {parity['max_abs_difference']:.1e}, smallest cosine {parity['min_cosine']:.7f} "
-            f"over {parity['texts']} texts, alone and padded"
-        )
-        _write_manifest(folder, replace(manifest, graphs=(replace(manifest.graphs[0], parity=parity),)))
+        measured = []
+        for record in manifest.graphs:
+            parity = measure_parity(ModelFolder.open(folder), record, encoder, tokenizer)
+            report(
+                f"  {record.file}: largest difference {parity['max_abs_difference']:.1e}, smallest cosine "
+                f"{parity['min_cosine']:.7f} over {parity['texts']} texts, alone and padded"
+            )
+            measured.append(replace(record, parity=parity))
+        _write_manifest(folder, replace(manifest, graphs=tuple(measured)))
     finished = ModelFolder.open(output)
     size = sum(record.size for record in finished.manifest.records())
     report(f"Wrote {output} ({size / 1e6:.0f} MB)")
@@ -125,9 +140,9 @@ def _report_decisions(source: Checkpoint, report: Callable[[str], None]) -> None
         report(f"  {name:<10} {decision.value} ({decision.source})")
 
 
-def _describe(source: Checkpoint, encoder: Any, folder: Path) -> Manifest:
+def _describe(source: Checkpoint, encoder: Any, folder: Path, graphs: list[str]) -> Manifest:
     """Return the manifest of the files in `folder`, without parity."""
-    graph = FileRecord.of(folder, _GRAPH_FILES["fp32"])
+    measured = [FileRecord.of(folder, file) for file in graphs]
     return Manifest(
         checkpoint=source.name,
         revision=source.revision,
@@ -138,7 +153,17 @@ def _describe(source: Checkpoint, encoder: Any, folder: Path) -> Manifest:
         normalize=source.normalize.value,
         prompts=source.prompts.value,
         default_prompt_name=source.default_prompt_name,
-        graphs=(GraphRecord(graph.file, graph.sha256, graph.size, precision="fp32", parity={}),),
+        graphs=tuple(
+            GraphRecord(
+                graph.file,
+                graph.sha256,
+                graph.size,
+                precision="fp32",
+                portable=graph.file == _PORTABLE_GRAPH,
+                parity={},
+            )
+            for graph in measured
+        ),
         files=tuple(FileRecord.of(folder, path.name) for path in sorted(folder.iterdir()) if path.is_file()),
         tools={"e5onnx": __version__, **{tool: version(tool) for tool in _TOOLS}},
     )

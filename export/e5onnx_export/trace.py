@@ -9,7 +9,6 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import numpy_helper
 from optimum.exporters.onnx import export
 from optimum.exporters.tasks import TasksManager
 from safetensors import SafetensorError
@@ -63,8 +62,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
 def trace_encoder(encoder: Any, folder: Path) -> onnx.ModelProto:
     """Return the ONNX graph of a BERT encoder, traced by optimum by way of a file in `folder`.
 
-    Inputs `input_ids` and `attention_mask`, int64 `[batch, sequence]`; output `last_hidden_state`, float32
-    `[batch, sequence, dimension]`. Token types are 0 for every token and no input.
+    Inputs `input_ids`, `attention_mask` and `token_type_ids`, int64 `[batch, sequence]`; output `last_hidden_state`,
+    float32 `[batch, sequence, dimension]`.
     """
     config = TasksManager.get_exporter_config_constructor(
         "onnx", model=encoder, task="feature-extraction", library_name="transformers"
@@ -76,23 +75,4 @@ def trace_encoder(encoder: Any, folder: Path) -> onnx.ModelProto:
         export(encoder, config, path, opset=OPSET)
     model = onnx.load(path)
     path.unlink()
-    fold_token_types(model)
     return model
-
-
-def fold_token_types(model: onnx.ModelProto) -> None:
-    """Replace the look-up of token type embeddings by the vector of type 0, and drop the input `token_type_ids`."""
-    graph = model.graph
-    initializers = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Gather" and node.input[1] == "token_type_ids":
-            types = initializers[node.input[0]]
-            vector = numpy_helper.from_array(numpy_helper.to_array(types)[0], node.output[0])
-            graph.initializer.append(vector)
-            graph.initializer.remove(types)
-            graph.node.remove(node)
-            break
-    for value in graph.input:
-        if value.name == "token_type_ids":
-            graph.input.remove(value)
-            break

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from e5onnx.batching import pad_batch
 from e5onnx.errors import E5OnnxError
-from e5onnx.model_folder import ModelFolder
+from e5onnx.model_folder import GraphRecord, ModelFolder
 from e5onnx.session import Session
 from e5onnx.tokenizer import Tokenizer
 
@@ -44,7 +44,7 @@ class ParityError(E5OnnxError, RuntimeError):
 
 
 def measure_parity(
-    folder: ModelFolder, precision: str, encoder: Any, tokenizer: Any, texts: list[str] | None = None
+    folder: ModelFolder, graph: GraphRecord, encoder: Any, tokenizer: Any, texts: list[str] | None = None
 ) -> dict[str, float]:
     """Compare a graph of `folder`, run by onnxruntime, with `encoder`, run by PyTorch.
 
@@ -52,7 +52,7 @@ def measure_parity(
 
     Args:
         folder: the finished model folder.
-        precision: which of its graphs.
+        graph: which of its graphs.
         encoder: the checkpoint as transformers' `BertModel`.
         tokenizer: the checkpoint's tokenizer of transformers.
         texts: the texts to compare on; None for a set of the project's own.
@@ -76,7 +76,7 @@ def measure_parity(
     reference = np.stack(expected)
     lengths = np.linalg.norm(reference, axis=1, keepdims=True)
 
-    session = Session(folder.path / manifest.graph(precision).file, dimension=manifest.dimension, threads=_threads())
+    session = Session(folder.path / graph.file, dimension=manifest.dimension, threads=_threads())
     batches = [[ids] for ids in tokenized], [tokenized]
     difference, cosine = 0.0, 1.0
     for output in ("sentence_embedding", "pooled_embedding"):
@@ -87,10 +87,10 @@ def measure_parity(
             difference = max(difference, float(np.abs(vectors - reference / lengths).max()))
             cosines = (vectors * reference).sum(1) / lengths[:, 0] / np.linalg.norm(vectors, axis=1)
             cosine = min(cosine, float(cosines.min()))
-    if not difference <= LARGEST_DIFFERENCE[precision]:  # so that NaN fails
+    if not difference <= LARGEST_DIFFERENCE[graph.precision]:  # so that NaN fails
         raise ParityError(
-            f"the exported {precision} graph differs from the checkpoint by up to {difference:.1e} in a component, "
-            f"more than the {LARGEST_DIFFERENCE[precision]:.0e} allowed; smallest cosine {cosine:.6f}"
+            f"{graph.file} differs from the checkpoint by up to {difference:.1e} in a component, "
+            f"more than the {LARGEST_DIFFERENCE[graph.precision]:.0e} allowed; smallest cosine {cosine:.6f}"
         )
     return {"max_abs_difference": difference, "min_cosine": cosine, "texts": len(texts)}
 

@@ -176,7 +176,8 @@ def _info(options: argparse.Namespace) -> None:
     folder = open_model(options.model, revision=options.revision)
     manifest = folder.manifest
     if options.json:
-        fingerprints = {graph.precision: manifest.fingerprint(graph.precision) for graph in manifest.graphs}
+        precisions = {graph.precision for graph in manifest.graphs if not graph.portable}
+        fingerprints = {precision: manifest.fingerprint(precision) for precision in sorted(precisions)}
         _print(
             json.dumps({**json.loads(manifest.to_json()), "fingerprints": fingerprints}, ensure_ascii=False, indent=2)
         )
@@ -195,7 +196,10 @@ def _info(options: argparse.Namespace) -> None:
         parity = ", ".join(f"{name} {value:.7g}" for name, value in graph.parity.items())
         rows.append((graph.precision, f"{graph.file}, {graph.size / 1e6:.1f} MB"))
         rows.append(("  parity", parity))
-        rows.append(("  fingerprint", manifest.fingerprint(graph.precision)))
+        if graph.portable:
+            rows.append(("  portable", "standard ONNX operators, for other engines"))
+        else:
+            rows.append(("  fingerprint", manifest.fingerprint(graph.precision)))
     rows.append(("made with", ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items())))
     for name, value in rows:
         _print(f"{name:<14} {value}")

@@ -46,10 +46,12 @@ class FileRecord:
 class GraphRecord(FileRecord):
     """An ONNX graph of the folder.
 
-    `parity` holds how far its vectors are from the checkpoint's in PyTorch, as measured by the export.
+    `parity` holds how far its vectors are from the checkpoint's in PyTorch, as measured by the export; `portable` says
+    whether it keeps to standard ONNX operators, for other engines than onnxruntime.
     """
 
     precision: str
+    portable: bool
     parity: Mapping[str, float]
 
 
@@ -112,11 +114,12 @@ class Manifest:
         yield from self.files
 
     def graph(self, precision: str) -> GraphRecord:
-        """Return the graph of a precision, or raise :class:`InputValueError` that names those there are."""
-        for graph in self.graphs:
+        """Return onnxruntime's graph of a precision, or raise :class:`InputValueError` that names those there are."""
+        graphs = [graph for graph in self.graphs if not graph.portable]
+        for graph in graphs:
             if graph.precision == precision:
                 return graph
-        there = ", ".join(repr(graph.precision) for graph in self.graphs)
+        there = ", ".join(repr(graph.precision) for graph in graphs)
         raise InputValueError(f"this model has no graph with precision {precision!r}; it has {there}")
 
     def fingerprint(self, precision: str) -> str:
@@ -139,7 +142,7 @@ class Manifest:
 
 _OPTIONAL_TEXT = (str, type(None))
 _FILE_TYPES: dict[str, type | tuple[type, ...]] = {"file": str, "sha256": str, "size": int}
-_GRAPH_TYPES = {**_FILE_TYPES, "precision": str, "parity": dict}
+_GRAPH_TYPES = {**_FILE_TYPES, "precision": str, "portable": bool, "parity": dict}
 _MANIFEST_TYPES: dict[str, type | tuple[type, ...]] = {
     "format_version": str,
     "checkpoint": str,

@@ -71,6 +71,8 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
+        # The graph is final: optimising it again would bring back operators that are slow on a CPU.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         # Batches have hundreds of shapes, and a memory pattern would be kept for each.
         options.enable_mem_pattern = False
         # Threads spin while a run lasts, not after it: a waiting host is idle.

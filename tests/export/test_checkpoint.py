@@ -100,6 +100,7 @@ def test_other_modules_are_refused_by_name(tmp_path: Path, types: list[str], nam
         ({"model_type": None}, "None"),
         ({"auto_map": {"AutoModel": "modeling.JinaBert"}}, "auto_map"),
         ({"is_decoder": True}, "decoder"),
+        ({"position_embedding_type": "relative_key"}, "'relative_key' position embeddings"),
     ],
 )
 def test_other_encoders_are_refused_by_name(tmp_path: Path, change: dict[str, Any], named: str) -> None:

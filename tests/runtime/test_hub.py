@@ -110,7 +110,7 @@ def make_model(e5_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Make
         for precision, file in GRAPHS.items():
             (folder / file).write_bytes(precision.encode() * 30_000)
             record = FileRecord.of(folder, file)
-            graphs.append(GraphRecord(file, record.sha256, record.size, precision=precision, parity={}))
+            graphs.append(GraphRecord(file, record.sha256, record.size, precision=precision, portable=False, parity={}))
         prompts = {**manifest.prompts, "query": query_prompt}
         (folder / MANIFEST).write_text(replace(manifest, graphs=tuple(graphs), prompts=prompts).to_json(), "utf-8")
         (folder / "README.md").write_text("A card, which nobody needs to run the model.")

@@ -28,6 +28,7 @@ GRAPH_CONTENT: dict[str, Any] = {
     "sha256": SHA256,
     "size": 133_000_000,
     "precision": "fp32",
+    "portable": False,
     "parity": {"min_cosine": 0.9999998807907104, "texts": 15},
 }
 FILE_CONTENT: dict[str, Any] = {"file": "tokenizer.json", "sha256": SHA256[::-1], "size": 711_396}

@@ -1,0 +1,102 @@
+"""The fused and the portable graph: which operators they hold, and that both give PyTorch's vectors for any mask."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from transformers import BertModel
+
+from checkpoints import make_checkpoint
+from e5onnx import Encoder
+from e5onnx_export import export_model
+
+GRAPHS = ("onnx/model.onnx", "onnx/model_portable.onnx")
+LAYERS = 2
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("fuse") / "c", layers=LAYERS, hidden_size=48, heads=4)
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> Path:
+    return export_model(checkpoint, checkpoint.parent / "model", portable=True).path
+
+
+def batch() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return token ids, and masks with padding on the right, on the left, in the middle, and none."""
+    ids = np.random.default_rng(0).integers(1000, 30000, (5, 40))
+    mask = np.ones_like(ids)
+    mask[1, 30:] = mask[2, :13] = mask[3, 7:21] = mask[4, 1:] = 0
+    return ids, mask
+
+
+def reference(checkpoint: Path) -> NDArray[Any]:
+    """Return PyTorch's pooled vectors of :func:`batch`."""
+    ids, mask = map(torch.from_numpy, batch())
+    encoder = BertModel.from_pretrained(checkpoint, add_pooling_layer=False).eval()
+    with torch.inference_mode():
+        hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    pooled: NDArray[Any] = ((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).numpy()
+    return pooled
+
+
+@pytest.mark.parametrize("file", GRAPHS)
+def test_any_mask_gives_the_vectors_of_pytorch(checkpoint: Path, model: Path, file: str) -> None:
+    ids, mask = batch()
+    session = onnxruntime.InferenceSession(model / file)
+    pooled, unit = session.run(["pooled_embedding", "sentence_embedding"], {"input_ids": ids, "attention_mask": mask})
+    expected = reference(checkpoint)
+    np.testing.assert_allclose(pooled, expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(unit, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5, rtol=0)
+
+
+def test_the_fused_graph_holds_no_node_too_many(model: Path) -> None:
+    graph = onnx.load(model / GRAPHS[0]).graph
+    operators = Counter(node.op_type for node in graph.node)
+    assert operators["MultiHeadAttention"] == operators["Gelu"] == LAYERS
+    assert operators["LayerNormalization"] == 2 * LAYERS + 1
+    assert operators["MatMul"] == 6 * LAYERS + 1  # Q, K, V, output, two of the feed-forward layer; the mean
+    assert operators["Add"] == 5 * LAYERS + 1  # three biases and two residuals; positions
+    assert operators["Gather"] == operators["Slice"] == operators["Shape"] == 1
+    assert not {"Reshape", "Transpose", "Softmax", "Erf", "SkipLayerNormalization", "BiasGelu"} & set(operators)
+    assert len(graph.node) <= 15 * LAYERS + 20
+
+
+def test_the_portable_graph_is_standard_onnx(model: Path) -> None:
+    portable = onnx.load(model / GRAPHS[1])
+    onnx.checker.check_model(portable, full_check=True)
+    assert {opset.domain for opset in portable.opset_import} == {""}
+    assert {node.domain for node in portable.graph.node} == {""}
+
+
+def test_openvino_runs_the_portable_graph(checkpoint: Path, model: Path) -> None:
+    import openvino
+
+    core = openvino.Core()
+    compiled = core.compile_model(str(model / GRAPHS[1]), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    ids, mask = batch()
+    outputs = compiled({"input_ids": ids, "attention_mask": mask})
+    np.testing.assert_allclose(outputs["pooled_embedding"], reference(checkpoint), atol=1e-5, rtol=0)
+
+
+def test_the_manifest_tells_the_graphs_apart(model: Path) -> None:
+    encoder = Encoder(model)
+    graphs = {graph.file: graph for graph in encoder.manifest.graphs}
+    assert set(graphs) == set(GRAPHS)
+    assert [graphs[file].portable for file in GRAPHS] == [False, True]
+    assert all(graph.parity["max_abs_difference"] < 1e-5 for graph in graphs.values())
+    assert encoder.manifest.graph("fp32").file == GRAPHS[0]
+
+
+def test_the_portable_graph_is_written_only_if_asked(sample_model: Path) -> None:
+    assert [graph.portable for graph in Encoder(sample_model).manifest.graphs] == [False]
