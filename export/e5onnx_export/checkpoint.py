@@ -52,6 +52,7 @@ class Checkpoint:
         revision: commit on the hub, None for a local folder.
         folder: where the encoder's weights, `config.json` and tokenizer are.
         config: the content of `config.json`.
+        lowercase: whether sentence-transformers lowercases texts for a tokenizer that does not.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Checkpoint:
     max_tokens: Decision[int]
     prompts: Decision[dict[str, str]]
     default_prompt_name: str | None
+    lowercase: bool
 
 
 def read_checkpoint(
@@ -107,6 +109,7 @@ def read_checkpoint(
         max_tokens=_decide_max_tokens(folder, config, is_e5, max_tokens),
         prompts=prompts,
         default_prompt_name=default_prompt_name,
+        lowercase=bool(_bert_config(folder).get("do_lower_case")),
     )
 
 
@@ -212,7 +215,7 @@ def _decide_max_tokens(folder: Path, config: dict[str, Any], is_e5: bool, overri
             )
         return Decision(override, "--max-tokens")
     candidates = [
-        ((_read_json(folder / "sentence_bert_config.json") or {}).get("max_seq_length"), "sentence_bert_config.json"),
+        (_bert_config(folder).get("max_seq_length"), "sentence_bert_config.json"),
         (E5_MAX_TOKENS if is_e5 else None, "E5 family"),
         ((_read_json(folder / "tokenizer_config.json") or {}).get("model_max_length"), "tokenizer_config.json"),
     ]
@@ -240,6 +243,11 @@ def _decide_prompts(
             source = option if source.startswith("the checkpoint") else f"{source}, {option}"
     default = config.get("default_prompt_name")
     return Decision(prompts, source), default if default in prompts else None
+
+
+def _bert_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = _read_json(folder / "sentence_bert_config.json") or {}
+    return config
 
 
 def _read_json(path: Path) -> Any:

@@ -12,6 +12,7 @@ import torch
 from optimum.exporters.onnx import export
 from optimum.exporters.tasks import TasksManager
 from safetensors import SafetensorError
+from tokenizers import normalizers
 from transformers import AutoTokenizer, BertModel
 from transformers.utils import logging
 
@@ -53,8 +54,12 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         raise CheckpointError(f"the tokenizer in {checkpoint.folder} cannot be loaded: {error}") from error
     if not tokenizer.is_fast:
         raise CheckpointError(f"the tokenizer in {checkpoint.folder} has no form that `tokenizers` can run")
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    normalizer = backend.normalizer
+    if checkpoint.lowercase and (normalizer is None or "A" in normalizer.normalize_str("A")):
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *([normalizer] if normalizer else [])])
     tokenizer.model_max_length = checkpoint.max_tokens.value
     return tokenizer
 

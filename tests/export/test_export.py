@@ -138,6 +138,21 @@ def test_a_bert_encoder_with_a_sentencepiece_tokenizer(tmp_path: Path) -> None:
         assert_same_vectors(model, checkpoint)
 
 
+def test_texts_are_lowercased_where_the_checkpoint_says_so(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c", **SMALL, modules=MODULES, max_seq_length=256)
+    write_json(checkpoint / "sentence_bert_config.json", {"max_seq_length": 256, "do_lower_case": True})
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # a tokenizer that keeps capitals, and does not know them
+        content = json.loads((checkpoint / name).read_text())
+        content["do_lower_case"] = False
+        if "normalizer" in content:
+            content["normalizer"]["lowercase"] = False
+            del content["do_lower_case"]
+        write_json(checkpoint / name, content)
+    model = export_model(checkpoint, tmp_path / "model").path
+    assert Encoder(model).count_tokens("The Quick Brown Fox") == 6
+    assert_same_vectors(model, checkpoint)
+
+
 def test_half_precision_weights_are_exported_in_single_precision(tmp_path: Path, small: Path) -> None:
     from transformers import BertModel
 

@@ -317,14 +317,19 @@ def test_properties(e5: Encoder) -> None:
     assert "e5-small-v2" in repr(e5)
 
 
-def test_warmup_runs_the_model_and_warns_of_nothing(e5_model: Path) -> None:
+def test_warmup_runs_the_model_and_warns_of_nothing(e5_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder(e5_model)
-    ran = []
-    encoder._session.run, run = lambda *arguments: ran.append(1) or run(*arguments), encoder._session.run  # type: ignore
+    run, shapes = encoder._session.run, []
+
+    def noting_run(input_ids: Any, *arguments: Any) -> Any:
+        shapes.append(input_ids.shape)
+        return run(input_ids, *arguments)
+
+    monkeypatch.setattr(encoder._session, "run", noting_run)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encoder.warmup()
-    assert ran
+    assert shapes == [(1, 3)]
 
 
 def test_the_progress_bar_counts_texts(sample: Encoder, capsys: pytest.CaptureFixture[str]) -> None:
