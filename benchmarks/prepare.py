@@ -1,0 +1,72 @@
+"""The checkpoint, and the same in the form that a program reads: `python prepare.py FORM CHECKPOINT OUTPUT`.
+
+Runs in the program's environment, for the checkpoint and e5onnx in the harness's.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+
+def prepare_checkpoint(checkpoint: str, output: str) -> None:
+    """The checkpoint of E5-small-v2's shape that the tests make; reads nothing. `tests` is on the path."""
+    from checkpoints import make_checkpoint
+
+    make_checkpoint(Path(output), modules=("Transformer", "Pooling", "Normalize"), max_seq_length=512)
+    # The sample's tokenizer.json cuts at 128 tokens, and fastembed would do so; E5-small-v2 has 512.
+    file = Path(output) / "tokenizer.json"
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    tokenizer["truncation"] = None
+    file.write_text(json.dumps(tokenizer), encoding="utf-8")
+
+
+def prepare_e5onnx(checkpoint: str, output: str) -> None:
+    """`e5onnx export`, in the environment of the harness: the peer's own has only the runtime."""
+    # S603: a fixed command on two paths of the harness
+    subprocess.run([sys.executable, "-m", "e5onnx", "export", checkpoint, output], check=True)  # noqa: S603
+
+
+def prepare_onnx(checkpoint: str, output: str) -> None:
+    """sentence-transformers' ONNX export, and the same optimised at level O3; fastembed reads this folder, too."""
+    from sentence_transformers import SentenceTransformer, export_optimized_onnx_model
+
+    options = {"provider": "CPUExecutionProvider", "export": True}
+    model = SentenceTransformer(checkpoint, backend="onnx", local_files_only=True, model_kwargs=options)
+    model.save_pretrained(output)
+    export_optimized_onnx_model(model, "O3", output)
+    # The export writes a maximum of 128 tokens, which fastembed obeys; on the hub these files are the checkpoint's.
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(checkpoint) / name, output)
+
+
+def prepare_openvino(checkpoint: str, output: str) -> None:
+    """sentence-transformers' OpenVINO export."""
+    from sentence_transformers import SentenceTransformer
+
+    options = {"export": True}
+    model = SentenceTransformer(checkpoint, backend="openvino", local_files_only=True, model_kwargs=options)
+    model.save_pretrained(output)
+
+
+def prepare_ctranslate2(checkpoint: str, output: str) -> None:
+    """CTranslate2's converter, run as its documentation says."""
+    converter = Path(sys.executable).with_name("ct2-transformers-converter")
+    # S603: a fixed command on two paths of the harness
+    subprocess.run([converter, "--model", checkpoint, "--output_dir", output], check=True)  # noqa: S603
+    shutil.copy(Path(checkpoint) / "tokenizer.json", output)
+
+
+FORMS = {
+    "checkpoint": prepare_checkpoint,
+    "e5onnx": prepare_e5onnx,
+    "onnx": prepare_onnx,
+    "openvino": prepare_openvino,
+    "ctranslate2": prepare_ctranslate2,
+}
+
+if __name__ == "__main__":
+    FORMS[sys.argv[1]](sys.argv[2], sys.argv[3])
