@@ -26,7 +26,7 @@ E5_PROMPTS = {"query": "query: ", "document": "passage: "}
 E5_MAX_TOKENS = 512
 _E5_NAME = re.compile(r"(^|[/_-])e5-(small|base|large)(?!.*instruct)", re.IGNORECASE)
 
-_HUB_PATTERNS = ["*.json", "*.txt", "*.model", "*/config.json", "*/*_config.json"]
+_HUB_PATTERNS = ["*.json", "*.txt", "*.model"]  # "*" matches folders too
 _OTHER_FORMATS = ["onnx/*", "openvino/*"]
 _SAFETENSORS, _PICKLED = ["*.safetensors"], ["pytorch_model*.bin"]
 

@@ -43,9 +43,7 @@ class ParityError(E5OnnxError, RuntimeError):
     """The exported graph does not give the checkpoint's vectors."""
 
 
-def measure_parity(
-    folder: ModelFolder, graph: GraphRecord, encoder: Any, tokenizer: Any, texts: list[str] | None = None
-) -> dict[str, float]:
+def measure_parity(folder: ModelFolder, graph: GraphRecord, encoder: Any, tokenizer: Any) -> dict[str, float]:
     """Compare a graph of `folder`, run by onnxruntime, with `encoder`, run by PyTorch.
 
     Texts of one token to beyond the maximum are run alone, and all together in one padded batch.
@@ -55,7 +53,6 @@ def measure_parity(
         graph: which of its graphs.
         encoder: the checkpoint as transformers' `BertModel`.
         tokenizer: the checkpoint's tokenizer of transformers.
-        texts: the texts to compare on; None for a set of the project's own.
 
     Returns:
         `max_abs_difference` of a component and `min_cosine`, the worst over all texts, alone and padded; both of unit
@@ -65,8 +62,9 @@ def measure_parity(
         ParityError: the token ids differ, or the vectors by more than :data:`LARGEST_DIFFERENCE` allows.
     """
     manifest = folder.manifest
-    texts = texts or texts_of_all_lengths(Tokenizer(folder))
-    tokenized = [text.ids for text in Tokenizer(folder).tokenize(texts)]
+    exported = Tokenizer(folder)
+    texts = texts_of_all_lengths(exported)
+    tokenized = [text.ids for text in exported.tokenize(texts)]
     expected = []
     for text, ids in zip(texts, tokenized, strict=True):
         encoded = tokenizer(text, truncation=True, max_length=manifest.max_tokens, return_tensors="pt")
@@ -76,7 +74,7 @@ def measure_parity(
     reference = np.stack(expected)
     lengths = np.linalg.norm(reference, axis=1, keepdims=True)
 
-    session = Session(folder.path / graph.file, dimension=manifest.dimension, threads=_threads())
+    session = Session(folder.path / graph.file, dimension=manifest.dimension, threads=torch.get_num_threads())
     batches = [[ids] for ids in tokenized], [tokenized]
     difference, cosine = 0.0, 1.0
     for output in ("sentence_embedding", "pooled_embedding"):
@@ -116,7 +114,3 @@ def _pool(encoder: Any, encoded: Any, pooling: str) -> NDArray[np.float32]:
         hidden = encoder(**encoded).last_hidden_state[0]
     vector: NDArray[np.float32] = (hidden.mean(0) if pooling == "mean" else hidden[0]).numpy()
     return vector
-
-
-def _threads() -> int:
-    return torch.get_num_threads()
