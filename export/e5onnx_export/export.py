@@ -20,6 +20,7 @@ from e5onnx.model_folder import MANIFEST, FileRecord, GraphRecord, Manifest, Mod
 from .checkpoint import Checkpoint, Decision, Pooling, read_checkpoint
 
 _GRAPH, _PORTABLE_GRAPH = "onnx/model.onnx", "onnx/model_portable.onnx"
+_WEIGHTS_SUFFIX = "_data"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _TOOLS = ("onnx", "onnxruntime", "optimum-onnx", "tokenizers", "torch", "transformers")
 
@@ -101,7 +102,11 @@ def export_model(
         (folder / "onnx").mkdir()
         for file, model in graphs.items():
             append_head(model, source.pooling.value, encoder.config.hidden_size)
-            onnx.save(model, folder / file)
+            weights = Path(file).name + _WEIGHTS_SUFFIX if file == _GRAPH else None
+            # onnxruntime maps weights of their own file into memory; other engines are happier with one file.
+            onnx.save(model, folder / file, save_as_external_data=weights is not None, location=weights)
+            if weights:  # onnx lets nobody else read it
+                shutil.copymode(folder / file, folder / "onnx" / weights)
         for path in map(Path, tokenizer.save_pretrained(folder)):
             if path.name not in _TOKENIZER_FILES:  # the vocabulary is in tokenizer.json already
                 path.unlink(missing_ok=True)
@@ -161,12 +166,18 @@ def _describe(source: Checkpoint, encoder: Any, folder: Path, graphs: list[str])
                 precision="fp32",
                 portable=graph.file == _PORTABLE_GRAPH,
                 parity={},
+                weights=_weights(folder, graph.file),
             )
             for graph in measured
         ),
         files=tuple(FileRecord.of(folder, path.name) for path in sorted(folder.iterdir()) if path.is_file()),
         tools={"e5onnx": __version__, **{tool: version(tool) for tool in _TOOLS}},
     )
+
+
+def _weights(folder: Path, graph: str) -> FileRecord | None:
+    file = graph + _WEIGHTS_SUFFIX
+    return FileRecord.of(folder, file) if (folder / file).is_file() else None
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -11,19 +11,24 @@ import io
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.fusion_options import FusionOptions
 from onnxruntime.transformers.optimizer import optimize_model
 
+from .checkpoint import CheckpointError
+
 _TYPES = "embeddings.token_type_embeddings.weight"
 _POSITIONS = "embeddings.position_embeddings.weight"
+_PADDING = -1e6
+"""Component of the key of a padded token; any other score is larger by so much that its weight is zero."""
 
 
 def fuse_encoder(model: onnx.ModelProto, *, heads: int, hidden_size: int, layers: int) -> onnx.ModelProto:
     """Return an encoder, which is used up, with attention and GELU as single nodes of onnxruntime's own operators.
 
     Raises:
-        ValueError: the attention of some of the `layers` layers was not found.
+        CheckpointError: the attention of some of the `layers` layers was not found.
     """
     options = FusionOptions("bert")
     # MultiHeadAttention with separate Q, K and V has the faster kernels, Attention and QAttention do not.
@@ -42,7 +47,8 @@ def fuse_encoder(model: onnx.ModelProto, *, heads: int, hidden_size: int, layers
     fused: onnx.ModelProto = optimized.model
     found = [node.op_type for node in fused.graph.node].count("MultiHeadAttention")
     if found != layers:
-        raise ValueError(f"{found} of {layers} attention layers could be fused")
+        raise CheckpointError(f"only {found} of {layers} attention layers were found in the traced graph")
+    _move_mask_into_keys(fused.graph, heads, hidden_size // heads)
     if not any(opset.domain == "com.microsoft" for opset in fused.opset_import):
         fused.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     return fused
@@ -78,6 +84,91 @@ def simplify_embeddings(model: onnx.ModelProto) -> None:
             graph.input.remove(value)
             break
     _remove_unused_nodes(graph)
+
+
+def _move_mask_into_keys(graph: onnx.GraphProto, heads: int, head_size: int) -> None:
+    """Let each key say whether its token is padding, so that attention needs no mask: only then it has a flash kernel.
+
+    Every head of queries and keys gets one more component: 1 in a query, 0 in the key of a token, and in the key of
+    padding a negative number that makes the weight zero. Of the biases in the attention node those of the queries stay,
+    as an Add. Those of the keys add the same to all scores of a query, which softmax ignores. Those of the values reach
+    the output as they are, since the weights of a query sum to one, and so go into the bias of the output projection.
+    """
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    producers = {output: node for node in graph.node for output in node.output}
+    mask_columns = np.zeros((heads, head_size + 1), np.float32)
+    mask_columns[:, head_size] = 1
+
+    def value(name: str) -> NDArray[np.float32]:
+        return numpy_helper.to_array(weights[name])
+
+    def constant(name: str, values: NDArray[np.float32]) -> str:
+        graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+        return name
+
+    def widened(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Append a column of zeros to every head."""
+        columns = matrix.reshape(-1, heads, head_size)
+        return np.pad(columns, ((0, 0), (0, 0), (0, 1))).reshape(len(columns), -1)
+
+    padding = {
+        "padding_score": np.array(_PADDING, np.float32),
+        "is_token": np.array(1, np.float32),
+        "mask_columns": mask_columns.reshape(-1),
+    }
+    for name, values in padding.items():
+        constant(name, values)
+    axis = numpy_helper.from_array(np.array([2], np.int64), "mask_axis")
+    graph.initializer.append(axis)
+    nodes = [
+        helper.make_node("Cast", ["attention_mask"], ["attention_mask_float"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["is_token", "attention_mask_float"], ["is_padding"]),
+        helper.make_node("Mul", ["is_padding", "padding_score"], ["token_scores"]),
+        helper.make_node("Unsqueeze", ["token_scores", "mask_axis"], ["token_scores_3d"]),
+        helper.make_node("Mul", ["token_scores_3d", "mask_columns"], ["key_mask"]),
+    ]
+    for node in graph.node:
+        if node.op_type != "MultiHeadAttention":
+            nodes.append(node)
+            continue
+        name = node.name
+        query, key, values = (producers[source] for source in node.input[:3])
+        query_bias, _, value_bias = np.split(value(node.input[3]), 3)
+        for projection, part in ((query, "query"), (key, "key")):
+            projection.input[1] = constant(f"{name}_{part}_weight", widened(value(projection.input[1])))
+        bias = constant(f"{name}_query_bias", widened(query_bias)[0] + mask_columns.reshape(-1))
+        output = _consumer(graph, node.output[0], "MatMul")
+        output_add = _consumer(graph, output.output[0], "Add")
+        bias_input = 1 - list(output_add.input).index(output.output[0])
+        output_bias = value(output_add.input[bias_input]) + value_bias @ value(output.input[1])
+        output_add.input[bias_input] = constant(f"{name}_output_bias", output_bias)
+        attention = helper.make_node(
+            "MultiHeadAttention",
+            [f"{name}_queries", f"{name}_keys", values.output[0]],
+            node.output,
+            name,
+            domain="com.microsoft",
+            num_heads=heads,
+            scale=head_size**-0.5,
+        )
+        nodes += [
+            helper.make_node("Add", [query.output[0], bias], [f"{name}_queries"]),
+            helper.make_node("Add", [key.output[0], "key_mask"], [f"{name}_keys"]),
+            attention,
+        ]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    _remove_unused_nodes(graph)
+    used = {name for node in graph.node for name in node.input}
+    for tensor in weights.values():
+        if tensor.name not in used:
+            graph.initializer.remove(tensor)
+
+
+def _consumer(graph: onnx.GraphProto, name: str, op_type: str) -> onnx.NodeProto:
+    """Return the first node of a type that reads `name`."""
+    consumer: onnx.NodeProto = next(node for node in graph.node if node.op_type == op_type and name in node.input)
+    return consumer
 
 
 def _adds_look_up(node: onnx.NodeProto, table: str, producers: dict[str, onnx.NodeProto]) -> bool:

@@ -194,7 +194,8 @@ def _info(options: argparse.Namespace) -> None:
     ]
     for graph in manifest.graphs:
         parity = ", ".join(f"{name} {value:.7g}" for name, value in graph.parity.items())
-        rows.append((graph.precision, f"{graph.file}, {graph.size / 1e6:.1f} MB"))
+        size = sum(record.size for record in graph.records())
+        rows.append((graph.precision, f"{graph.file}, {size / 1e6:.1f} MB"))
         rows.append(("  parity", parity))
         if graph.portable:
             rows.append(("  portable", "standard ONNX operators, for other engines"))

@@ -83,8 +83,7 @@ class Encoder:
         self.precision: Precision = precision
         self.threads: int = threads or available_processors()
         self.tokenizer = Tokenizer(folder)
-        graph = folder.check_size(folder.manifest.graph(precision))
-        self._session = Session(graph, dimension=folder.manifest.dimension, threads=self.threads)
+        self._session = Session(folder.graph(precision), dimension=folder.manifest.dimension, threads=self.threads)
         self._pickled = (os.fspath(folder.path), precision, threads)
         self._may_warn_of_prompts = all(
             any(folder.manifest.prompts.get(name) for name in role) for role in (QUERY_PROMPTS, DOCUMENT_PROMPTS)

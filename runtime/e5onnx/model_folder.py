@@ -2,7 +2,8 @@
 
     MODEL/
         e5onnx.json                 the manifest
-        onnx/model.onnx             one graph for each precision
+        onnx/model.onnx             one graph for each precision,
+        onnx/model.onnx_data        its weights, which onnxruntime maps into memory
         tokenizer.json  config.json and whatever else other tools need to read the folder
 
 The size of a file is compared before it is used, contents (SHA-256) by :meth:`ModelFolder.verify`.
@@ -46,13 +47,21 @@ class FileRecord:
 class GraphRecord(FileRecord):
     """An ONNX graph of the folder.
 
-    `parity` holds how far its vectors are from the checkpoint's in PyTorch, as measured by the export; `portable` says
-    whether it keeps to standard ONNX operators, for other engines than onnxruntime.
+    `weights` is the file beside it that holds its tensors, None for a graph that holds them itself. `parity` holds how
+    far its vectors are from the checkpoint's in PyTorch, as measured by the export; `portable` says whether it keeps to
+    standard ONNX operators, for other engines than onnxruntime.
     """
 
     precision: str
     portable: bool
     parity: Mapping[str, float]
+    weights: FileRecord | None
+
+    def records(self) -> Iterator[FileRecord]:
+        """Iterate over the files that the graph consists of."""
+        yield self
+        if self.weights is not None:
+            yield self.weights
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,9 @@ class Manifest:
     def to_json(self) -> str:
         """Return the text of `e5onnx.json`, with a checksum over all the rest of it."""
         content = {"format_version": self.format_version, **_unfold(asdict(self))}
-        content["graphs"] = [_unfold(graph) for graph in content["graphs"]]
+        content["graphs"] = [
+            _unfold(graph | {"weights": graph["weights"] and _unfold(graph["weights"])}) for graph in content["graphs"]
+        ]
         content["files"] = [_unfold(file) for file in content["files"]]
         content["checksum"] = _digest(content)
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
@@ -102,7 +113,7 @@ class Manifest:
         try:
             fields = _fold(content, _MANIFEST_TYPES)
             _check_values(fields)
-            fields["graphs"] = tuple(GraphRecord(**_fold(graph, _GRAPH_TYPES)) for graph in fields["graphs"])
+            fields["graphs"] = tuple(_graph_record(graph) for graph in fields["graphs"])
             fields["files"] = tuple(FileRecord(**_fold(file, _FILE_TYPES)) for file in fields["files"])
         except ValueError as error:
             raise ModelFolderError(f"{path} is not a valid manifest: {error}. {_REPAIR}") from error
@@ -110,7 +121,8 @@ class Manifest:
 
     def records(self) -> Iterator[FileRecord]:
         """Iterate over all files of the folder but the manifest itself."""
-        yield from self.graphs
+        for graph in self.graphs:
+            yield from graph.records()
         yield from self.files
 
     def graph(self, precision: str) -> GraphRecord:
@@ -130,7 +142,7 @@ class Manifest:
         tokenizer = next((record.sha256 for record in self.files if record.file == "tokenizer.json"), None)
         return _digest(
             {
-                "graph": self.graph(precision).sha256,
+                "graph": [record.sha256 for record in self.graph(precision).records()],
                 "tokenizer": tokenizer,
                 "prompts": dict(self.prompts),
                 "default_prompt_name": self.default_prompt_name,
@@ -142,7 +154,13 @@ class Manifest:
 
 _OPTIONAL_TEXT = (str, type(None))
 _FILE_TYPES: dict[str, type | tuple[type, ...]] = {"file": str, "sha256": str, "size": int}
-_GRAPH_TYPES = {**_FILE_TYPES, "precision": str, "portable": bool, "parity": dict}
+_GRAPH_TYPES = {
+    **_FILE_TYPES,
+    "precision": str,
+    "portable": bool,
+    "parity": dict,
+    "weights": (dict, type(None)),
+}
 _MANIFEST_TYPES: dict[str, type | tuple[type, ...]] = {
     "format_version": str,
     "checkpoint": str,
@@ -192,6 +210,13 @@ class ModelFolder:
             if record.file == name:
                 return self.check_size(record)
         raise ModelFolderError(f"{self.path / MANIFEST} does not list {name}. {_REPAIR}")
+
+    def graph(self, precision: str) -> Path:
+        """Return the path of the graph of a precision after comparing its size, and that of its weights."""
+        record = self.manifest.graph(precision)
+        for part in record.records():
+            self.check_size(part)
+        return self.path / record.file
 
     def check_size(self, record: FileRecord) -> Path:
         """Return the path of `record`, or say that it is missing or does not have the size it should."""
@@ -253,8 +278,8 @@ def open_model(
         manifest = ModelFolder.open(folder).manifest
         if all_files:
             return [record.file for record in manifest.records()]
-        graphs = [manifest.graph(precision)] if precision else []
-        return [record.file for record in (*graphs, *manifest.files)]
+        graph = manifest.graph(precision).records() if precision else ()
+        return [record.file for record in (*graph, *manifest.files)]
 
     return ModelFolder.open(download_model(name, revision=revision, local_files_only=local_files_only, wanted=wanted))
 
@@ -275,6 +300,13 @@ def _fold(content: Any, types: Mapping[str, type | tuple[type, ...]]) -> dict[st
         raise ValueError(f"the file {content['file']!r} is outside the model folder")
     known = {name: content[name] for name in types}
     return known | {"extra": {name: value for name, value in content.items() if name not in types}}
+
+
+def _graph_record(content: Any) -> GraphRecord:
+    fields = _fold(content, _GRAPH_TYPES)
+    if fields["weights"] is not None:
+        fields["weights"] = FileRecord(**_fold(fields["weights"], _FILE_TYPES))
+    return GraphRecord(**fields)
 
 
 def _unfold(content: dict[str, Any]) -> dict[str, Any]:

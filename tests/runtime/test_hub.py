@@ -24,6 +24,7 @@ from hub_stand_in import HubStandIn
 QUERIES = ["how much protein should a female eat", "summit define", ""]
 DOCUMENTS = ["As a general guideline, 46 grams a day.", "The highest point of a mountain : the top of a mountain. " * 9]
 VECTORS = f"(lambda encoder: [encoder.encode_query({QUERIES}).tolist(), encoder.encode_document({DOCUMENTS}).tolist()])"
+WEIGHTS = "onnx/model.onnx_data"  # of the graph of precision fp32
 GRAPHS = {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}
 
 _PROGRAM = """
@@ -110,7 +111,21 @@ def make_model(e5_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Make
         for precision, file in GRAPHS.items():
             (folder / file).write_bytes(precision.encode() * 30_000)
             record = FileRecord.of(folder, file)
-            graphs.append(GraphRecord(file, record.sha256, record.size, precision=precision, portable=False, parity={}))
+            weights = None
+            if precision == "fp32":
+                (folder / WEIGHTS).write_bytes(b"weights" * 30_000)
+                weights = FileRecord.of(folder, WEIGHTS)
+            graphs.append(
+                GraphRecord(
+                    file,
+                    record.sha256,
+                    record.size,
+                    precision=precision,
+                    portable=False,
+                    parity={},
+                    weights=weights,
+                )
+            )
         prompts = {**manifest.prompts, "query": query_prompt}
         (folder / MANIFEST).write_text(replace(manifest, graphs=tuple(graphs), prompts=prompts).to_json(), "utf-8")
         (folder / "README.md").write_text("A card, which nobody needs to run the model.")
@@ -211,7 +226,7 @@ class TestDownloads:
         hub.requests.clear()
         second = machine.evaluate("str(open_model('maker/small', precision='fp32').path)")
         assert second == first
-        assert hub.downloaded() == [GRAPHS["fp32"]]
+        assert hub.downloaded() == [GRAPHS["fp32"], WEIGHTS]
 
     def test_no_graph_for_a_tokenizer(self, hub: HubStandIn, machine: Machine, small_model: Path) -> None:
         hub.add("maker/small", small_model)
@@ -385,7 +400,7 @@ class TestErrors:
         assert remedy in answer.message
         assert hub.requests == []
 
-    @pytest.mark.parametrize("file", [MANIFEST, "tokenizer.json", GRAPHS["fp32"]])
+    @pytest.mark.parametrize("file", [MANIFEST, "tokenizer.json", GRAPHS["fp32"], WEIGHTS])
     def test_connection_that_breaks_in_a_file_and_another_attempt(
         self, hub: HubStandIn, machine: Machine, small_model: Path, file: str
     ) -> None:
@@ -412,7 +427,7 @@ class TestErrors:
             assert model in answer.message
             assert "check the network" in answer.message
 
-    @pytest.mark.parametrize("file", [MANIFEST, "tokenizer.json", GRAPHS["fp32"]])
+    @pytest.mark.parametrize("file", [MANIFEST, "tokenizer.json", GRAPHS["fp32"], WEIGHTS])
     def test_truncated_file_in_the_cache(self, hub: HubStandIn, machine: Machine, small_model: Path, file: str) -> None:
         hub.add("maker/small", small_model)
         assert machine.evaluate("open_model('maker/small', precision='fp32').manifest.dimension") == Answer(384)
@@ -443,7 +458,7 @@ class TestCommandLine:
         by_id = machine.e5onnx("info", "maker/small", "--revision", "v1", "--json")
         assert by_id.returncode == 0, by_id.stderr
         assert by_id.stdout == machine.e5onnx("info", small_model, "--json").stdout
-        assert not set(GRAPHS.values()) & set(hub.downloaded())
+        assert not {*GRAPHS.values(), WEIGHTS} & set(hub.downloaded())
         text = machine.e5onnx("info", "maker/small", "--revision", commit)
         assert text.returncode == 0, text.stderr
         assert commit in text.stdout

@@ -20,7 +20,8 @@ from e5onnx.session import Session
 
 PATH = Path("models/some/e5onnx.json")
 GRAPH = "onnx/model.onnx"
-FILES = (GRAPH, "config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
+WEIGHTS = "onnx/model.onnx_data"
+FILES = (GRAPH, WEIGHTS, "config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json")
 SHA256 = "0123456789abcdef" * 4
 
 GRAPH_CONTENT: dict[str, Any] = {
@@ -30,6 +31,7 @@ GRAPH_CONTENT: dict[str, Any] = {
     "precision": "fp32",
     "portable": False,
     "parity": {"min_cosine": 0.9999998807907104, "texts": 15},
+    "weights": {"file": WEIGHTS, "sha256": SHA256[3:] + SHA256[:3], "size": 132_999_000},
 }
 FILE_CONTENT: dict[str, Any] = {"file": "tokenizer.json", "sha256": SHA256[::-1], "size": 711_396}
 CONTENT: dict[str, Any] = {
@@ -45,7 +47,7 @@ CONTENT: dict[str, Any] = {
     "default_prompt_name": None,
     "graphs": [
         GRAPH_CONTENT,
-        {**GRAPH_CONTENT, "file": "onnx/model_int8.onnx", "sha256": "0" * 64, "precision": "int8"},
+        {**GRAPH_CONTENT, "file": "onnx/model_int8.onnx", "sha256": "0" * 64, "precision": "int8", "weights": None},
     ],
     "files": [FILE_CONTENT, {"file": "config.json", "sha256": "f" * 64, "size": 577}],
     "tools": {"e5onnx": "0.1.0"},
@@ -87,6 +89,7 @@ def unknown_keys(known: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
 @given(
     top=unknown_keys(CONTENT),
     in_graph=unknown_keys(GRAPH_CONTENT),
+    in_weights=unknown_keys(FILE_CONTENT),
     in_file=unknown_keys(FILE_CONTENT),
     known=st.fixed_dictionaries(
         {
@@ -100,27 +103,34 @@ def unknown_keys(known: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
     ),
 )
 def test_round_trip_keeps_every_key_where_it_was(
-    top: dict[str, Any], in_graph: dict[str, Any], in_file: dict[str, Any], known: dict[str, Any]
+    top: dict[str, Any],
+    in_graph: dict[str, Any],
+    in_weights: dict[str, Any],
+    in_file: dict[str, Any],
+    known: dict[str, Any],
 ) -> None:
     content = {
         **CONTENT,
         **known,
         **top,
-        "graphs": [{**GRAPH_CONTENT, **in_graph}],
+        "graphs": [{**GRAPH_CONTENT, **in_graph, "weights": {**GRAPH_CONTENT["weights"], **in_weights}}],
         "files": [{**FILE_CONTENT, **in_file}],
     }
     manifest = read(content)
     assert (manifest.extra, manifest.graphs[0].extra, manifest.files[0].extra) == (top, in_graph, in_file)
+    assert manifest.graphs[0].weights == FileRecord(**GRAPH_CONTENT["weights"], extra=in_weights)
     assert json.loads(manifest.to_json()) == json.loads(signed(content))
     assert Manifest.from_json(manifest.to_json(), PATH) == manifest
 
 
 def test_every_field_is_read() -> None:
     manifest = MANIFEST_OBJECT
-    assert manifest.graph("fp32") == GraphRecord(**GRAPH_CONTENT)
+    assert manifest.graph("fp32") == GraphRecord(**{**GRAPH_CONTENT, "weights": FileRecord(**GRAPH_CONTENT["weights"])})
+    assert manifest.graph("int8").weights is None
     assert manifest.files[0] == FileRecord(**FILE_CONTENT)
     assert [record.file for record in manifest.records()] == [
         "onnx/model.onnx",
+        "onnx/model.onnx_data",
         "onnx/model_int8.onnx",
         "tokenizer.json",
         "config.json",
@@ -211,6 +221,9 @@ def test_a_missing_key_is_named(content: dict[str, Any], key: str) -> None:
         ({"files": [["tokenizer.json"]]}, "sha256"),
         ({"graphs": [{**GRAPH_CONTENT, "precision": 32}]}, "precision"),
         ({"graphs": [{**GRAPH_CONTENT, "parity": []}]}, "parity"),
+        ({"graphs": [{**GRAPH_CONTENT, "weights": []}]}, "weights"),
+        ({"graphs": [{**GRAPH_CONTENT, "weights": {"file": WEIGHTS}}]}, "sha256"),
+        ({"graphs": [{**GRAPH_CONTENT, "weights": {**GRAPH_CONTENT["weights"], "file": "../x"}}]}, "outside"),
         ({"files": [{**FILE_CONTENT, "size": "711396"}]}, "size"),
         ({"files": [{**FILE_CONTENT, "sha256": None}]}, "sha256"),
         ({"files": [{**FILE_CONTENT, "file": 5}]}, "file"),
@@ -382,7 +395,7 @@ def test_an_opened_folder_stays_found_when_the_process_moves(
 # --- sizes and checksums
 
 
-@pytest.mark.parametrize("name", [GRAPH, "tokenizer.json"])
+@pytest.mark.parametrize("name", [GRAPH, WEIGHTS, "tokenizer.json"])
 @pytest.mark.parametrize("size", [0, 1000])
 def test_a_truncated_file_is_named_with_its_sizes(copied_model: Path, name: str, size: int) -> None:
     path = copied_model / name
@@ -393,7 +406,7 @@ def test_a_truncated_file_is_named_with_its_sizes(copied_model: Path, name: str,
         Encoder(copied_model)
 
 
-@pytest.mark.parametrize("name", [GRAPH, "tokenizer.json"])
+@pytest.mark.parametrize("name", [GRAPH, WEIGHTS, "tokenizer.json"])
 def test_a_removed_file_is_named_with_its_size(copied_model: Path, name: str) -> None:
     path = copied_model / name
     size = path.stat().st_size
