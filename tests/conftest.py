@@ -18,7 +18,10 @@ DATA = REPOSITORY.parent / "shared/data"
 
 
 def _build_folder() -> Path:
-    sources = [*sorted((REPOSITORY / "export").rglob("*.py")), REPOSITORY / "runtime/e5onnx/model_folder.py"]
+    sources = [
+        *sorted((REPOSITORY / "export/e5onnx_export").glob("*.*")),
+        REPOSITORY / "runtime/e5onnx/model_folder.py",
+    ]
     sources.append(REPOSITORY / "tests/checkpoints.py")
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     return REPOSITORY / "build/tests" / digest[:16]
@@ -29,6 +32,9 @@ _CHECKPOINTS: dict[str, dict[str, Any]] = {
     "e5-small-v2": {"modules": ("Transformer", "Pooling", "Normalize"), "max_seq_length": 512},
     "tiny": {"layers": 1, "hidden_size": 48, "heads": 4},
 }
+
+
+_PRECISIONS: dict[str, Any] = {"sample": ["fp32", "int8"]}
 
 
 def _checkpoint(name: str) -> str:
@@ -52,7 +58,7 @@ def _model(name: str) -> Path:
         for outdated in _build_folder().parent.glob("*"):
             if outdated != _build_folder():
                 shutil.rmtree(outdated)
-        export_model(_checkpoint(name), folder)
+        export_model(_checkpoint(name), folder, precisions=_PRECISIONS.get(name, ["fp32"]))
     return folder
 
 
@@ -64,7 +70,7 @@ def e5_checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def sample_model() -> Path:
-    """The model folder of the sample, all-MiniLM-L6-v2 with its real weights."""
+    """The model folder of the sample, all-MiniLM-L6-v2 with its real weights, in fp32 and int8."""
     return _model("sample")
 
 

@@ -23,6 +23,8 @@ def main(arguments: Sequence[str]) -> None:
         document_prompt=options.document_prompt,
         pooling=options.pooling,
         max_tokens=options.max_tokens,
+        precisions=options.precision,
+        calibration=options.calibration,
         portable=options.graph == "portable",
         force=options.force,
         report=lambda line: print(line, file=stream, flush=True),
@@ -49,8 +51,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pooling", choices=["mean", "cls"], help="instead of the checkpoint's own")
     parser.add_argument("--max-tokens", metavar="N", type=int, help="most tokens of a text, instead of its own")
     parser.add_argument(
+        "--precision",
+        nargs="+",
+        choices=["fp32", "int8"],
+        default=["fp32", "int8"],
+        help="which graphs to write (default: both)",
+    )
+    parser.add_argument(
+        "--calibration", metavar="FILE", type=Path, help="texts to calibrate int8 on, one a line (default: built in)"
+    )
+    parser.add_argument(
         "--graph", choices=["portable"], help="also write a graph of standard ONNX operators, for other engines"
     )
-    parser.add_argument("--force", action="store_true", help="replace OUTPUT if it is a model folder")
+    parser.add_argument("--force", action="store_true", help="replace OUTPUT if it is a model folder, accept any int8")
     parser.add_argument("--json", action="store_true", help="the manifest on standard output, for programs")
     return parser

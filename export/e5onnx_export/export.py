@@ -6,12 +6,12 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from e5onnx import __version__
 from e5onnx.errors import InputValueError, MissingDependencyError
@@ -19,8 +19,12 @@ from e5onnx.model_folder import MANIFEST, FileRecord, GraphRecord, Manifest, Mod
 
 from .checkpoint import Checkpoint, Decision, Pooling, read_checkpoint
 
-_GRAPH, _PORTABLE_GRAPH = "onnx/model.onnx", "onnx/model_portable.onnx"
+Precision = Literal["fp32", "int8"]
+_GRAPHS: dict[Precision, str] = {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}
+_PORTABLE_GRAPH = "onnx/model_portable.onnx"
+_CALIBRATION = Path(__file__).with_name("calibration.txt")
 _WEIGHTS_SUFFIX = "_data"
+_FEWEST_TEXTS = 16
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _TOOLS = ("onnx", "onnxruntime", "optimum-onnx", "tokenizers", "torch", "transformers")
 
@@ -34,6 +38,8 @@ def export_model(
     document_prompt: str | None = None,
     pooling: Pooling | None = None,
     max_tokens: int | None = None,
+    precisions: Collection[Precision] = ("fp32", "int8"),
+    calibration: str | os.PathLike[str] | None = None,
     portable: bool = False,
     force: bool = False,
     report: Callable[[str], None] = lambda line: None,
@@ -49,13 +55,15 @@ def export_model(
         document_prompt: text before each document, instead of the checkpoint's own.
         pooling: "mean" or "cls", instead of the checkpoint's own.
         max_tokens: most tokens of a text, special tokens included, instead of the checkpoint's own.
+        precisions: the graphs to write: "fp32", "int8" or both.
+        calibration: a UTF-8 file with a text a line, typical of what int8 will embed; None for the project's own.
         portable: also write the graph with standard ONNX operators only, for other engines than onnxruntime.
-        force: replace `output` if it is a model folder.
+        force: replace `output` if it is a model folder, and write int8 however far from fp32 it is.
         report: is given a line of text for every decision and step.
 
     Raises:
         CheckpointError: the checkpoint is damaged or asks for something that cannot be exported.
-        ParityError: the finished graph does not give the checkpoint's vectors.
+        ParityError: a finished graph does not give the checkpoint's vectors.
         InputValueError: `output` is in the way, or an argument is impossible.
         MissingDependencyError: the extra `export` is not installed.
 
@@ -65,6 +73,9 @@ def export_model(
     """
     output = Path(output).absolute()
     _check_output(output, force)
+    if not precisions or not set(precisions) <= set(_GRAPHS):
+        raise InputValueError(f"precisions must be one or more of {', '.join(_GRAPHS)}, got {list(precisions)}")
+    fitted, held_back = _read_calibration(Path(calibration or _CALIBRATION)) if "int8" in precisions else ([], [])
     for package in ("onnx", "optimum", "torch", "transformers"):
         if importlib.util.find_spec(package) is None:
             raise MissingDependencyError(f"export needs {package}: pip install 'e5onnx[export]'")
@@ -81,49 +92,69 @@ def export_model(
     # Torch takes seconds to import: what can fail without it has not failed.
     import onnx
 
+    from .calibration import tokenize_for_calibration
     from .fuse import fuse_encoder, simplify_embeddings
     from .head import append_head
+    from .quantize import quantize_graph
     from .trace import load_encoder, load_tokenizer, trace_encoder
-    from .validate import measure_parity
+    from .validate import measure_fidelity, measure_parity
 
     encoder, tokenizer = load_encoder(source), load_tokenizer(source)
     with _staging(output, force) as folder:
+        (folder / "onnx").mkdir()
         report("Tracing the encoder")
         graph = trace_encoder(encoder, folder)
         simplify_embeddings(graph)
-        graphs = {_PORTABLE_GRAPH: onnx.ModelProto.FromString(graph.SerializeToString())} if portable else {}
+        if portable:
+            standard = onnx.ModelProto.FromString(graph.SerializeToString())
+            append_head(standard, source.pooling.value, encoder.config.hidden_size)
+            onnx.save(standard, folder / _PORTABLE_GRAPH)  # other engines are happier with one file
         report("Fusing its operators, appending pooling and normalisation")
-        graphs[_GRAPH] = fuse_encoder(
+        fused = fuse_encoder(
             graph,
             heads=encoder.config.num_attention_heads,
             hidden_size=encoder.config.hidden_size,
             layers=encoder.config.num_hidden_layers,
         )
-        (folder / "onnx").mkdir()
-        for file, model in graphs.items():
-            append_head(model, source.pooling.value, encoder.config.hidden_size)
-            weights = Path(file).name + _WEIGHTS_SUFFIX if file == _GRAPH else None
-            # onnxruntime maps weights of their own file into memory; other engines are happier with one file.
-            onnx.save(model, folder / file, save_as_external_data=weights is not None, location=weights)
-            if weights:  # onnx lets nobody else read it
-                shutil.copymode(folder / file, folder / "onnx" / weights)
+        append_head(fused, source.pooling.value, encoder.config.hidden_size)
+        if "int8" in precisions:
+            report(f"Calibrating int8 on {len(fitted)} texts")
+            token_ids = tokenize_for_calibration(fitted, tokenizer, source.prompts.value, source.max_tokens.value)
+            _save_with_weights(quantize_graph(fused, token_ids), folder / _GRAPHS["int8"])
+        _save_with_weights(fused, folder / _GRAPHS["fp32"])
         for path in map(Path, tokenizer.save_pretrained(folder)):
             if path.name not in _TOKENIZER_FILES:  # the vocabulary is in tokenizer.json already
                 path.unlink(missing_ok=True)
         shutil.copyfile(source.folder / "config.json", folder / "config.json")
 
-        report("Comparing with the checkpoint in PyTorch")
-        manifest = _describe(source, encoder, folder, sorted(graphs))
+        manifest = _describe(source, encoder, folder)
         _write_manifest(folder, manifest)
-        measured = []
+        opened = ModelFolder.open(folder)
+        graphs = []
         for record in manifest.graphs:
-            parity = measure_parity(ModelFolder.open(folder), record, encoder, tokenizer)
-            report(
-                f"  {record.file}: largest difference {parity['max_abs_difference']:.1e}, smallest cosine "
-                f"{parity['min_cosine']:.7f} over {parity['texts']} texts, alone and padded"
-            )
-            measured.append(replace(record, parity=parity))
-        _write_manifest(folder, replace(manifest, graphs=tuple(measured)))
+            if record.precision == "int8":
+                report("Comparing int8 with fp32 on texts that it was not calibrated on")
+                token_ids = tokenize_for_calibration(
+                    held_back, tokenizer, source.prompts.value, source.max_tokens.value
+                )
+                parity = measure_fidelity(opened, token_ids, any_fidelity=force)
+                report(
+                    f"  {record.file}: mean cosine {parity['mean_cosine']:.5f}, smallest {parity['min_cosine']:.5f} "
+                    f"over {parity['texts']} texts"
+                )
+            else:
+                report("Comparing with the checkpoint in PyTorch")
+                parity = measure_parity(opened, record, encoder, tokenizer)
+                report(
+                    f"  {record.file}: largest difference {parity['max_abs_difference']:.1e}, smallest cosine "
+                    f"{parity['min_cosine']:.7f} over {parity['texts']} texts, alone and padded"
+                )
+            graphs.append(replace(record, parity=parity))
+        wanted = [graph for graph in graphs if graph.portable or graph.precision in precisions]
+        for unwanted in [graph for graph in graphs if graph not in wanted]:  # fp32, which int8 was compared with
+            for part in unwanted.records():
+                (folder / part.file).unlink()
+        _write_manifest(folder, replace(manifest, graphs=tuple(wanted)))
     finished = ModelFolder.open(output)
     size = sum(record.size for record in finished.manifest.records())
     report(f"Wrote {output} ({size / 1e6:.0f} MB)")
@@ -145,9 +176,10 @@ def _report_decisions(source: Checkpoint, report: Callable[[str], None]) -> None
         report(f"  {name:<10} {decision.value} ({decision.source})")
 
 
-def _describe(source: Checkpoint, encoder: Any, folder: Path, graphs: list[str]) -> Manifest:
+def _describe(source: Checkpoint, encoder: Any, folder: Path) -> Manifest:
     """Return the manifest of the files in `folder`, without parity."""
-    measured = [FileRecord.of(folder, file) for file in graphs]
+    graphs = [_graph_record(folder, file, precision, portable=False) for precision, file in _GRAPHS.items()]
+    graphs.append(_graph_record(folder, _PORTABLE_GRAPH, "fp32", portable=True))
     return Manifest(
         checkpoint=source.name,
         revision=source.revision,
@@ -158,26 +190,44 @@ def _describe(source: Checkpoint, encoder: Any, folder: Path, graphs: list[str])
         normalize=source.normalize.value,
         prompts=source.prompts.value,
         default_prompt_name=source.default_prompt_name,
-        graphs=tuple(
-            GraphRecord(
-                graph.file,
-                graph.sha256,
-                graph.size,
-                precision="fp32",
-                portable=graph.file == _PORTABLE_GRAPH,
-                parity={},
-                weights=_weights(folder, graph.file),
-            )
-            for graph in measured
-        ),
+        graphs=tuple(graph for graph in graphs if graph is not None),
         files=tuple(FileRecord.of(folder, path.name) for path in sorted(folder.iterdir()) if path.is_file()),
         tools={"e5onnx": __version__, **{tool: version(tool) for tool in _TOOLS}},
     )
 
 
-def _weights(folder: Path, graph: str) -> FileRecord | None:
-    file = graph + _WEIGHTS_SUFFIX
-    return FileRecord.of(folder, file) if (folder / file).is_file() else None
+def _graph_record(folder: Path, file: str, precision: str, *, portable: bool) -> GraphRecord | None:
+    if not (folder / file).is_file():
+        return None
+    graph = FileRecord.of(folder, file)
+    weights = FileRecord.of(folder, file + _WEIGHTS_SUFFIX) if (folder / (file + _WEIGHTS_SUFFIX)).is_file() else None
+    return GraphRecord(
+        file, graph.sha256, graph.size, precision=precision, portable=portable, parity={}, weights=weights
+    )
+
+
+def _save_with_weights(model: Any, path: Path) -> None:
+    """Save a graph, which is used up, with its weights beside it, so that onnxruntime can map them into memory."""
+    import onnx
+
+    weights = path.name + _WEIGHTS_SUFFIX
+    onnx.save(model, path, save_as_external_data=True, location=weights)
+    shutil.copymode(path, path.with_name(weights))  # onnx lets nobody else read it
+
+
+def _read_calibration(path: Path) -> tuple[list[str], list[str]]:
+    """Return the texts to calibrate on, and one in eight that is held back to measure on."""
+    from .calibration import split_texts
+
+    try:
+        texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputValueError(f"cannot read the calibration texts: {error}") from error
+    if len(texts) < _FEWEST_TEXTS:
+        raise InputValueError(
+            f"{path} has {len(texts)} texts; calibration needs {_FEWEST_TEXTS} or more, and a few hundred varied ones"
+        )
+    return split_texts(texts)
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:

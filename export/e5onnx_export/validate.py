@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from e5onnx.batching import pad_batch
+from e5onnx.batching import pad_batch, plan_batches
 from e5onnx.errors import E5OnnxError
 from e5onnx.model_folder import GraphRecord, ModelFolder
 from e5onnx.session import Session
@@ -17,26 +18,15 @@ from e5onnx.tokenizer import Tokenizer
 LARGEST_DIFFERENCE = {"fp32": 1e-4}
 """Largest difference of a component of a unit vector that an export may have, by precision."""
 
-_WORDS = [
-    *(
-        "the",
-        "model",
-        "reads",
-        "a",
-        "sentence",
-        "and",
-        "returns",
-        "one",
-        "vector;",
-        "then",
-        "it",
-        "rains",
-        "—",
-        "don't",
-    ),
-    *("café", "naïve", "Zürich", "überraschung", "москва", "東京", "🙂", "“quoted”", "(parenthesis)", "42", "3.14159"),
-    *("antidisestablishmentarianism", "e-mail@example.org", "HTTP/2", "snake_case", "x²", "0xFF"),
-]
+LEAST_MEAN_COSINE = 0.99
+"""Smallest mean cosine of int8 to fp32 that is exported unless forced."""
+
+_TEXT = (
+    "the model reads a sentence and returns one vector; then it rains — don't café naïve Zürich überraschung москва "
+    "東京 🙂 “quoted” (parenthesis) 42 3.14159 antidisestablishmentarianism e-mail@example.org HTTP/2 snake_case x² "
+    "0xFF"
+)
+_WORDS = _TEXT.split()
 
 
 class ParityError(E5OnnxError, RuntimeError):
@@ -91,6 +81,35 @@ def measure_parity(folder: ModelFolder, graph: GraphRecord, encoder: Any, tokeni
             f"more than the {LARGEST_DIFFERENCE[graph.precision]:.0e} allowed; smallest cosine {cosine:.6f}"
         )
     return {"max_abs_difference": difference, "min_cosine": cosine, "texts": len(texts)}
+
+
+def measure_fidelity(
+    folder: ModelFolder, token_ids: Sequence[NDArray[np.int32]], *, any_fidelity: bool = False
+) -> dict[str, float]:
+    """Compare the vectors of a folder's int8 graph with those of its fp32 graph.
+
+    Returns:
+        `mean_cosine` and `min_cosine` over the texts, and `texts`, how many there were.
+
+    Raises:
+        ParityError: the mean is below :data:`LEAST_MEAN_COSINE`, unless `any_fidelity`.
+    """
+    vectors = []
+    for precision in ("fp32", "int8"):
+        session = Session(folder.graph(precision), dimension=folder.manifest.dimension, threads=torch.get_num_threads())
+        batches = plan_batches([len(ids) for ids in token_ids])
+        vectors.append(
+            np.concatenate([session.run(*pad_batch([token_ids[text] for text in rows])) for rows in batches])
+        )
+    cosines = np.einsum("ij,ij->i", *vectors)
+    mean, smallest = float(cosines.mean()), float(cosines.min())
+    if not (mean >= LEAST_MEAN_COSINE or any_fidelity):  # so that NaN fails
+        raise ParityError(
+            f"int8 is too far from fp32: mean cosine {mean:.4f}, at least {LEAST_MEAN_COSINE} is wanted, smallest "
+            f"{smallest:.4f}. Calibrate on texts as in use (--calibration), write fp32 only (--precision fp32), or "
+            "take it as it is (--force)"
+        )
+    return {"mean_cosine": mean, "min_cosine": smallest, "texts": len(token_ids)}
 
 
 def texts_of_all_lengths(tokenizer: Tokenizer) -> list[str]:

@@ -108,6 +108,7 @@ def _add_model(parser: argparse.ArgumentParser, *, encoder: bool = True) -> None
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     if encoder:
         parser.add_argument("--threads", type=int, metavar="N", help="threads (default: the available processors)")
+        parser.add_argument("--precision", choices=["fp32", "int8"], default="fp32", help="graph (default: fp32)")
 
 
 def _export(arguments: Sequence[str]) -> None:
@@ -219,7 +220,7 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace) -> Encoder:
-    return Encoder(options.model, threads=options.threads, revision=options.revision)
+    return Encoder(options.model, precision=options.precision, threads=options.threads, revision=options.revision)
 
 
 def _read_lines(files: Sequence[str]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from e5onnx import Encoder
 
 
 def export(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "e5onnx", "export", *map(str, arguments)]
+    command = [sys.executable, "-m", "e5onnx", "export", *map(str, arguments), "--precision", "fp32"]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 

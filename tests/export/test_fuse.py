@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(checkpoint: Path) -> Path:
-    return export_model(checkpoint, checkpoint.parent / "model", portable=True).path
+    return export_model(checkpoint, checkpoint.parent / "model", precisions=["fp32"], portable=True).path
 
 
 def batch() -> tuple[NDArray[np.int64], NDArray[np.int64]]:

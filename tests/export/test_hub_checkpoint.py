@@ -44,7 +44,7 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def export(hub: HubStandIn, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `e5onnx export` with an empty hub cache; a relative output is below `folder`."""
     return subprocess.run(
-        [sys.executable, "-m", "e5onnx", "export", *arguments],
+        [sys.executable, "-m", "e5onnx", "export", *arguments, "--precision", "fp32"],
         env=hub.environment(folder / "home"),
         cwd=folder,
         capture_output=True,

@@ -272,7 +272,7 @@ def test_threads_and_precision_are_checked(sample_model: Path) -> None:
         Encoder(sample_model, threads=0)
     with pytest.raises(InputTypeError, match="got str"):
         Encoder(sample_model, threads="2")  # type: ignore[arg-type]
-    with pytest.raises(InputValueError, match="no graph with precision 'bf16'; it has 'fp32'"):
+    with pytest.raises(InputValueError, match="no graph with precision 'bf16'; it has 'fp32', 'int8'"):
         Encoder(sample_model, precision="bf16")  # type: ignore[arg-type]
 
 

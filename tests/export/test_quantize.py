@@ -1,0 +1,163 @@
+"""int8: that no weights can saturate, that texts stay independent, and how near to fp32 the vectors are."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from scipy.stats import spearmanr
+
+from checkpoints import make_checkpoint
+from e5onnx import Encoder, InputValueError
+from e5onnx_export import export_model, validate
+from e5onnx_export.calibration import split_texts
+from e5onnx_export.quantize import quantize_weights
+from e5onnx_export.validate import ParityError
+from texts import TEXTS
+
+_LAYERS = 6
+
+
+@pytest.fixture(scope="module")
+def int8(sample_model: Path) -> Encoder:
+    return Encoder(sample_model, precision="int8")
+
+
+def assert_cannot_saturate(weights: NDArray[np.int8]) -> None:
+    """Check what `vpmaddubsw` adds: two neighbouring products with unsigned activations, in 16 signed bits."""
+    assert weights.dtype == np.int8
+    even = weights[: len(weights) // 2 * 2].astype(int)
+    pairs = even.reshape(-1, 2, weights.shape[1])
+    assert 255 * np.maximum(pairs, 0).sum(axis=1).max(initial=0) < 2**15
+    assert 255 * np.minimum(pairs, 0).sum(axis=1).min(initial=0) >= -(2**15)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    inputs=st.integers(1, 150),
+    outputs=st.integers(1, 9),
+    spread=st.floats(0.0, 6.0),
+)
+def test_weights_never_saturate_and_are_as_good_as_rounding(
+    seed: int, inputs: int, outputs: int, spread: float
+) -> None:
+    random = np.random.default_rng(seed)
+    weights = random.standard_normal((inputs, outputs)) * np.exp(spread * random.standard_normal((inputs, 1)))
+    weights[random.random(weights.shape) < 0.2] = 0
+    rows = random.standard_normal((400, inputs)).astype(np.float32)
+    steps, scales = quantize_weights(weights.astype(np.float32), rows, rows)
+    assert_cannot_saturate(steps)
+    rounded = np.rint(weights / scales) * scales
+    true = rows @ weights
+    error, error_of_rounding = (np.square(rows @ each - true).sum() for each in (steps * scales, rounded))
+    assert error <= error_of_rounding * 1.3 + 1e-6 * np.square(true).sum()
+
+
+def test_the_graph_of_the_sample_is_int8_throughout(sample_model: Path) -> None:
+    graph = onnx.load(sample_model / "onnx/model_int8.onnx").graph
+    operators = Counter(node.op_type for node in graph.node)
+    assert operators["MatMulIntegerToFloat"] == 6 * _LAYERS
+    assert operators["QuantizeLinear"] == 4 * _LAYERS
+    assert operators["MatMul"] == 1  # the mean
+    assert operators["Add"] == 3 * _LAYERS + 1  # the mask and two residuals; positions. Biases are in the products
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "MatMulIntegerToFloat":
+            assert_cannot_saturate(tensors[node.input[1]])
+    assert sum(value.nbytes for value in tensors.values() if value.dtype == np.float32) < 1_000_000
+
+
+@settings(deadline=None, max_examples=20)
+@given(others=st.lists(st.sampled_from(TEXTS), min_size=1, max_size=12), text=st.sampled_from(TEXTS))
+def test_a_text_does_not_depend_on_its_batch(int8: Encoder, others: list[str], text: str) -> None:
+    alone = int8.encode(text)
+    together = int8.encode([*others, text])
+    np.testing.assert_allclose(together[-1], alone, atol=1e-6, rtol=0)
+
+
+def test_vectors_do_not_depend_on_threads_or_padding(sample_model: Path, int8: Encoder) -> None:
+    single = Encoder(sample_model, precision="int8", threads=1)
+    expected = int8.encode(TEXTS)
+    np.testing.assert_allclose(single.encode(TEXTS), expected, atol=1e-6, rtol=0)
+    ids = int8.tokenizer.tokenize(TEXTS[:1])[0].ids
+    for length in (len(ids) + 1, 100, 256):
+        input_ids = np.full((1, length), 7)  # padding may hold any token
+        input_ids[0, : len(ids)] = ids
+        mask = (np.arange(length) < len(ids)).astype(np.int64)[None]
+        padded = int8._session.run(input_ids, mask)
+        np.testing.assert_allclose(padded[0], expected[0], atol=1e-6, rtol=0)
+
+
+def test_fidelity_on_stsb_and_passages(sample_model: Path, int8: Encoder, data: Path) -> None:
+    with (data / "stsb/test.tsv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
+    passages: list[str] = []
+    with (data / "passages/mixed_open_licence.jsonl").open(encoding="utf-8") as lines:
+        for passage in map(json.loads, lines):
+            if passage["tokens"] <= 250 and len(passages) < 100:
+                passages.append(passage["text"])
+    texts = [row[column] for column in ("sentence1", "sentence2") for row in rows]
+    quantized = int8.encode(texts + passages)
+    exact = Encoder(sample_model).encode(texts + passages)
+    cosines = np.einsum("ij,ij->i", quantized, exact)
+    assert cosines.mean() >= 0.998
+    assert cosines.min() >= 0.985
+    first, second = quantized[: len(rows)], quantized[len(rows) : len(texts)]
+    correlation = spearmanr((first * second).sum(1), [float(row["score"]) for row in rows]).statistic
+    assert correlation == pytest.approx(0.8203, abs=0.002)
+
+
+def test_the_manifest_says_how_near_to_fp32_it_is(int8: Encoder) -> None:
+    parity = int8.manifest.graph("int8").parity
+    assert parity["texts"] >= 200
+    assert 0.985 < parity["min_cosine"] < parity["mean_cosine"] < 1
+    assert int8.fingerprint != int8.manifest.fingerprint("fp32")
+
+
+def test_own_texts_a_single_precision_and_the_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c", layers=1, hidden_size=48, heads=4)
+    calibration = tmp_path / "texts.txt"
+    calibration.write_text("\n".join(f"{number} apples and pears." for number in range(40)))
+    folder = export_model(checkpoint, tmp_path / "m", precisions=["int8"], calibration=calibration).path
+    assert sorted(path.name for path in (folder / "onnx").iterdir()) == ["model_int8.onnx", "model_int8.onnx_data"]
+    assert Encoder(folder, precision="int8").encode("pears").shape == (48,)
+    with pytest.raises(InputValueError, match="it has 'int8'"):
+        Encoder(folder)
+
+    monkeypatch.setattr(validate, "LEAST_MEAN_COSINE", 0.9999999)
+    with pytest.raises(ParityError, match=r"mean cosine [01]\.\d+.*--calibration.*--force"):
+        export_model(checkpoint, tmp_path / "bad", calibration=calibration)
+    assert not (tmp_path / "bad").exists()
+    forced = export_model(checkpoint, tmp_path / "bad", calibration=calibration, force=True).manifest
+    assert {graph.precision for graph in forced.graphs} == {"fp32", "int8"}
+
+
+@pytest.mark.parametrize("content", [None, b"", b"only\na\nfew\n", b"\xff\xfe" * 100])
+def test_unusable_calibration_texts_are_refused_first(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "texts.txt").write_bytes(content)
+    with pytest.raises(InputValueError, match="texts"):
+        export_model("sample", tmp_path / "m", calibration=tmp_path / "texts.txt")
+
+
+def test_precisions_are_checked(tmp_path: Path) -> None:
+    for precisions in ([], ["fp16"]):
+        with pytest.raises(InputValueError, match="one or more of fp32, int8"):
+            export_model("sample", tmp_path / "m", precisions=precisions)  # type: ignore[arg-type]
+
+
+def test_no_text_is_used_for_both_fitting_and_measuring() -> None:
+    fitted, held_back = split_texts([f"Text {number}. It has two sentences." for number in range(50)])
+    assert "Text 1." in fitted
+    assert "Text 8." in held_back
+    assert not {text for text in fitted if "Text" in text} & set(held_back)
