@@ -7,7 +7,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 FOLDER := models/$(notdir $(MODEL))
 SOURCES := $(shell find runtime export -name '*.py')
 
-.PHONY: quickstart test lint wheel-check clean
+.PHONY: quickstart test lint wheel-check bench clean
 
 # Export a checkpoint and score an example with it. MODEL is `sample`, a hub id or a folder.
 quickstart: $(FOLDER)/e5onnx.json
@@ -33,6 +33,17 @@ wheel-check: .venv/dev
 	$(PYTHON) -m venv --clear build/wheel/venv
 	build/wheel/venv/bin/python $(PIP_INSTALL) build/wheel/*.whl pytest hypothesis
 	build/wheel/venv/bin/python -m pytest tests/runtime
+
+# Every benchmark, then the pictures: under 20 minutes on 2 cores once the environments of the other programs exist.
+bench: .venv/dev
+	$(BIN)/python $(PIP_INSTALL) 'matplotlib>=3.8'
+	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.cold_start
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.ceiling
+	$(BIN)/python -m benchmarks.quality
+	$(BIN)/python -m benchmarks.plots
 
 .venv/export: pyproject.toml
 	$(PYTHON) -m venv .venv

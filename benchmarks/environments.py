@@ -24,6 +24,7 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "sentence-transformers-openvino": ("sentence-transformers[openvino]>=5.1", _TORCH),
     "fastembed": ("fastembed>=0.7",),
     "ctranslate2": ("ctranslate2>=4.6", "transformers>=4.49", _TORCH),
+    "openvino": (str(REPOSITORY), "openvino>=2025.0"),
 }
 
 
@@ -32,8 +33,8 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
 _REMOVED = {"sentence-transformers-openvino": ("torchvision",)}
 
 
-class InstallError(RuntimeError):
-    """An environment could not be made; the message is pip's last line."""
+class PeerError(RuntimeError):
+    """A program could not be installed, prepared, loaded or run; the message is the last line that was written."""
 
 
 def environment(name: str) -> Path:
@@ -65,4 +66,4 @@ def _run(command: list[str]) -> None:
     finished = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
     if finished.returncode:
         lines = (finished.stderr or finished.stdout).strip().splitlines() or ["no message"]
-        raise InstallError(f"{' '.join(command[1:4])}: {lines[-1]}")
+        raise PeerError(f"{' '.join(command[1:4])}: {lines[-1]}")

@@ -1,23 +1,26 @@
-"""How long one caller waits for one vector: short questions, and passages of 32, 128 and 512 tokens.
+"""How long a caller waits for one vector: of a short question, and of passages of 32, 128 and 512 tokens.
 
-All programs are loaded side by side and take turns, a round of texts each; every text is one call. Nothing else calls.
+All programs are loaded side by side and take turns, a round of texts each; every text is one call. First nothing else
+calls; then four callers share the questions and call the same program concurrently.
 """
 
 from __future__ import annotations
 
-import time
+import statistics
 from typing import Any
 
 import numpy as np
 
 from e5onnx import Tokenizer
 
-from .peers import REFERENCE, Kind, PeerError, Worker, e5onnx_model, running
-from .report import add_peers, cosines, loaded, parser, with_reference, write
+from .peers import REFERENCE, Encoded, Kind, Programs, Worker, e5onnx_model, running
+from .report import add_peers, cosines, parser, with_reference, write
 from .texts import passages_of, queries, require_data
 
-_PAUSE = 0.3
-"""Seconds between two programs, in which the threads of the one before stop spinning."""
+_CALLERS = 4
+_LENGTHS = (32, 128, 512)
+_WARM_UP = 2
+"""Texts that each program gets one by one before it is timed; it has had all of them in one call by then."""
 
 
 def main() -> None:
@@ -25,57 +28,70 @@ def main() -> None:
     options = parser("latency", __doc__, rounds=4)
     add_peers(options)
     options.add_argument("--queries", type=int, default=50, help="questions in a round (default: %(default)s)")
-    options.add_argument("--passages", type=int, default=15, help="passages of a length (default: %(default)s)")
+    options.add_argument("--passages", type=int, default=5, help="passages of a length (default: %(default)s)")
     arguments = options.parse_args()
     require_data()
     tokenizer = Tokenizer(e5onnx_model())
-    sets: dict[str, tuple[Kind, list[str]]] = {"query": ("query", queries(arguments.queries))}
-    for tokens in (32, 128, 512):
+    questions = queries(arguments.queries)
+    sets: dict[str, tuple[Kind, list[str]]] = {"query": ("query", questions)}
+    for tokens in _LENGTHS:
         sets[f"passage_{tokens}_tokens"] = ("document", passages_of(tokens, arguments.passages, tokenizer))
-    with running(with_reference(arguments.peers)) as (workers, failed):
-        results = {
-            name: _measure(kind, texts, workers, failed, arguments.rounds) for name, (kind, texts) in sets.items()
-        }
-        content = {"programs": loaded(workers), "failed": failed, "sets": results}
+    with running(with_reference(arguments.peers)) as programs:
+        results = _one_caller(sets, programs, arguments.rounds)
+        # Last, since a program that cannot be called concurrently ends here.
+        results[f"query_{_CALLERS}_callers"] = _concurrent_callers(questions, programs, arguments.rounds)
+    content = {"programs": programs.loaded, "failed": programs.failed, "sets": results}
     write(arguments.output, {"benchmark": "latency", "rounds": arguments.rounds, **content})
 
 
-def _measure(
-    kind: Kind, texts: list[str], workers: dict[str, Worker], failed: dict[str, str], rounds: int
-) -> dict[str, Any]:
-    """Check vectors and warm up, then time the rounds. A program that fails on the way is taken out."""
-    vectors = {}
-    seconds: dict[str, list[float]] = {}
-    for turn in range(rounds + 1):
-        for name, worker in list(workers.items()):
-            time.sleep(_PAUSE)
-            try:
-                if turn == 0:
-                    vectors[name], _ = worker.vectors(texts, kind)
-                    worker.encode(texts[:5], kind, each=True)
-                    seconds[name] = []
-                else:
-                    seconds[name] += worker.encode(texts, kind, each=True)
-            except PeerError as error:
-                failed[name] = str(error)
-                del workers[name]
-    median = {name: float(np.median(seconds[name])) for name in workers}
+def _one_caller(sets: dict[str, tuple[Kind, list[str]]], programs: Programs, rounds: int) -> dict[str, Any]:
+    """Check vectors and warm up, then time the rounds: in its turn, a program is called on the texts of all sets."""
+
+    def first(worker: Worker) -> dict[str, Any]:
+        vectors = {name: worker.vectors(texts, kind)[0] for name, (kind, texts) in sets.items()}
+        for kind, texts in sets.values():
+            worker.encode(texts[:_WARM_UP], kind, each=True)
+        return vectors
+
+    def timed(worker: Worker) -> dict[str, Encoded]:
+        return {name: worker.encode(texts, kind, each=True) for name, (kind, texts) in sets.items()}
+
+    vectors = programs.take_turns(first)
+    turns = [programs.take_turns(timed) for _ in range(rounds)]
+    results = {}
+    for name, (_, texts) in sets.items():
+        described = _describe([{program: turn[program][name] for program in programs.workers} for turn in turns])
+        for program, figures in described.items():
+            figures["cosine_to_e5onnx"] = cosines(vectors[program][name], vectors[REFERENCE][name])
+        results[name] = {"texts": len(texts), "callers": 1, "programs": described}
+    return results
+
+
+def _concurrent_callers(questions: list[str], programs: Programs, rounds: int) -> dict[str, Any]:
+    """Time the rounds of several callers at once, after one that warms up the threads."""
+
+    def timed(worker: Worker) -> Encoded:
+        return worker.encode(questions, "query", each=True, callers=_CALLERS)
+
+    programs.take_turns(timed)
+    turns = [programs.take_turns(timed) for _ in range(rounds)]
+    described = _describe([{program: turn[program] for program in programs.workers} for turn in turns])
+    return {"texts": len(questions), "callers": _CALLERS, "programs": described}
+
+
+def _describe(turns: list[dict[str, Encoded]]) -> dict[str, dict[str, Any]]:
+    """Return each program's percentiles over the calls of all turns, and its ratio to e5onnx."""
+    seconds = {program: [call for turn in turns for call in turn[program].seconds] for program in turns[0]}
+    reference = float(np.median(seconds[REFERENCE]))
     return {
-        "texts": len(texts),
-        "programs": {
-            name: {
-                **_percentiles(seconds[name]),
-                "p50_relative_to_e5onnx": median[name] / median[REFERENCE],
-                "calls": len(seconds[name]),
-                "cosine_to_e5onnx": cosines(vectors[name], vectors[REFERENCE]),
-            }
-            for name in workers
-        },
+        program: {
+            **{f"p{percent}_ms": float(np.percentile(calls, percent)) * 1000 for percent in (50, 95, 99)},
+            "p50_relative_to_e5onnx": float(np.median(calls)) / reference,
+            "calls": len(calls),
+            "calls_per_second": statistics.median(len(turn[program].seconds) / turn[program].elapsed for turn in turns),
+        }
+        for program, calls in seconds.items()
     }
-
-
-def _percentiles(seconds: list[float]) -> dict[str, float]:
-    return {f"p{percent}_ms": float(np.percentile(seconds, percent)) * 1000 for percent in (50, 95, 99)}
 
 
 if __name__ == "__main__":

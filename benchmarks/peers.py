@@ -1,190 +1,196 @@
 """The programs that are compared: what each runs on, and a handle on its worker process.
 
 All run on one checkpoint of E5-small-v2's shape with seeded random weights: its speed is that of the real one. A
-program that cannot be installed, converted to or loaded is reported as failed with the reason, and the others go on.
+program that cannot be installed, converted to, loaded or run is reported as failed with the reason, and the others go
+on; without e5onnx, which the others are compared with, nothing does.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .environments import BUILD, REPOSITORY, InstallError, environment
+from .environments import PeerError, environment
+from .forms import checkpoint, form, last_line, log_of, offline
 
 THREADS = 2
 REFERENCE = "e5onnx"
 Kind = Literal["query", "document"]
+Answer = TypeVar("Answer")
 
-# program -> (environment, form of the checkpoint that prepare.py makes; "" for the checkpoint itself)
-PEERS: dict[str, tuple[str, str]] = {
-    "e5onnx": ("e5onnx", "e5onnx"),
-    "fastembed": ("fastembed", "onnx"),
-    "sentence-transformers-torch": ("sentence-transformers", ""),
-    "sentence-transformers-torch-bf16": ("sentence-transformers", ""),
-    "sentence-transformers-onnx": ("sentence-transformers-onnx", "onnx"),
-    "sentence-transformers-onnx-O3": ("sentence-transformers-onnx", "onnx"),
-    "sentence-transformers-openvino": ("sentence-transformers-openvino", "openvino"),
-    "sentence-transformers-openvino-fp32": ("sentence-transformers-openvino", "openvino"),
-    "ctranslate2": ("ctranslate2", "ctranslate2"),
+_PAUSE = 0.3
+"""Seconds between two programs, in which the threads of the one before stop spinning."""
+_WORKER = Path(__file__).with_name("worker.py")
+
+
+class Peer(NamedTuple):
+    """What a program runs on: environment, form of the checkpoint ("" for the checkpoint itself), and precision."""
+
+    environment: str
+    form: str
+    precision: Literal["fp32", "bf16", "int8"] = "fp32"
+
+
+PEERS: dict[str, Peer] = {
+    "e5onnx": Peer("e5onnx", "e5onnx"),
+    "e5onnx-int8": Peer("e5onnx", "e5onnx", "int8"),
+    "fastembed": Peer("fastembed", "onnx"),
+    "sentence-transformers-torch": Peer("sentence-transformers", ""),
+    "sentence-transformers-torch-bf16": Peer("sentence-transformers", "", "bf16"),
+    "sentence-transformers-onnx": Peer("sentence-transformers-onnx", "onnx"),
+    "sentence-transformers-onnx-O3": Peer("sentence-transformers-onnx", "onnx"),
+    "sentence-transformers-onnx-qint8": Peer("sentence-transformers-onnx", "onnx", "int8"),
+    # bf16 where the CPU has it, which is OpenVINO's own choice
+    "sentence-transformers-openvino": Peer("sentence-transformers-openvino", "openvino", "bf16"),
+    "sentence-transformers-openvino-fp32": Peer("sentence-transformers-openvino", "openvino"),
+    "ctranslate2": Peer("ctranslate2", "ctranslate2"),
+    "ctranslate2-int8": Peer("ctranslate2", "ctranslate2", "int8"),
+    "openvino": Peer("openvino", "e5onnx"),
+    "openvino-bf16": Peer("openvino", "e5onnx", "bf16"),
 }
 
-_PREPARED_IN = {
-    "onnx": "sentence-transformers-onnx",
-    "openvino": "sentence-transformers-openvino",
-    "ctranslate2": "ctranslate2",
-}
 
+@dataclass(frozen=True)
+class Encoded:
+    """Seconds of every call, of all calls together, and the process's peak of resident memory so far."""
 
-_PREPARE = Path(__file__).with_name("prepare.py")
-
-
-class PeerError(RuntimeError):
-    """A program could not be prepared, loaded or run; the message is the last line that it wrote."""
+    seconds: list[float]
+    elapsed: float
+    peak_megabytes: float
 
 
 @dataclass(frozen=True)
 class Worker:
-    """A program that is loaded and waits for requests."""
+    """A program's process: it loads, says so, and takes requests."""
 
-    name: str
     process: subprocess.Popen[str]
     log: Path
-    loaded: dict[str, Any]
 
-    def encode(self, texts: Sequence[str], kind: Kind, *, each: bool = False) -> list[float]:
-        """Return the seconds of one call on all texts or, with `each`, of one call on each text by itself."""
-        answer = _ask(self.process, self.log, {"texts": list(texts), "kind": kind, "each": each})
-        seconds: list[float] = answer["seconds"]
-        return seconds
+    def send(self, request: dict[str, Any]) -> None:
+        """Write a request; the worker reads it when it has loaded."""
+        if self.process.stdin is None:
+            raise PeerError("the worker has no standard input")
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError as error:
+            raise PeerError(last_line(self.log)) from error
 
-    def vectors(self, texts: Sequence[str], kind: Kind) -> tuple[NDArray[np.float32], float]:
-        """Return the vectors of the texts, and the process's peak of resident memory so far in megabytes."""
+    def receive(self) -> dict[str, Any]:
+        """Wait for the next answer; the first one says that the program is loaded."""
+        line = self.process.stdout.readline() if self.process.stdout else ""
+        if not line:
+            self.process.wait()
+            raise PeerError(last_line(self.log))
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def encode(self, texts: Sequence[str], kind: Kind, *, each: bool = False, callers: int = 1) -> Encoded:
+        """Time one call on all texts or, with `each`, a call on each text by one or several concurrent callers."""
+        self.send({"texts": list(texts), "kind": kind, "each": each, "callers": callers})
+        return Encoded(**self.receive())
+
+    def vectors(self, texts: Sequence[str], kind: Kind) -> tuple[NDArray[np.float32], Encoded]:
+        """Return the vectors of the texts, and the call that made them."""
         path = self.log.with_suffix(".npy")
-        answer = _ask(self.process, self.log, {"texts": list(texts), "kind": kind, "each": False, "save": str(path)})
-        return np.load(path), answer["peak_megabytes"]
+        self.send({"texts": list(texts), "kind": kind, "each": False, "callers": 1, "save": str(path)})
+        encoded = Encoded(**self.receive())
+        return np.load(path), encoded
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of Python and of the packages that matter."""
+        self.send({"versions": True})
+        return self.receive()
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A program ready to be started: its environment's Python, and the model it reads."""
+
+    name: str
+    python: Path
+    model: Path
+
+    @contextmanager
+    def launch(self) -> Iterator[Worker]:
+        """Start the program; it has not loaded yet. It ends with the context."""
+        log = log_of(self.name)
+        command = [str(self.python), str(_WORKER), self.name, str(self.model), str(THREADS)]
+        with log.open("w") as errors:
+            # S603: a fixed command on paths of the harness
+            process = subprocess.Popen(  # noqa: S603
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=offline()
+            )
+        try:
+            yield Worker(process, log)
+        finally:
+            process.kill()
+            process.wait()
+
+
+@dataclass(frozen=True)
+class Programs:
+    """The programs that run, what each said when it had loaded, and why others do not run."""
+
+    workers: dict[str, Worker]
+    loaded: dict[str, dict[str, Any]]
+    failed: dict[str, str]
+
+    def take_turns(self, request: Callable[[Worker], Answer]) -> dict[str, Answer]:
+        """Ask one program after the other. One that fails is taken out; if that is e5onnx, its error is raised."""
+        answers = {}
+        for name, worker in list(self.workers.items()):
+            time.sleep(_PAUSE)
+            with attempt(name, self.failed):
+                answers[name] = request(worker)
+            if name in self.failed:
+                del self.workers[name]
+        return answers
 
 
 @contextmanager
-def running(names: Sequence[str]) -> Iterator[tuple[dict[str, Worker], dict[str, str]]]:
-    """Start the named programs; yield the workers, and for each program that does not run the reason."""
-    workers: dict[str, Worker] = {}
-    failed: dict[str, str] = {}
+def attempt(name: str, failed: dict[str, str]) -> Iterator[None]:
+    """Note the reason if the program fails; only e5onnx's failure goes on."""
     try:
+        yield
+    except PeerError as error:
+        if name == REFERENCE:
+            raise
+        failed[name] = str(error)
+        sys.stderr.write(f"{name} failed: {error}\n")
+
+
+def installed(name: str) -> Installation:
+    """Return a program, whose environment and model are made first where they are missing or outdated."""
+    peer = PEERS[name]
+    return Installation(name, environment(peer.environment), form(peer.form) if peer.form else checkpoint())
+
+
+@contextmanager
+def running(names: Sequence[str]) -> Iterator[Programs]:
+    """Start the named programs side by side and wait until they have loaded."""
+    programs = Programs({}, {}, {})
+    with ExitStack() as processes:
         for name in names:
-            try:
-                workers[name] = _start(name)
-            except (InstallError, PeerError) as error:
-                failed[name] = str(error)
-                sys.stderr.write(f"{name} failed: {error}\n")
-        yield workers, failed
-    finally:
-        for worker in workers.values():
-            worker.process.kill()
-            worker.process.wait()
+            with attempt(name, programs.failed):
+                installation = installed(name)
+                sys.stderr.write(f"loading {name}\n")
+                worker = processes.enter_context(installation.launch())
+                programs.loaded[name] = {**worker.receive(), "versions": worker.versions()}
+                programs.workers[name] = worker
+        yield programs
 
 
 def e5onnx_model() -> Path:
     """Return the model folder of e5onnx, exported first where it is missing."""
-    return _form("e5onnx")
-
-
-def _start(name: str) -> Worker:
-    environment_name, form = PEERS[name]
-    python = environment(environment_name)
-    model = _form(form) if form else _checkpoint()
-    log = BUILD / "logs" / f"{name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [str(python), str(Path(__file__).with_name("worker.py")), name, str(model), str(THREADS)]
-    sys.stderr.write(f"loading {name}\n")
-    with log.open("w") as errors:
-        # S603: a fixed command on paths of the harness
-        process = subprocess.Popen(  # noqa: S603
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=_offline()
-        )
-    return Worker(name, process, log, _answer(process, log))
-
-
-def _ask(process: subprocess.Popen[str], log: Path, request: dict[str, Any]) -> dict[str, Any]:
-    if process.stdin is None:
-        raise PeerError("the worker has no standard input")
-    try:
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-    except BrokenPipeError as error:
-        raise PeerError(_last_line(log)) from error
-    return _answer(process, log)
-
-
-def _answer(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
-    line = process.stdout.readline() if process.stdout else ""
-    if not line:
-        process.wait()
-        raise PeerError(_last_line(log))
-    answer: dict[str, Any] = json.loads(line)
-    return answer
-
-
-def _checkpoint() -> Path:
-    """The checkpoint of E5-small-v2's shape that the tests make, made by a process of its own: this one stays small."""
-    folder = BUILD / "checkpoints/e5-small-v2"
-    if not folder.is_dir():
-        python_path = {"PYTHONPATH": str(REPOSITORY / "tests")}
-        _make(folder, "checkpoint", [sys.executable, str(_PREPARE), "checkpoint", ""], _offline() | python_path)
-    return folder
-
-
-def _form(form: str) -> Path:
-    """The checkpoint in the form that a program reads; e5onnx's is made again whenever the code changes."""
-    checkpoint = _checkpoint()
-    folder = BUILD / "models" / form / "e5-small-v2"
-    stamp = folder.parent / "stamp"
-    wanted = _export_digest() if form == "e5onnx" else ""
-    if not folder.is_dir() or not stamp.is_file() or stamp.read_text() != wanted:
-        python = environment(_PREPARED_IN[form]) if form in _PREPARED_IN else Path(sys.executable)
-        _make(folder, form, [str(python), str(_PREPARE), form, str(checkpoint)], _offline())
-        stamp.write_text(wanted)
-    return folder
-
-
-def _make(folder: Path, name: str, command: list[str], variables: dict[str, str]) -> None:
-    """Run a command that takes an output folder as its last argument; the folder appears only when it is whole."""
-    sys.stderr.write(f"making {folder.relative_to(REPOSITORY)}\n")
-    partial = folder.parent / "partial" / folder.name  # exporters read the family of a model off its folder's name
-    for old in (folder, partial):
-        shutil.rmtree(old, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    log = BUILD / "logs" / f"make-{name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as output:
-        # S603: a fixed command on paths of the harness
-        made = subprocess.run([*command, str(partial)], stdout=output, stderr=output, env=variables)  # noqa: S603
-    if made.returncode:
-        raise PeerError(_last_line(log))
-    partial.rename(folder)
-
-
-def _export_digest() -> str:
-    sources = sorted(path for root in ("runtime", "export") for path in (REPOSITORY / root).rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-
-
-def _offline() -> dict[str, str]:
-    """This process's environment variables, and no hub: whatever is not on this machine fails at once."""
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines() or ["it ended without a message"]
-    return f"{lines[-1]} ({log.relative_to(REPOSITORY)})"
+    return form(REFERENCE)

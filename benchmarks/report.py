@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .environments import REPOSITORY
-from .peers import PEERS, REFERENCE, THREADS, Worker
+from .peers import PEERS, REFERENCE, THREADS
 
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
@@ -30,9 +30,10 @@ def parser(name: str, description: str | None, *, rounds: int) -> argparse.Argum
     return options
 
 
-def add_peers(options: argparse.ArgumentParser) -> None:
+def add_peers(options: argparse.ArgumentParser, default: Sequence[str] = tuple(PEERS)) -> None:
     """Add --peers; the reference always runs."""
-    options.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="programs (default: all)")
+    shown = "all" if len(default) == len(PEERS) else " ".join(default)
+    options.add_argument("--peers", nargs="+", choices=PEERS, default=default, help=f"programs (default: {shown})")
 
 
 def with_reference(peers: Sequence[str]) -> list[str]:
@@ -47,11 +48,6 @@ def cosines(vectors: NDArray[np.float32], reference: NDArray[np.float32]) -> dic
     """
     rows = np.einsum("ij,ij->i", vectors, reference) / np.linalg.norm(vectors, axis=1)
     return {"smallest": float(rows.min()), "mean": float(rows.mean())}
-
-
-def loaded(workers: Mapping[str, Worker]) -> dict[str, Any]:
-    """Return versions and load time of each program."""
-    return {name: worker.loaded for name, worker in workers.items()}
 
 
 def write(output: Path, content: Mapping[str, Any]) -> None:

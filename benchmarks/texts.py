@@ -25,12 +25,12 @@ def require_data() -> None:
         sys.exit(0)
 
 
-def short_passages(number: int = 128) -> list[str]:
+def short_passages(number: int = 96) -> list[str]:
     """Passages of 20 to 150 tokens, as on the web: the first ones of the file, which is in random order."""
     return [text for text, tokens in _passages() if 20 <= tokens <= 150][:number]
 
 
-def mixed_passages(number: int = 48) -> list[str]:
+def mixed_passages(number: int = 40) -> list[str]:
     """Passages of 8 to 512 tokens, evenly spread over the lengths, in the file's random order."""
     fitting = [(text, tokens) for text, tokens in _passages() if 8 <= tokens <= 512]
     by_length = np.argsort([tokens for _, tokens in fitting], kind="stable")

@@ -7,18 +7,13 @@ and take turns, round by round, so that what disturbs the machine disturbs all o
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .ceiling import measure
-from .peers import REFERENCE, PeerError, Worker, e5onnx_model, running
-from .report import add_peers, cosines, loaded, parser, with_reference, write
+from .peers import REFERENCE, Programs, e5onnx_model, running
+from .report import add_peers, cosines, parser, with_reference, write
 from .texts import mixed_passages, require_data, short_passages, token_count
-
-_PAUSE = 0.3
-"""Seconds between two programs, in which the threads of the one before stop spinning."""
 
 
 def main() -> None:
@@ -28,46 +23,29 @@ def main() -> None:
     options.add_argument("--texts", type=int, help="only so many texts of each set, for a trial")
     arguments = options.parse_args()
     require_data()
-    sets: dict[str, Callable[[], list[str]]] = {"short": short_passages, "mixed": mixed_passages}
+    sets = {"short": short_passages()[: arguments.texts], "mixed": mixed_passages()[: arguments.texts]}
     model = e5onnx_model()
-    ceiling = measure()
-    with running(with_reference(arguments.peers)) as (workers, failed):
-        results = {
-            name: _measure(passages()[: arguments.texts], workers, failed, arguments.rounds, model, ceiling)
-            for name, passages in sets.items()
-        }
-        content = {"programs": loaded(workers), "failed": failed, "ceiling": ceiling, "sets": results}
-    write(arguments.output, {"benchmark": "throughput", "rounds": arguments.rounds, **content})
+    ceilings = [measure()]
+    with running(with_reference(arguments.peers)) as programs:
+        results = {name: _measure(texts, programs, arguments.rounds, model) for name, texts in sets.items()}
+    ceilings.append(measure())
+    best = max(ceiling["tokens_per_second"] for ceiling in ceilings)
+    for result in results.values():
+        for program in result["programs"].values():
+            program["share_of_fp32_ceiling"] = program["tokens_per_second"] / best
+    content = {"programs": programs.loaded, "failed": programs.failed, "sets": results}
+    ceiling = {"fp32_ceiling_tokens_per_second": best, "ceilings_before_and_after": ceilings}
+    write(arguments.output, {"benchmark": "throughput", "rounds": arguments.rounds, **ceiling, **content})
 
 
-def _measure(
-    texts: list[str],
-    workers: dict[str, Worker],
-    failed: dict[str, str],
-    rounds: int,
-    model: Path,
-    ceiling: dict[str, Any],
-) -> dict[str, Any]:
-    """Check vectors, which also warms up; then time the rounds. A program that fails on the way is taken out."""
-    vectors, peaks = {}, {}
-    seconds: dict[str, list[float]] = {}
-    for name, worker in list(workers.items()):
-        try:
-            vectors[name], peaks[name] = worker.vectors(texts, "document")
-            seconds[name] = []
-        except PeerError as error:
-            failed[name] = str(error)
-            del workers[name]
-    for _ in range(rounds):
-        for name, worker in list(workers.items()):
-            time.sleep(_PAUSE)
-            try:
-                seconds[name] += worker.encode(texts, "document")
-            except PeerError as error:
-                failed[name] = str(error)
-                del workers[name]
+def _measure(texts: list[str], programs: Programs, rounds: int, model: Path) -> dict[str, Any]:
+    """Check vectors, which also warms up; then time the rounds."""
+    first = programs.take_turns(lambda worker: worker.vectors(texts, "document"))
+    turns = [programs.take_turns(lambda worker: worker.encode(texts, "document")) for _ in range(rounds)]
     tokens = token_count(texts, model)
-    median = {name: statistics.median(seconds[name]) for name in workers}
+    reference, _ = first[REFERENCE]
+    seconds = {name: [turn[name].elapsed for turn in turns] for name in programs.workers}
+    median = {name: statistics.median(times) for name, times in seconds.items()}
     return {
         "passages": len(texts),
         "tokens": tokens,
@@ -76,12 +54,11 @@ def _measure(
                 "passages_per_second": len(texts) / median[name],
                 "tokens_per_second": tokens / median[name],
                 "speed_relative_to_e5onnx": median[REFERENCE] / median[name],
-                "share_of_fp32_ceiling": tokens / median[name] / ceiling["tokens_per_second"],
                 "seconds": seconds[name],
-                "cosine_to_e5onnx": cosines(vectors[name], vectors[REFERENCE]),
-                "peak_megabytes": peaks[name],
+                "cosine_to_e5onnx": cosines(first[name][0], reference),
+                "peak_megabytes": first[name][1].peak_megabytes,
             }
-            for name in workers
+            for name in programs.workers
         },
     }
 

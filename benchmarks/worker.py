@@ -1,21 +1,23 @@
 """One program, loaded and kept alive: it takes requests as JSON lines on standard input and answers on standard output.
 
 Runs in the program's own environment (`python worker.py PROGRAM MODEL THREADS`), so it imports nothing of this
-project's except where the program is e5onnx. Each program is called through its public interface, with its defaults
+project's except where the program uses e5onnx. Each program is called through its public interface, with its defaults
 save for the number of threads. What the defaults mean for batches is in README.md.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
+import functools
+import importlib
 import json
 import os
-import platform
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, NamedTuple, TextIO
 
 Encode = Callable[["str | list[str]", str], Any]
 """Texts and their kind ("query" or "document") -> vectors, one row each."""
@@ -29,9 +31,18 @@ _PACKAGES = (
 
 def load_e5onnx(model: str, threads: int) -> Encode:
     """The project itself, which adds the prefixes."""
+    return _e5onnx(model, threads, "fp32")
+
+
+def load_e5onnx_int8(model: str, threads: int) -> Encode:
+    """The same on its int8 graph."""
+    return _e5onnx(model, threads, "int8")
+
+
+def _e5onnx(model: str, threads: int, precision: Literal["fp32", "int8"]) -> Encode:
     from e5onnx import Encoder
 
-    encoder = Encoder(model, threads=threads)
+    encoder = Encoder(model, precision=precision, threads=threads)
     methods = {"query": encoder.encode_query, "document": encoder.encode_document}
     return lambda texts, kind: methods[kind](texts)
 
@@ -68,6 +79,11 @@ def load_openvino_fp32(model: str, threads: int) -> Encode:
     return _sentence_transformer(model, threads, backend="openvino", model_kwargs=options)
 
 
+def load_onnx_qint8(model: str, threads: int) -> Encode:
+    """The ONNX backend with the graph that `export_dynamic_quantized_onnx_model(model, "avx512_vnni")` wrote."""
+    return _sentence_transformer_onnx(model, threads, "model_qint8_avx512_vnni.onnx")
+
+
 def load_fastembed(model: str, threads: int) -> Encode:
     """Fastembed with a custom model read from a local folder."""
     import numpy as np
@@ -90,12 +106,61 @@ def load_fastembed(model: str, threads: int) -> Encode:
 
 
 def load_ctranslate2(model: str, threads: int) -> Encode:
+    """CTranslate2 in float32."""
+    return _ctranslate2(model, threads, "float32")
+
+
+def load_ctranslate2_int8(model: str, threads: int) -> Encode:
+    """The same converted model, whose weights CTranslate2 quantises as it loads them."""
+    return _ctranslate2(model, threads, "int8")
+
+
+def load_portable_openvino(model: str, threads: int) -> Encode:
+    """OpenVINO on e5onnx's portable graph, held to float32."""
+    return _portable_openvino(model, threads, "f32")
+
+
+def load_portable_openvino_bf16(model: str, threads: int) -> Encode:
+    """The same in bfloat16."""
+    return _portable_openvino(model, threads, "bf16")
+
+
+class Program(NamedTuple):
+    """How a program is loaded, and the modules that a script which uses it imports first."""
+
+    load: Callable[[str, int], Encode]
+    imports: tuple[str, ...]
+
+
+_SENTENCE_TRANSFORMERS = ("sentence_transformers",)
+_CTRANSLATE2 = ("ctranslate2", "numpy", "tokenizers")
+_OPENVINO = ("openvino", "e5onnx")
+
+PROGRAMS: dict[str, Program] = {
+    "e5onnx": Program(load_e5onnx, ("e5onnx",)),
+    "e5onnx-int8": Program(load_e5onnx_int8, ("e5onnx",)),
+    "sentence-transformers-torch": Program(load_torch_fp32, _SENTENCE_TRANSFORMERS),
+    "sentence-transformers-torch-bf16": Program(load_torch_bf16, _SENTENCE_TRANSFORMERS),
+    "sentence-transformers-onnx": Program(load_onnx, _SENTENCE_TRANSFORMERS),
+    "sentence-transformers-onnx-O3": Program(load_onnx_o3, _SENTENCE_TRANSFORMERS),
+    "sentence-transformers-onnx-qint8": Program(load_onnx_qint8, _SENTENCE_TRANSFORMERS),
+    "sentence-transformers-openvino": Program(load_openvino, _SENTENCE_TRANSFORMERS),
+    "sentence-transformers-openvino-fp32": Program(load_openvino_fp32, _SENTENCE_TRANSFORMERS),
+    "fastembed": Program(load_fastembed, ("fastembed",)),
+    "ctranslate2": Program(load_ctranslate2, _CTRANSLATE2),
+    "ctranslate2-int8": Program(load_ctranslate2_int8, _CTRANSLATE2),
+    "openvino": Program(load_portable_openvino, _OPENVINO),
+    "openvino-bf16": Program(load_portable_openvino_bf16, _OPENVINO),
+}
+
+
+def _ctranslate2(model: str, threads: int, compute_type: str) -> Encode:
     """CTranslate2's Encoder, with tokenising, batching by length and mean pooling as its users write them."""
     import ctranslate2  # type: ignore[import-not-found]  # not in this environment, only in the worker's
     import numpy as np
     from tokenizers import Tokenizer
 
-    encoder = ctranslate2.Encoder(model, device="cpu", compute_type="float32", intra_threads=threads)
+    encoder = ctranslate2.Encoder(model, device="cpu", compute_type=compute_type, intra_threads=threads)
     tokenizer = Tokenizer.from_file(f"{model}/tokenizer.json")
     tokenizer.no_padding()
     tokenizer.enable_truncation(512)
@@ -115,17 +180,39 @@ def load_ctranslate2(model: str, threads: int) -> Encode:
     return encode
 
 
-PROGRAMS: dict[str, Callable[[str, int], Encode]] = {
-    "e5onnx": load_e5onnx,
-    "sentence-transformers-torch": load_torch_fp32,
-    "sentence-transformers-torch-bf16": load_torch_bf16,
-    "sentence-transformers-onnx": load_onnx,
-    "sentence-transformers-onnx-O3": load_onnx_o3,
-    "sentence-transformers-openvino": load_openvino,
-    "sentence-transformers-openvino-fp32": load_openvino_fp32,
-    "fastembed": load_fastembed,
-    "ctranslate2": load_ctranslate2,
-}
+def _portable_openvino(model: str, threads: int, precision: str) -> Encode:
+    """OpenVINO's compiled model between e5onnx's tokenizer and batches: all of e5onnx but its graph and its engine."""
+    import numpy as np
+    import openvino
+
+    from e5onnx import Tokenizer
+    from e5onnx.batching import pad_batch, plan_batches
+
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    graph = openvino.Core().compile_model(f"{model}/onnx/model_portable.onnx", "CPU", settings)
+    tokenizer = Tokenizer(model)
+    idle: list[Any] = []  # a request serves one caller at a time; as many are made as callers there are
+
+    def encode(texts: str | list[str], kind: str) -> Any:
+        inputs = [texts] if isinstance(texts, str) else texts
+        ids = [text.ids for text in tokenizer.tokenize(inputs, _PREFIXES[kind])]
+        vectors = np.empty((len(ids), 384), np.float32)
+        try:
+            request = idle.pop()
+        except IndexError:
+            request = graph.create_infer_request()
+        for rows in plan_batches([len(each) for each in ids]):
+            input_ids, attention_mask = pad_batch([ids[row] for row in rows])
+            outputs = request.infer({"input_ids": input_ids, "attention_mask": attention_mask})
+            vectors[rows] = outputs["sentence_embedding"]
+        idle.append(request)
+        return vectors
+
+    return encode
 
 
 def _sentence_transformer_onnx(model: str, threads: int, file_name: str) -> Encode:
@@ -163,30 +250,74 @@ def _peak_megabytes() -> float:
 
 
 def _versions() -> dict[str, str]:
+    import importlib.metadata
+    import platform
+
     installed = {each.metadata["Name"].lower(): each.version for each in importlib.metadata.distributions()}
     return {"python": platform.python_version(), **{name: installed[name] for name in _PACKAGES if name in installed}}
 
 
+@functools.cache
+def _threads(callers: int) -> ThreadPoolExecutor:
+    """Threads that live on between requests, as a server's do."""
+    return ThreadPoolExecutor(callers)
+
+
+def _call_each(texts: list[str], call: Callable[[str], float], callers: int) -> list[float]:
+    """Return the seconds of a call on each text; several callers begin together, each with its share of the texts."""
+    if callers == 1:
+        return [call(text) for text in texts]
+    begin = threading.Barrier(callers)
+
+    def calls(caller: int) -> list[float]:
+        begin.wait()
+        return [call(text) for text in texts[caller::callers]]
+
+    return [seconds for share in _threads(callers).map(calls, range(callers)) for seconds in share]
+
+
 def _answer(request: dict[str, Any], encode: Encode) -> dict[str, Any]:
     """Time one call on all texts, or one call on each; write the vectors of the former if asked to."""
+    if request.get("versions"):
+        return _versions()
     texts, kind = request["texts"], request["kind"]
-    seconds = []
-    for call in texts if request["each"] else [texts]:
+
+    def call(inputs: str | list[str]) -> float:
         start = time.perf_counter()
-        vectors = encode(call, kind)
-        seconds.append(time.perf_counter() - start)
+        encode(inputs, kind)
+        return time.perf_counter() - start
+
+    start = time.perf_counter()
+    if request["each"]:
+        seconds = _call_each(texts, call, request["callers"])
+    else:
+        vectors = encode(texts, kind)
+        seconds = [time.perf_counter() - start]
+    elapsed = time.perf_counter() - start
     if request.get("save"):
         import numpy as np
 
         np.save(request["save"], np.asarray(vectors, dtype=np.float32))
-    return {"seconds": seconds, "peak_megabytes": _peak_megabytes()}
+    return {"seconds": seconds, "elapsed": elapsed, "peak_megabytes": _peak_megabytes()}
+
+
+def _load(program: Program, model: str, threads: int) -> tuple[Encode, dict[str, float]]:
+    """Return the loaded program, with seconds and memory. What it imports only as it loads counts as loading."""
+    start = time.perf_counter()
+    for module in program.imports:
+        importlib.import_module(module)
+    imported = time.perf_counter()
+    encode = program.load(model, threads)
+    return encode, {
+        "import_seconds": imported - start,
+        "load_seconds": time.perf_counter() - imported,
+        "peak_megabytes": _peak_megabytes(),
+    }
 
 
 def _serve(answers: TextIO) -> None:
     program, model, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    start = time.perf_counter()
-    encode = PROGRAMS[program](model, threads)
-    loaded = {"load_seconds": time.perf_counter() - start, "versions": _versions()}
+    encode, loaded = _load(PROGRAMS[program], model, threads)
     answers.write(json.dumps(loaded) + "\n")
     for line in sys.stdin:
         answers.write(json.dumps(_answer(json.loads(line), encode)) + "\n")

@@ -1,0 +1,208 @@
+"""Pictures of the recorded results: throughput, latency, cold start and memory, as PNG beside the JSON documents.
+
+Draws what is there and skips what is not; measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+try:
+    # Only this script needs it; `make bench` installs it. mypy runs with and without.
+    from matplotlib.axes import Axes  # type: ignore[import-not-found,unused-ignore]
+    from matplotlib.figure import Figure  # type: ignore[import-not-found,unused-ignore]
+    from matplotlib.patches import Patch  # type: ignore[import-not-found,unused-ignore]
+except ImportError:
+    sys.exit("the pictures need matplotlib: python -m pip install 'matplotlib>=3.8'")
+
+from .environments import REPOSITORY
+from .peers import PEERS, REFERENCE
+
+_OURS, _FP32, _REDUCED = "#d1495b", "#6c8ead", "#c7ced6"
+"""e5onnx, other programs in float32, and programs that compute in bf16 or int8."""
+_STAGES = {"interpreter": "#c7ced6", "import": "#6c8ead", "load": "#edae49", "first_encode": "#d1495b"}
+_LINES = (_OURS, "#30638e", "#edae49", "#00798c")
+
+
+def main() -> None:
+    """Run as a program."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description=__doc__)
+    folder = REPOSITORY / "benchmarks/results"
+    parser.add_argument("--results", type=Path, default=folder, help="folder with the JSON documents")
+    results = parser.parse_args().results
+    drawings = {"throughput": _throughput, "latency": _latency, "cold_start": _cold_start, "memory": _memory}
+    for name, draw in drawings.items():
+        source = results / f"{name}.json"
+        if not source.is_file():
+            sys.stderr.write(f"skipped: there is no {source}\n")
+            continue
+        document = json.loads(source.read_text())
+        figure = draw(document)
+        figure.text(0, -0.02, _facts(document), fontsize=8, color="#555555")
+        figure.savefig(source.with_suffix(".png"), dpi=110, bbox_inches="tight")
+        sys.stderr.write(f"wrote {source.with_suffix('.png')}\n")
+
+
+def _throughput(document: dict[str, Any]) -> Figure:
+    """Bars of passages/s for both sets, and the float32 ceiling as a line."""
+    titles = {"short": "20 to 150 tokens", "mixed": "8 to 512 tokens"}
+    figure, panels = _panels(len(document["sets"]), height=4.8)
+    for axes, (name, result) in zip(panels, document["sets"].items(), strict=True):
+        speeds = {program: each["passages_per_second"] for program, each in result["programs"].items()}
+        _bars(axes, dict(sorted(speeds.items(), key=lambda item: float(item[1]))))
+        for row, speed in enumerate(sorted(speeds.values())):
+            axes.text(0, row, f" {speed:.1f}", va="center", fontsize=8)
+        ceiling = document["fp32_ceiling_tokens_per_second"] * result["passages"] / result["tokens"]
+        axes.axvline(ceiling, color="black", linestyle="--", linewidth=1)
+        axes.set_xlim(0, 1.05 * max(ceiling, *speeds.values()))
+        axes.set_title(f"Passages of {titles[name]}", fontsize=11)
+        axes.set_xlabel("passages/s; dashed: what the fp32 products alone would allow")
+    _precision_legend(figure)
+    return figure
+
+
+def _latency(document: dict[str, Any]) -> Figure:
+    """For questions by one caller and by several: a bar to p50, a tick at p95 and a dot at p99."""
+    sets = {name: result for name, result in document["sets"].items() if name.startswith("query")}
+    figure, panels = _panels(len(sets), height=4.8)
+    for axes, result in zip(panels, sets.values(), strict=True):
+        programs = result["programs"]
+        order = sorted(programs, key=lambda name: -float(programs[name]["p50_ms"]))
+        _bars(axes, {name: programs[name]["p50_ms"] for name in order})
+        # A single slow tail would squeeze all bars: what is beyond the edge is only written.
+        edge = 2 * max(each["p50_ms"] for each in programs.values())
+        for row, name in enumerate(order):
+            p50, p95, p99 = (programs[name][f"p{percent}_ms"] for percent in (50, 95, 99))
+            axes.plot([p50, p99], [row, row], color="black", linewidth=1, zorder=3)
+            axes.plot(p95, row, "|", color="black", markersize=9, zorder=3)
+            axes.plot(p99, row, ".", color="black", markersize=6, zorder=3)
+            axes.text(min(p99, edge), row, f"  {p50:.1f} / {p95:.1f} / {p99:.1f}", va="center", fontsize=8)
+        axes.set_xlim(0, min(edge, 1.05 * max(each["p99_ms"] for each in programs.values())))
+        callers = result["callers"]
+        axes.set_title("Short questions, " + ("one caller" if callers == 1 else f"{callers} callers"), fontsize=11)
+        axes.set_xlabel("ms a call: p50 (bar) / p95 (tick) / p99 (dot)")
+    _precision_legend(figure)
+    return figure
+
+
+def _cold_start(document: dict[str, Any]) -> Figure:
+    """Stacked bars of the stages' median seconds."""
+    programs = document["programs"]
+    order = sorted(programs, key=lambda name: -float(programs[name]["median"]["total"]))
+    figure, (axes,) = _panels(1, height=2.6)
+    left = [0.0] * len(order)
+    for stage in document["stages"]:
+        widths = [programs[name]["median"][stage] for name in order]
+        axes.barh(range(len(order)), widths, left=left, color=_STAGES[stage], label=stage.replace("_", " "))
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    for row, name in enumerate(order):
+        median, disk = programs[name]["median"], programs[name]["disk"]
+        label = f"{median['total']:.2f} s, {median['peak_megabytes']:.0f} MB, {disk['packages_megabytes']:.0f} MB"
+        axes.text(left[row], row, f" {label}", va="center", fontsize=8)
+    _rows(axes, order)
+    axes.set_xlim(0, 1.45 * max(left))
+    axes.set_title("From process start to the first vector", fontsize=11)
+    axes.set_xlabel("seconds; at the bars: total, peak memory, installed packages")
+    figure.legend(loc="outside upper center", ncols=len(_STAGES), fontsize=8, frameon=False)
+    return figure
+
+
+def _memory(document: dict[str, Any]) -> Figure:
+    """Lines of peak memory against number of texts and against their length."""
+    sets = document["sets"]
+    figure, (numbers, lengths) = _panels(2, height=3.4)
+    colors: dict[str, str] = {}
+    for axes, name, style in (
+        (numbers, "number_of_passages", "o-"),
+        (numbers, "number_of_questions", "s--"),
+        (lengths, "tokens_of_a_passage", "o-"),
+    ):
+        for program, figures in sets[name]["programs"].items():
+            color = colors.setdefault(program, _LINES[len(colors) % len(_LINES)])
+            label = f"{program}, questions" if name == "number_of_questions" else program
+            peaks = [each["peak_megabytes"] for each in figures.values()]
+            axes.plot([int(key) for key in figures], peaks, style, color=color, label=label, markersize=4)
+    number_keys = [*sets["number_of_passages"]["points"], *sets["number_of_questions"]["points"]]
+    for axes, xlabel, keys in (
+        (numbers, "texts in one call", number_keys),
+        (lengths, "tokens of each text", list(sets["tokens_of_a_passage"]["points"])),
+    ):
+        axes.set_xscale("log")
+        ticks = sorted({int(key) for key in keys})
+        axes.set_xticks(ticks, labels=[f"{tick:,}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(xlabel)
+        axes.grid(color="#e5e5e5")
+        axes.set_axisbelow(True)
+        _plain(axes)
+    numbers.set_ylabel("peak resident memory, MB")
+    numbers.set_title("Against the number of texts", fontsize=11)
+    texts = {each["texts"] for each in sets["tokens_of_a_passage"]["points"].values()}
+    lengths.set_title(f"Against the length of {'/'.join(map(str, texts))} texts", fontsize=11)
+    figure.legend(
+        *numbers.get_legend_handles_labels(),
+        loc="outside upper center",
+        ncols=4,
+        fontsize=8,
+        frameon=False,
+    )
+    return figure
+
+
+def _panels(columns: int, *, height: float) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(11, height), layout="constrained")
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def _bars(axes: Axes, values: dict[str, float]) -> None:
+    """Draw horizontal bars, the first at the bottom."""
+    axes.barh(range(len(values)), list(values.values()), color=[_color(name) for name in values])
+    _rows(axes, values)
+
+
+def _rows(axes: Axes, names: Iterable[str]) -> None:
+    labels = list(names)
+    axes.set_yticks(range(len(labels)), labels=labels, fontsize=8)
+    for label in axes.get_yticklabels():
+        label.set_fontweight("bold" if label.get_text() == REFERENCE else "normal")
+    axes.margins(y=0.02)
+    _plain(axes)
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    axes.xaxis.label.set_fontsize(8)
+    axes.yaxis.label.set_fontsize(8)
+
+
+def _precision_legend(figure: Figure) -> None:
+    handles = [
+        Patch(color=_OURS, label="e5onnx"),
+        Patch(color=_FP32, label="others, fp32"),
+        Patch(color=_REDUCED, label="others, bf16 or int8"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=8, frameon=False)
+
+
+def _color(program: str) -> str:
+    if program.startswith(REFERENCE):
+        return _OURS
+    return _FP32 if program in PEERS and PEERS[program].precision == "fp32" else _REDUCED
+
+
+def _facts(document: dict[str, Any]) -> str:
+    machine = document["machine"]
+    return (
+        f"{machine['cpu']}, {machine['processors']} processors, {document['threads']} threads, {document['date'][:10]}"
+    )
+
+
+if __name__ == "__main__":
+    main()
