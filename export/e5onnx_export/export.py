@@ -68,7 +68,7 @@ def export_model(
         MissingDependencyError: the extra `export` is not installed.
 
     Example:
-        >>> export_model("sample", "models/sample", force=True).manifest.pooling
+        >>> export_model("sample", "models/sample", precisions=["fp32"], force=True).manifest.pooling
         'mean'
     """
     output = Path(output).absolute()
