@@ -233,7 +233,14 @@ def test_an_interrupt_ends_quietly(sample_model: Path) -> None:
     import signal
 
     command = [sys.executable, "-m", "e5onnx", "embed", str(sample_model)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # a process started in the background hands down that interrupts are ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         assert process.stdin
         assert process.stdout
         process.stdin.write(b"text\n" * 1024)
