@@ -1,4 +1,7 @@
-"""The checkpoint, and the same in the form that each program reads, under build/benchmarks.
+"""The checkpoints, and the same in the form that each program reads, under build/benchmarks.
+
+Two checkpoints: one of E5-small-v2's shape with random weights, for speed, and the sample, all-MiniLM-L6-v2, whose
+weights are real, for quality. Folders have the names of the models: exporters read the family of a model off it.
 
 A form is kept until what made it changes: the code that makes it, the environment it is made in, or for e5onnx its own
 sources. What is written into it is in prepare.py, which runs in that environment.
@@ -13,13 +16,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from .environments import BUILD, REPOSITORY, PeerError, environment
 
 _PREPARE = Path(__file__).with_name("prepare.py")
 _CHECKPOINTS = REPOSITORY / "tests/checkpoints.py"
-_NAME = "e5-small-v2"
-"""Every folder's name: exporters read the family of a model off it."""
+Checkpoint = Literal["e5-small-v2", "all-MiniLM-L6-v2"]
+SHAPED: Checkpoint = "e5-small-v2"
+SAMPLE: Checkpoint = "all-MiniLM-L6-v2"
 _PREPARED_IN = {
     "onnx": "sentence-transformers-onnx",
     "openvino": "sentence-transformers-openvino",
@@ -27,16 +32,18 @@ _PREPARED_IN = {
 }
 
 
-def checkpoint() -> Path:
-    """The checkpoint of E5-small-v2's shape that the tests make, made by a process of its own: this one stays small."""
-    command = [sys.executable, str(_PREPARE), "checkpoint", ""]
+def checkpoint(name: Checkpoint) -> Path:
+    """The checkpoint, written by a process of its own: this one stays small."""
+    command = [sys.executable, str(_PREPARE), name, ""]
     variables = offline() | {"PYTHONPATH": str(REPOSITORY / "tests")}
-    return _kept(BUILD / "checkpoints" / _NAME, [_PREPARE, _CHECKPOINTS], command, variables)
+    return _kept(BUILD / "checkpoints" / name, [_PREPARE, _CHECKPOINTS], command, variables)
 
 
-def form(name: str) -> Path:
-    """The checkpoint in the form of that name."""
-    source = checkpoint()
+def form(name: str, of: Checkpoint) -> Path:
+    """A checkpoint in the form of that name; "" for the checkpoint itself."""
+    source = checkpoint(of)
+    if not name:
+        return source
     made_of = [_PREPARE, _CHECKPOINTS]
     if name in _PREPARED_IN:
         python = environment(_PREPARED_IN[name])
@@ -46,7 +53,7 @@ def form(name: str) -> Path:
         sources = (path for root in ("runtime", "export") for path in (REPOSITORY / root).rglob("*.*"))
         made_of += sorted(path for path in sources if path.suffix in (".py", ".txt"))
     command = [str(python), str(_PREPARE), name, str(source)]
-    return _kept(BUILD / "models" / name / _NAME, made_of, command, offline())
+    return _kept(BUILD / "models" / name / of, made_of, command, offline())
 
 
 def offline() -> dict[str, str]:
@@ -69,7 +76,7 @@ def last_line(log: Path) -> str:
 
 def _kept(folder: Path, made_of: Sequence[Path], command: list[str], variables: dict[str, str]) -> Path:
     """Return the folder; where it is missing, or the files it was made of have changed, it is made first."""
-    stamp = folder.parent / "stamp"
+    stamp = folder.with_name(f"{folder.name}.stamp")
     wanted = hashlib.sha256(b"".join(path.read_bytes() for path in made_of)).hexdigest()
     if not folder.is_dir() or not stamp.is_file() or stamp.read_text() != wanted:
         stamp.unlink(missing_ok=True)
@@ -85,7 +92,7 @@ def _make(folder: Path, command: list[str], variables: dict[str, str]) -> None:
     for old in (folder, partial):
         shutil.rmtree(old, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)
-    log = log_of(f"make-{folder.parent.name}")
+    log = log_of(f"make-{folder.parent.name}-{folder.name}")
     with log.open("w") as output:
         # S603: a fixed command on paths of the harness
         made = subprocess.run([*command, str(partial)], stdout=output, stderr=output, env=variables)  # noqa: S603

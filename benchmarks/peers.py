@@ -1,8 +1,7 @@
 """The programs that are compared: what each runs on, and a handle on its worker process.
 
-All run on one checkpoint of E5-small-v2's shape with seeded random weights: its speed is that of the real one. A
-program that cannot be installed, converted to, loaded or run is reported as failed with the reason, and the others go
-on; without e5onnx, which the others are compared with, nothing does.
+All run on one checkpoint. A program that cannot be installed, converted to, loaded or run is reported as failed with
+the reason, and the others go on; without e5onnx, which the others are compared with, nothing does.
 """
 
 from __future__ import annotations
@@ -21,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .environments import PeerError, environment
-from .forms import checkpoint, form, last_line, log_of, offline
+from .forms import SHAPED, Checkpoint, form, last_line, log_of, offline
 
 THREADS = 2
 REFERENCE = "e5onnx"
-Kind = Literal["query", "document"]
+Kind = Literal["query", "document", "raw"]
+"""What a text is, which decides on its prefix; "raw" has none."""
 Answer = TypeVar("Answer")
 
 _PAUSE = 0.3
@@ -170,20 +170,20 @@ def attempt(name: str, failed: dict[str, str]) -> Iterator[None]:
         sys.stderr.write(f"{name} failed: {error}\n")
 
 
-def installed(name: str) -> Installation:
+def installed(name: str, checkpoint: Checkpoint = SHAPED) -> Installation:
     """Return a program, whose environment and model are made first where they are missing or outdated."""
     peer = PEERS[name]
-    return Installation(name, environment(peer.environment), form(peer.form) if peer.form else checkpoint())
+    return Installation(name, environment(peer.environment), form(peer.form, checkpoint))
 
 
 @contextmanager
-def running(names: Sequence[str]) -> Iterator[Programs]:
+def running(names: Sequence[str], checkpoint: Checkpoint = SHAPED) -> Iterator[Programs]:
     """Start the named programs side by side and wait until they have loaded."""
     programs = Programs({}, {}, {})
     with ExitStack() as processes:
         for name in names:
             with attempt(name, programs.failed):
-                installation = installed(name)
+                installation = installed(name, checkpoint)
                 sys.stderr.write(f"loading {name}\n")
                 worker = processes.enter_context(installation.launch())
                 programs.loaded[name] = {**worker.receive(), "versions": worker.versions()}
@@ -191,6 +191,6 @@ def running(names: Sequence[str]) -> Iterator[Programs]:
         yield programs
 
 
-def e5onnx_model() -> Path:
+def e5onnx_model(checkpoint: Checkpoint = SHAPED) -> Path:
     """Return the model folder of e5onnx, exported first where it is missing."""
-    return form(REFERENCE)
+    return form(REFERENCE, checkpoint)

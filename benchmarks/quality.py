@@ -1,15 +1,13 @@
-"""How near int8 is to fp32, and what that costs: cosines, semantic similarity (STS-B) and retrieval (XQuAD-en).
+"""What reduced precision costs: semantic similarity (STS-B), retrieval (XQuAD-en), cosines, dependence on the batch.
 
 Runs on the sample, all-MiniLM-L6-v2, whose weights are real: on the checkpoint that the other benchmarks time, quality
-has no meaning. The peers' int8 are not measured here.
+has no meaning. Texts are cut to 256 tokens, the checkpoint's maximum, so that every program sees the same.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,66 +15,116 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from e5onnx import Encoder
+from e5onnx import Tokenizer
 
-from .environments import BUILD, REPOSITORY
-from .report import parser, write
+from .environments import REPOSITORY
+from .forms import SAMPLE
+from .peers import PEERS, REFERENCE, Worker, e5onnx_model, running
+from .report import add_peers, parser, with_reference, write
 from .texts import mixed_passages, require_data
 
 _DATA = REPOSITORY.parent / "shared/data"
 _DEPTH = 10
 """Documents that nDCG looks at."""
+_MAX_TOKENS = 256
+_DEFAULT = (*(name for name, peer in PEERS.items() if peer.precision != "fp32"), "fastembed")
+"""Programs in float32 give the same vectors: one is enough to show it."""
+
+Vectors = NDArray[np.float32]
 
 
 def main() -> None:
     """Run as a program."""
-    arguments = parser("quality", __doc__, rounds=1).parse_args()
+    options = parser("quality", __doc__, rounds=1)
+    add_peers(options, _DEFAULT)
+    arguments = options.parse_args()
     require_data()
-    model = BUILD / "models/sample"
-    # S603: a fixed command on a path of the harness
-    subprocess.run([sys.executable, "-m", "e5onnx", "export", "sample", str(model), "--force"], check=True)  # noqa: S603
-    exact, quantized = (_measure(Encoder(model, precision=precision)) for precision in ("fp32", "int8"))
-    results = {"fp32": exact["scores"], "int8": quantized["scores"]}
-    for name in ("stsb", "passages"):
-        cosines = np.einsum("ij,ij->i", exact[name], quantized[name])
-        percentiles = {f"p{percent}": float(np.percentile(cosines, percent)) for percent in (0, 1, 5, 50)}
-        results["int8"][f"cosine_to_fp32_{name}"] = {"mean": float(cosines.mean()), **percentiles}
-    results["int8"]["alone_against_in_a_batch"] = _dependence_on_batch(Encoder(model, precision="int8"))
-    write(arguments.output, {"benchmark": "quality", "model": "all-MiniLM-L6-v2", "precisions": results})
+    questions = _Retrieval()
+    tokenizer = Tokenizer(e5onnx_model(SAMPLE))
+    pairs = _similarity_pairs()
+    sets = {
+        "stsb": [pair[column] for column in ("sentence1", "sentence2") for pair in pairs],
+        "passages": mixed_passages(200),
+        "questions": questions.queries,
+        "paragraphs": questions.documents,
+    }
+    sets = {name: [_cut(text, tokenizer) for text in texts] for name, texts in sets.items()}
+    with running(with_reference(arguments.peers), SAMPLE) as programs:
+        vectors = programs.take_turns(lambda worker: _encode(worker, sets))
+        dependence = programs.take_turns(lambda worker: _dependence_on_batch(worker, sets["passages"][:40]))
+    scores = [float(pair["score"]) for pair in pairs]
+    results = {
+        name: {
+            "stsb_test_spearman": _spearman(vectors[name]["stsb"], scores),
+            f"xquad_en_ndcg@{_DEPTH}": questions.ndcg(vectors[name]["questions"], vectors[name]["paragraphs"]),
+            "alone_against_in_a_batch": dependence[name],
+            **{
+                f"cosine_to_e5onnx_{texts}": _distribution(vectors[name][texts], vectors[REFERENCE][texts])
+                for texts in ("stsb", "passages")
+            },
+        }
+        for name in programs.workers
+    }
+    content = {"programs": results, "loaded": programs.loaded, "failed": programs.failed}
+    write(arguments.output, {"benchmark": "quality", "model": SAMPLE, **content})
 
 
-def _measure(encoder: Encoder) -> dict[str, Any]:
-    with (_DATA / "stsb/test.tsv").open(encoding="utf-8", newline="") as stream:
-        pairs = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
-    first, second = (encoder.encode([pair[column] for pair in pairs]) for column in ("sentence1", "sentence2"))
-    spearman = spearmanr((first * second).sum(axis=1), [float(pair["score"]) for pair in pairs]).statistic
+class _Retrieval:
+    """XQuAD-en as retrieval: the questions search all paragraphs, and one paragraph answers each."""
+
+    def __init__(self) -> None:
+        corpus, queries = (_json_lines(_DATA / f"xquad_en/{name}.jsonl") for name in ("corpus", "queries"))
+        with (_DATA / "xquad_en/qrels/test.tsv").open(encoding="utf-8", newline="") as stream:
+            answers = {row["query-id"]: row["corpus-id"] for row in csv.DictReader(stream, delimiter="\t")}
+        position = {document["_id"]: row for row, document in enumerate(corpus)}
+        self.documents: list[str] = [document["text"] for document in corpus]
+        self.queries: list[str] = [query["text"] for query in queries]
+        self._wanted = np.array([position[answers[query["_id"]]] for query in queries])
+
+    def ndcg(self, queries: Vectors, documents: Vectors) -> float:
+        """Return the mean nDCG@10 (Järvelin and Kekäläinen 2002), which with one answer is 1 / log2(1 + rank)."""
+        scores = queries @ documents.T
+        ranks = (scores > scores[np.arange(len(queries)), self._wanted][:, None]).sum(axis=1)
+        return float(np.where(ranks < _DEPTH, 1 / np.log2(ranks + 2), 0.0).mean())
+
+
+def _encode(worker: Worker, sets: dict[str, list[str]]) -> dict[str, Vectors]:
+    vectors = {name: worker.vectors(texts, "raw")[0] for name, texts in sets.items()}
+    # normalised again: bf16 programs return vectors that are only nearly of unit length
+    return {name: rows / np.linalg.norm(rows, axis=1, keepdims=True) for name, rows in vectors.items()}
+
+
+def _dependence_on_batch(worker: Worker, passages: list[str]) -> float:
+    """Return the largest difference of a component between a passage alone and among others."""
+    together, _ = worker.vectors(passages, "raw")
+    alone = [worker.vectors([passage], "raw")[0][0] for passage in passages]
+    return float(np.abs(together - np.stack(alone)).max())
+
+
+def _spearman(vectors: Vectors, scores: list[float]) -> float:
+    first, second = np.split(vectors, 2)
+    return float(spearmanr((first * second).sum(axis=1), scores).statistic)
+
+
+def _distribution(vectors: Vectors, reference: Vectors) -> dict[str, float]:
+    """Return mean and percentiles (p0 is the smallest) of the cosines of corresponding rows, all of unit length."""
+    cosines = np.einsum("ij,ij->i", vectors, reference)
     return {
-        "stsb": np.concatenate([first, second]),
-        "passages": encoder.encode(mixed_passages(200)),
-        "scores": {"stsb_test_spearman": float(spearman), f"xquad_en_ndcg@{_DEPTH}": _retrieval(encoder)},
+        "mean": float(cosines.mean()),
+        **{f"p{each}": float(np.percentile(cosines, each)) for each in (0, 1, 5, 50)},
     }
 
 
-def _retrieval(encoder: Encoder) -> float:
-    """Return the mean nDCG@10 of the questions of XQuAD-en over its paragraphs; one paragraph answers each."""
-    corpus, queries = (_json_lines(_DATA / f"xquad_en/{name}.jsonl") for name in ("corpus", "queries"))
-    with (_DATA / "xquad_en/qrels/test.tsv").open(encoding="utf-8", newline="") as stream:
-        answers = {row["query-id"]: row["corpus-id"] for row in csv.DictReader(stream, delimiter="\t")}
-    documents: NDArray[np.float32] = encoder.encode_document([document["text"] for document in corpus])
-    questions: NDArray[np.float32] = encoder.encode_query([query["text"] for query in queries])
-    position = {document["_id"]: row for row, document in enumerate(corpus)}
-    wanted = np.array([position[answers[query["_id"]]] for query in queries])
-    scores = questions @ documents.T
-    ranks = (scores > scores[np.arange(len(queries)), wanted][:, None]).sum(axis=1)
-    gains = np.where(ranks < _DEPTH, 1 / np.log2(ranks + 2), 0.0)
-    return float(gains.mean())
+def _cut(text: str, tokenizer: Tokenizer) -> str:
+    """Return the text without the words at its end that the checkpoint would not see."""
+    while tokenizer.count_tokens(text) > _MAX_TOKENS:
+        text = text.rsplit(maxsplit=1)[0]
+    return text
 
 
-def _dependence_on_batch(encoder: Encoder) -> float:
-    """Return the largest difference of a component between a passage alone and among others."""
-    passages = mixed_passages(40)
-    together = encoder.encode(passages)
-    return max(float(np.abs(encoder.encode(text) - row).max()) for text, row in zip(passages, together, strict=True))
+def _similarity_pairs() -> list[dict[str, str]]:
+    with (_DATA / "stsb/test.tsv").open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO
 
 Encode = Callable[["str | list[str]", str], Any]
-"""Texts and their kind ("query" or "document") -> vectors, one row each."""
+"""Texts and their kind ("query", "document" or "raw") -> vectors, one row each."""
 
-_PREFIXES = {"query": "query: ", "document": "passage: "}
+_PREFIXES = {"query": "query: ", "document": "passage: ", "raw": ""}
 _PACKAGES = (
     *("e5onnx", "onnxruntime", "tokenizers", "numpy", "torch", "transformers", "sentence-transformers", "optimum"),
     *("optimum-onnx", "optimum-intel", "openvino", "fastembed", "ctranslate2"),
@@ -43,7 +43,7 @@ def _e5onnx(model: str, threads: int, precision: Literal["fp32", "int8"]) -> Enc
     from e5onnx import Encoder
 
     encoder = Encoder(model, precision=precision, threads=threads)
-    methods = {"query": encoder.encode_query, "document": encoder.encode_document}
+    methods = {"query": encoder.encode_query, "document": encoder.encode_document, "raw": encoder.encode}
     return lambda texts, kind: methods[kind](texts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -75,7 +76,8 @@ def export_model(
     _check_output(output, force)
     if not precisions or not set(precisions) <= set(_GRAPHS):
         raise InputValueError(f"precisions must be one or more of {', '.join(_GRAPHS)}, got {list(precisions)}")
-    fitted, held_back = _read_calibration(Path(calibration or _CALIBRATION)) if "int8" in precisions else ([], [])
+    calibration = Path(calibration or _CALIBRATION)
+    fitted, held_back = _read_calibration(calibration) if "int8" in precisions else ([], [])
     for package in ("onnx", "optimum", "torch", "transformers"):
         if importlib.util.find_spec(package) is None:
             raise MissingDependencyError(f"export needs {package}: pip install 'e5onnx[export]'")
@@ -95,7 +97,7 @@ def export_model(
     from .calibration import tokenize_for_calibration
     from .fuse import fuse_encoder, simplify_embeddings
     from .head import append_head
-    from .quantize import quantize_graph
+    from .quantize import METHOD, quantize_graph
     from .trace import load_encoder, load_tokenizer, trace_encoder
     from .validate import measure_fidelity, measure_parity
 
@@ -121,6 +123,13 @@ def export_model(
             report(f"Calibrating int8 on {len(fitted)} texts")
             token_ids = tokenize_for_calibration(fitted, tokenizer, source.prompts.value, source.max_tokens.value)
             _save_with_weights(quantize_graph(fused, token_ids), folder / _GRAPHS["int8"])
+            digest = hashlib.sha256(calibration.read_bytes()).hexdigest()
+            fitted_to = {
+                "method": METHOD,
+                "texts": len(fitted),
+                "texts_held_back": len(held_back),
+                "file_sha256": digest,
+            }
         _save_with_weights(fused, folder / _GRAPHS["fp32"])
         for path in map(Path, tokenizer.save_pretrained(folder)):
             if path.name not in _TOKENIZER_FILES:  # the vocabulary is in tokenizer.json already
@@ -149,7 +158,7 @@ def export_model(
                     f"  {record.file}: largest difference {parity['max_abs_difference']:.1e}, smallest cosine "
                     f"{parity['min_cosine']:.7f} over {parity['texts']} texts, alone and padded"
                 )
-            graphs.append(replace(record, parity=parity))
+            graphs.append(replace(record, parity=parity, calibration=fitted_to if record.precision == "int8" else None))
         wanted = [graph for graph in graphs if graph.portable or graph.precision in precisions]
         for unwanted in [graph for graph in graphs if graph not in wanted]:  # fp32, which int8 was compared with
             for part in unwanted.records():
@@ -202,7 +211,14 @@ def _graph_record(folder: Path, file: str, precision: str, *, portable: bool) ->
     graph = FileRecord.of(folder, file)
     weights = FileRecord.of(folder, file + _WEIGHTS_SUFFIX) if (folder / (file + _WEIGHTS_SUFFIX)).is_file() else None
     return GraphRecord(
-        file, graph.sha256, graph.size, precision=precision, portable=portable, parity={}, weights=weights
+        file,
+        graph.sha256,
+        graph.size,
+        precision=precision,
+        portable=portable,
+        parity={},
+        weights=weights,
+        calibration=None,
     )
 
 

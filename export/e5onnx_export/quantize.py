@@ -33,6 +33,8 @@ Floats = NDArray[np.float32]
 
 SMOOTHING = 0.8
 """Exponent of SmoothQuant. Larger ones fit the calibration texts better and clip more of what was not in them."""
+METHOD = f"static min-max activations, SmoothQuant {SMOOTHING}, least squares, GPTQ, pairs within 16 bits"
+"""What the manifest says of how weights and scales were found."""
 _ROWS = 8192
 """Tokens whose activations are kept to fit the weights; ranges are those of all tokens."""
 _DAMPING = 0.01

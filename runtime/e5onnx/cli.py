@@ -198,6 +198,8 @@ def _info(options: argparse.Namespace) -> None:
         size = sum(record.size for record in graph.records())
         rows.append((graph.precision, f"{graph.file}, {size / 1e6:.1f} MB"))
         rows.append(("  parity", parity))
+        if graph.calibration is not None:
+            rows.append(("  calibration", "; ".join(f"{name} {value}" for name, value in graph.calibration.items())))
         if graph.portable:
             rows.append(("  portable", "standard ONNX operators, for other engines"))
         else:

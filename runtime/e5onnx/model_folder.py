@@ -48,14 +48,16 @@ class GraphRecord(FileRecord):
     """An ONNX graph of the folder.
 
     `weights` is the file beside it that holds its tensors, None for a graph that holds them itself. `parity` holds how
-    far its vectors are from the checkpoint's in PyTorch, as measured by the export; `portable` says whether it keeps to
-    standard ONNX operators, for other engines than onnxruntime.
+    far its vectors are from the checkpoint's in PyTorch, as measured by the export (int8: from those of fp32);
+    `portable` says whether it keeps to standard ONNX operators, for other engines than onnxruntime. `calibration` says
+    how int8 was fitted (method, number of texts, SHA-256 of their file), and is None for a graph in float32.
     """
 
     precision: str
     portable: bool
     parity: Mapping[str, float]
     weights: FileRecord | None
+    calibration: Mapping[str, Any] | None
 
     def records(self) -> Iterator[FileRecord]:
         """Iterate over the files that the graph consists of."""
@@ -160,6 +162,7 @@ _GRAPH_TYPES = {
     "portable": bool,
     "parity": dict,
     "weights": (dict, type(None)),
+    "calibration": (dict, type(None)),
 }
 _MANIFEST_TYPES: dict[str, type | tuple[type, ...]] = {
     "format_version": str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -18,7 +19,7 @@ from scipy.stats import spearmanr
 
 from checkpoints import make_checkpoint
 from e5onnx import Encoder, InputValueError
-from e5onnx_export import export_model, validate
+from e5onnx_export import export, export_model, validate
 from e5onnx_export.calibration import split_texts
 from e5onnx_export.quantize import quantize_weights
 from e5onnx_export.validate import ParityError
@@ -118,6 +119,10 @@ def test_fidelity_on_stsb_and_passages(sample_model: Path, int8: Encoder, data: 
 
 
 def test_the_manifest_says_how_near_to_fp32_it_is(int8: Encoder) -> None:
+    calibration = int8.manifest.graph("int8").calibration
+    assert calibration
+    assert calibration["file_sha256"] == hashlib.sha256(export._CALIBRATION.read_bytes()).hexdigest()
+    assert calibration["texts"] > 6 * calibration["texts_held_back"] > 300
     parity = int8.manifest.graph("int8").parity
     assert parity["texts"] >= 200
     assert 0.985 < parity["min_cosine"] < parity["mean_cosine"] < 1

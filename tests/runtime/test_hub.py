@@ -124,6 +124,7 @@ def make_model(e5_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Make
                     portable=False,
                     parity={},
                     weights=weights,
+                    calibration=None,
                 )
             )
         prompts = {**manifest.prompts, "query": query_prompt}

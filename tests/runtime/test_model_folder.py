@@ -32,6 +32,7 @@ GRAPH_CONTENT: dict[str, Any] = {
     "portable": False,
     "parity": {"min_cosine": 0.9999998807907104, "texts": 15},
     "weights": {"file": WEIGHTS, "sha256": SHA256[3:] + SHA256[:3], "size": 132_999_000},
+    "calibration": None,
 }
 FILE_CONTENT: dict[str, Any] = {"file": "tokenizer.json", "sha256": SHA256[::-1], "size": 711_396}
 CONTENT: dict[str, Any] = {
@@ -47,7 +48,14 @@ CONTENT: dict[str, Any] = {
     "default_prompt_name": None,
     "graphs": [
         GRAPH_CONTENT,
-        {**GRAPH_CONTENT, "file": "onnx/model_int8.onnx", "sha256": "0" * 64, "precision": "int8", "weights": None},
+        {
+            **GRAPH_CONTENT,
+            "file": "onnx/model_int8.onnx",
+            "sha256": "0" * 64,
+            "precision": "int8",
+            "weights": None,
+            "calibration": {"texts": 371},
+        },
     ],
     "files": [FILE_CONTENT, {"file": "config.json", "sha256": "f" * 64, "size": 577}],
     "tools": {"e5onnx": "0.1.0"},
@@ -221,6 +229,7 @@ def test_a_missing_key_is_named(content: dict[str, Any], key: str) -> None:
         ({"files": [["tokenizer.json"]]}, "sha256"),
         ({"graphs": [{**GRAPH_CONTENT, "precision": 32}]}, "precision"),
         ({"graphs": [{**GRAPH_CONTENT, "parity": []}]}, "parity"),
+        ({"graphs": [{**GRAPH_CONTENT, "calibration": 371}]}, "calibration"),
         ({"graphs": [{**GRAPH_CONTENT, "weights": []}]}, "weights"),
         ({"graphs": [{**GRAPH_CONTENT, "weights": {"file": WEIGHTS}}]}, "sha256"),
         ({"graphs": [{**GRAPH_CONTENT, "weights": {**GRAPH_CONTENT["weights"], "file": "../x"}}]}, "outside"),
