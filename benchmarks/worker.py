@@ -39,10 +39,20 @@ def load_e5onnx_int8(model: str, threads: int) -> Encode:
     return _e5onnx(model, threads, "int8")
 
 
-def _e5onnx(model: str, threads: int, precision: Literal["fp32", "int8"]) -> Encode:
+def load_e5onnx_openvino(model: str, threads: int) -> Encode:
+    """The same with OpenVINO as its provider, in bfloat16 where the CPU has it."""
+    return _e5onnx(model, threads, None, "openvino")
+
+
+def _e5onnx(
+    model: str,
+    threads: int,
+    precision: Literal["fp32", "int8"] | None,
+    provider: Literal["cpu", "openvino"] = "cpu",
+) -> Encode:
     from e5onnx import Encoder
 
-    encoder = Encoder(model, precision=precision, threads=threads)
+    encoder = Encoder(model, precision=precision, provider=provider, threads=threads)
     methods = {"query": encoder.encode_query, "document": encoder.encode_document, "raw": encoder.encode}
     return lambda texts, kind: methods[kind](texts)
 
@@ -139,6 +149,7 @@ _OPENVINO = ("openvino", "e5onnx")
 PROGRAMS: dict[str, Program] = {
     "e5onnx": Program(load_e5onnx, ("e5onnx",)),
     "e5onnx-int8": Program(load_e5onnx_int8, ("e5onnx",)),
+    "e5onnx-openvino": Program(load_e5onnx_openvino, ("e5onnx",)),
     "sentence-transformers-torch": Program(load_torch_fp32, _SENTENCE_TRANSFORMERS),
     "sentence-transformers-torch-bf16": Program(load_torch_bf16, _SENTENCE_TRANSFORMERS),
     "sentence-transformers-onnx": Program(load_onnx, _SENTENCE_TRANSFORMERS),

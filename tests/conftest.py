@@ -34,7 +34,7 @@ _CHECKPOINTS: dict[str, dict[str, Any]] = {
 }
 
 
-_PRECISIONS: dict[str, Any] = {"sample": ["fp32", "int8"]}
+_OPTIONS: dict[str, dict[str, Any]] = {"sample": {"precisions": ["fp32", "int8"], "portable": True}}
 
 
 def _checkpoint(name: str) -> str:
@@ -58,7 +58,7 @@ def _model(name: str) -> Path:
         for outdated in _build_folder().parent.glob("*"):
             if outdated != _build_folder():
                 shutil.rmtree(outdated)
-        export_model(_checkpoint(name), folder, precisions=_PRECISIONS.get(name, ["fp32"]))
+        export_model(_checkpoint(name), folder, **_OPTIONS.get(name, {"precisions": ["fp32"]}))
     return folder
 
 
@@ -70,7 +70,7 @@ def e5_checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def sample_model() -> Path:
-    """The model folder of the sample, all-MiniLM-L6-v2 with its real weights, in fp32 and int8."""
+    """The model folder of the sample, all-MiniLM-L6-v2 with its real weights: fp32, int8, portable."""
     return _model("sample")
 
 

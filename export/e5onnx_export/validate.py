@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from e5onnx.batching import pad_batch, plan_batches
 from e5onnx.errors import E5OnnxError
 from e5onnx.model_folder import GraphRecord, ModelFolder
-from e5onnx.session import Session
+from e5onnx.session import OnnxRuntimeEngine, Session
 from e5onnx.tokenizer import Tokenizer
 
 LARGEST_DIFFERENCE = {"fp32": 1e-4}
@@ -64,7 +66,7 @@ def measure_parity(folder: ModelFolder, graph: GraphRecord, encoder: Any, tokeni
     reference = np.stack(expected)
     lengths = np.linalg.norm(reference, axis=1, keepdims=True)
 
-    session = Session(folder.path / graph.file, dimension=manifest.dimension, threads=torch.get_num_threads())
+    session = _session(folder.path / graph.file, manifest.dimension, graph.precision)
     batches = [[ids] for ids in tokenized], [tokenized]
     difference, cosine = 0.0, 1.0
     for output in ("sentence_embedding", "pooled_embedding"):
@@ -96,7 +98,7 @@ def measure_fidelity(
     """
     vectors = []
     for precision in ("fp32", "int8"):
-        session = Session(folder.graph(precision), dimension=folder.manifest.dimension, threads=torch.get_num_threads())
+        session = _session(folder.graph(precision), folder.manifest.dimension, precision)
         batches = plan_batches([len(ids) for ids in token_ids])
         vectors.append(
             np.concatenate([session.run(*pad_batch([token_ids[text] for text in rows])) for rows in batches])
@@ -125,6 +127,11 @@ def texts_of_all_lengths(tokenizer: Tokenizer) -> list[str]:
         if length > tokenizer.max_tokens:
             return texts
         length, following = following, length + following
+
+
+def _session(path: Path, dimension: int, precision: str) -> Session:
+    load = partial(OnnxRuntimeEngine, threads=torch.get_num_threads(), precision=precision)
+    return Session(path, dimension=dimension, load=load)
 
 
 def _pool(encoder: Any, encoded: Any, pooling: str) -> NDArray[np.float32]:

@@ -108,7 +108,11 @@ def _add_model(parser: argparse.ArgumentParser, *, encoder: bool = True) -> None
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     if encoder:
         parser.add_argument("--threads", type=int, metavar="N", help="threads (default: the available processors)")
-        parser.add_argument("--precision", choices=["fp32", "int8"], default="fp32", help="graph (default: fp32)")
+        parser.add_argument("--precision", choices=["fp32", "int8", "bf16"], help="default: fp32; openvino: bf16")
+        parser.add_argument(
+            "--provider", choices=["cpu", "openvino"], default="cpu", help="what runs the graph (default: cpu)"
+        )
+        parser.add_argument("--compile-cache", metavar="FOLDER", help="where openvino keeps compiled graphs")
 
 
 def _export(arguments: Sequence[str]) -> None:
@@ -222,7 +226,14 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace) -> Encoder:
-    return Encoder(options.model, precision=options.precision, threads=options.threads, revision=options.revision)
+    return Encoder(
+        options.model,
+        precision=options.precision,
+        provider=options.provider,
+        threads=options.threads,
+        compile_cache=options.compile_cache,
+        revision=options.revision,
+    )
 
 
 def _read_lines(files: Sequence[str]) -> Iterator[str]:

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any, Literal, overload
 
@@ -23,10 +24,11 @@ from .errors import (
     TruncationWarning,
 )
 from .model_folder import Manifest, open_model
-from .session import Output, Session
+from .session import Engine, OnnxRuntimeEngine, Output, Session
 from .tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS, TokenizedText, Tokenizer, check_texts, iterate_texts
 
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "int8", "bf16"]
+Provider = Literal["cpu", "openvino"]
 Embeddings = NDArray[np.float32]
 
 _WINDOW = 1024
@@ -39,7 +41,8 @@ class Encoder:
     Attributes:
         manifest: what the model folder says of itself.
         tokenizer: the model's :class:`Tokenizer`.
-        precision: "fp32" or "int8", the graph in use.
+        precision: "fp32", "int8" or "bf16": what really runs, read back from the provider.
+        provider: "cpu" or "openvino".
         threads: number of threads that one call uses.
 
     Example:
@@ -52,8 +55,10 @@ class Encoder:
         self,
         model: str | os.PathLike[str],
         *,
-        precision: Precision = "fp32",
+        precision: Precision | None = None,
+        provider: Provider = "cpu",
         threads: int | None = None,
+        compile_cache: str | os.PathLike[str] | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
     ) -> None:
@@ -62,9 +67,14 @@ class Encoder:
         Args:
             model: a model folder that `e5onnx export` wrote, or the hub id of one. Only a hub id ever downloads;
                 HF_HOME, HF_HUB_OFFLINE and HF_TOKEN apply.
-            precision: which of the folder's graphs to run.
+            precision: None for the provider's own choice. With "cpu": "fp32", the default, or "int8", the folder's
+                graph of that name. With "openvino": "bf16", the default where the processor has it, or "fp32".
+            provider: "cpu" for onnxruntime's own kernels; "openvino" for OpenVINO, which needs the extra `openvino`
+                and a folder with the portable graph.
             threads: threads that one call uses; None for the processors that are really available (affinity and
                 control-group quotas).
+            compile_cache: folder where OpenVINO keeps the compiled graph, which halves the time to load; None to
+                write nothing.
             revision: branch, tag or commit of a hub id; None for the main branch.
             local_files_only: take a hub id from the hub's cache, never from the network.
 
@@ -72,19 +82,29 @@ class Encoder:
             ModelNotFoundError: there is no such folder or repository, or a file of it is missing.
             ModelFolderError: a file of the folder is damaged or foreign.
             ModelDownloadError: the hub could not be reached.
-            InputValueError: the folder has no graph of this precision, or `threads` is below 1.
+            InputValueError: the folder has no graph of this precision or for this provider, the processor or the
+                provider does not know the precision, or `threads` is below 1.
+            MissingDependencyError: the provider is not installed.
         """
         if not isinstance(threads, (int, type(None))):
             raise InputTypeError(f"threads must be an int, got {type(threads).__name__}")
         if threads is not None and threads < 1:
             raise InputValueError(f"threads must be at least 1, got {threads}")
-        folder = open_model(model, precision=precision, revision=revision, local_files_only=local_files_only)
+        load, given = _engine(provider, precision, compile_cache)
+        folder = open_model(
+            model, precision=given, provider=provider, revision=revision, local_files_only=local_files_only
+        )
         self.manifest: Manifest = folder.manifest
-        self.precision: Precision = precision
+        self.provider: Provider = provider
         self.threads: int = threads or available_processors()
         self.tokenizer = Tokenizer(folder)
-        self._session = Session(folder.graph(precision), dimension=folder.manifest.dimension, threads=self.threads)
-        self._pickled = (os.fspath(folder.path), precision, threads)
+        self._session = Session(
+            folder.graph(given, provider),
+            dimension=folder.manifest.dimension,
+            load=partial(load, threads=self.threads),
+        )
+        self.precision = self._session.precision
+        self._pickled = (os.fspath(folder.path), precision, provider, threads, compile_cache)
         self._may_warn_of_prompts = all(
             any(folder.manifest.prompts.get(name) for name in role) for role in (QUERY_PROMPTS, DOCUMENT_PROMPTS)
         )
@@ -107,7 +127,7 @@ class Encoder:
     @property
     def fingerprint(self) -> str:
         """Short hash over all that changes vectors. Vectors with different fingerprints must not be compared."""
-        return self.manifest.fingerprint(self.precision)
+        return self.manifest.fingerprint(self.precision, self.provider)
 
     def encode(
         self,
@@ -312,9 +332,30 @@ class Encoder:
 
     def __repr__(self) -> str:
         return (
-            f"Encoder({self._pickled[0]!r}, precision={self.precision!r}, threads={self.threads}): "
+            f"Encoder({self._pickled[0]!r}, precision={self.precision!r}, provider={self.provider!r}, "
+            f"threads={self.threads}): "
             f"dimension {self.dimension}, at most {self.max_tokens} tokens"
         )
+
+
+def _engine(
+    provider: str, precision: str | None, compile_cache: str | os.PathLike[str] | None
+) -> tuple[Callable[..., Engine], str | None]:
+    """Return what loads a provider's engine, and the precision it is asked for."""
+    if provider == "cpu":
+        if precision == "bf16":
+            raise InputValueError('bf16 needs provider="openvino": onnxruntime\'s own kernels do not have it')
+        if compile_cache is not None:
+            raise InputValueError('compile_cache is for provider="openvino": onnxruntime compiles nothing')
+        given = precision or "fp32"
+        return partial(OnnxRuntimeEngine, precision=given), given
+    if provider != "openvino":
+        raise InputValueError(f"provider must be 'cpu' or 'openvino', got {provider!r}")
+    if precision not in ("bf16", "fp32", None):
+        raise InputValueError(f"provider='openvino' runs 'bf16' or 'fp32', not {precision!r}")
+    from .openvino_engine import OpenVinoEngine
+
+    return partial(OpenVinoEngine, precision=precision, compile_cache=compile_cache), precision
 
 
 class _Truncation:
@@ -374,5 +415,7 @@ def _unit_length(vectors: Embeddings) -> Embeddings:
     return unit
 
 
-def _unpickle(path: str, precision: Precision, threads: int | None) -> Encoder:
-    return Encoder(path, precision=precision, threads=threads)
+def _unpickle(
+    path: str, precision: Precision | None, provider: Provider, threads: int | None, compile_cache: str | None
+) -> Encoder:
+    return Encoder(path, precision=precision, provider=provider, threads=threads, compile_cache=compile_cache)

@@ -36,7 +36,7 @@ class TextTooLongError(InputValueError):
 
 
 class InferenceError(E5OnnxError, RuntimeError):
-    """onnxruntime failed while it ran the graph."""
+    """The engine, onnxruntime or OpenVINO, failed while it ran the graph."""
 
 
 class MissingDependencyError(E5OnnxError, ImportError):

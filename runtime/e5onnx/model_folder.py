@@ -127,24 +127,35 @@ class Manifest:
             yield from graph.records()
         yield from self.files
 
-    def graph(self, precision: str) -> GraphRecord:
-        """Return onnxruntime's graph of a precision, or raise :class:`InputValueError` that names those there are."""
-        graphs = [graph for graph in self.graphs if not graph.portable]
-        for graph in graphs:
-            if graph.precision == precision:
+    def graph(self, precision: str | None, provider: str = "cpu") -> GraphRecord:
+        """Return the graph that a provider runs: onnxruntime's own of that precision, or the portable one.
+
+        Raises:
+            InputValueError: there is none; the message names those there are, or says how to make one.
+        """
+        for graph in self.graphs:
+            if graph.portable == (provider != "cpu") and (graph.portable or graph.precision == precision):
                 return graph
-        there = ", ".join(repr(graph.precision) for graph in graphs)
+        if provider != "cpu":
+            raise InputValueError(
+                f"provider={provider!r} needs the portable graph, which this model does not have; add it with: "
+                f"e5onnx export {self.checkpoint} OUTPUT --graph portable"
+            )
+        there = ", ".join(repr(graph.precision) for graph in self.graphs if not graph.portable)
         raise InputValueError(f"this model has no graph with precision {precision!r}; it has {there}")
 
-    def fingerprint(self, precision: str) -> str:
+    def fingerprint(self, precision: str, provider: str = "cpu") -> str:
         """Return 16 hexadecimal digits over all that changes vectors: graph, tokenizer, prompts, maximum of tokens.
 
         Store it beside an index, and compare it before vectors are added or searched.
         """
         tokenizer = next((record.sha256 for record in self.files if record.file == "tokenizer.json"), None)
+        graph = self.graph(precision, provider)
+        bf16 = {"bf16": True} if precision == "bf16" else {}
         return _digest(
             {
-                "graph": [record.sha256 for record in self.graph(precision).records()],
+                **bf16,
+                "graph": [record.sha256 for record in graph.records()],
                 "tokenizer": tokenizer,
                 "prompts": dict(self.prompts),
                 "default_prompt_name": self.default_prompt_name,
@@ -214,9 +225,9 @@ class ModelFolder:
                 return self.check_size(record)
         raise ModelFolderError(f"{self.path / MANIFEST} does not list {name}. {_REPAIR}")
 
-    def graph(self, precision: str) -> Path:
-        """Return the path of the graph of a precision after comparing its size, and that of its weights."""
-        record = self.manifest.graph(precision)
+    def graph(self, precision: str | None, provider: str = "cpu") -> Path:
+        """Return the path of :meth:`Manifest.graph` after comparing its size, and that of its weights."""
+        record = self.manifest.graph(precision, provider)
         for part in record.records():
             self.check_size(part)
         return self.path / record.file
@@ -259,6 +270,7 @@ def open_model(
     model: str | os.PathLike[str],
     *,
     precision: str | None = None,
+    provider: str = "cpu",
     all_files: bool = False,
     revision: str | None = None,
     local_files_only: bool = False,
@@ -267,7 +279,8 @@ def open_model(
 
     Args:
         model: path of a folder, or a hub id ("owner/name") where no such folder exists.
-        precision: the graph that will be used; None if none will be. Only what is used is downloaded,
+        precision: that of the graph that will be used; None if none will be. Only what is used is downloaded,
+        provider: what will run the graph, "cpu" for onnxruntime's own, or one that needs the portable graph,
         all_files: unless this asks for every file of the manifest.
         revision: branch, tag or commit on the hub; None for the main branch. Folders have none.
         local_files_only: take the hub's files from its cache only.
@@ -281,7 +294,7 @@ def open_model(
         manifest = ModelFolder.open(folder).manifest
         if all_files:
             return [record.file for record in manifest.records()]
-        graph = manifest.graph(precision).records() if precision else ()
+        graph = manifest.graph(precision, provider).records() if precision or provider != "cpu" else ()
         return [record.file for record in (*graph, *manifest.files)]
 
     return ModelFolder.open(download_model(name, revision=revision, local_files_only=local_files_only, wanted=wanted))

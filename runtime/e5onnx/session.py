@@ -1,4 +1,4 @@
-"""The onnxruntime session: its options, the graph's contract checked at load, and its life across forks.
+"""A loaded graph: the onnxruntime session and its options, the graph's contract, and an engine's life across forks.
 
 Knows token ids and vectors, not texts.
 """
@@ -9,8 +9,9 @@ import ctypes
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,20 +35,34 @@ _ORT_ERRORS = tuple(
 )
 
 
+class Engine(Protocol):
+    """A program that has loaded a graph and runs it, from several threads at a time."""
+
+    precision: str
+    inputs: dict[str, tuple[str, list[int | str]]]
+    outputs: dict[str, tuple[str, list[int | str]]]
+
+    def run(
+        self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], output: Output
+    ) -> NDArray[np.float32]:
+        """Return one output for token ids and mask `[batch, sequence]`; raise :class:`InferenceError`."""
+
+
 class Session:
     """A graph that maps token ids to embeddings, ready to run. Threads may share it, and it works after a fork."""
 
-    def __init__(self, path: Path, *, dimension: int, threads: int) -> None:
-        """Load the graph at `path` and check its inputs and outputs.
+    def __init__(self, path: Path, *, dimension: int, load: Callable[[Path], Engine]) -> None:
+        """Load the graph at `path` into an engine and check its inputs and outputs.
 
         Raises:
             ModelFolderError: the file is no ONNX graph, or not one with the inputs and outputs of a model folder.
         """
         self._path = path
         self._dimension = dimension
-        self._threads = threads
+        self._load = load
         self._lock = threading.Lock()
-        self._session: onnxruntime.InferenceSession | None = self._load()
+        self._engine: Engine | None = self._loaded()
+        self.precision = self._engine.precision
         _sessions.add(self)
 
     def run(
@@ -56,20 +71,45 @@ class Session:
         """Return the embeddings `[batch, dimension]` of token ids `[batch, sequence]`.
 
         Raises:
-            InferenceError: onnxruntime failed, for instance for lack of memory.
+            InferenceError: the engine failed, for instance for lack of memory.
         """
-        session = self._session or self._reload()
-        try:
-            result: NDArray[np.float32] = session.run(
-                [output], {"input_ids": input_ids, "attention_mask": attention_mask}
-            )[0]
-        except _ORT_ERRORS as error:
-            raise InferenceError(f"onnxruntime failed on token ids of shape {input_ids.shape}: {error}") from error
-        return result
+        engine = self._engine or self._reload()
+        return engine.run(input_ids, attention_mask, output)
 
-    def _load(self) -> onnxruntime.InferenceSession:
+    def _loaded(self) -> Engine:
+        engine = self._load(self._path)
+        vectors = ("tensor(float)", ["any", self._dimension])
+        if engine.inputs != _INPUTS or engine.outputs != dict.fromkeys(_OUTPUTS, vectors):
+            raise ModelFolderError(
+                f"{self._path} is not a graph of an e5onnx model folder: it has inputs {engine.inputs} and outputs "
+                f"{engine.outputs}, expected inputs {_INPUTS} and outputs {dict.fromkeys(_OUTPUTS, vectors)}"
+            )
+        return engine
+
+    def _reload(self) -> Engine:
+        with self._lock:
+            if self._engine is None:
+                self._engine = self._loaded()
+            return self._engine
+
+    def _after_fork(self) -> None:
+        """Forget the parent's engine, whose threads do not exist in this process; the next run loads a new one.
+
+        The old one must stay alive for ever, since its destructor waits for its threads to end.
+        """
+        self._lock = threading.Lock()
+        if self._engine is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._engine))
+            self._engine = None
+
+
+class OnnxRuntimeEngine:
+    """onnxruntime's CPU provider. See :class:`Engine`."""
+
+    def __init__(self, path: Path, *, threads: int, precision: str) -> None:
+        """Load the graph at `path`, which holds weights of that precision; raise :class:`ModelFolderError`."""
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
+        options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         # The graph is final: optimising it again would bring back operators that are slow on a CPU.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -79,39 +119,23 @@ class Session:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 4  # errors are raised, not printed, and warnings here are for graph authors
         try:
-            session = onnxruntime.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except _ORT_ERRORS as error:
-            raise ModelFolderError(
-                f"onnxruntime {onnxruntime.__version__} cannot load {self._path}: {error}"
-            ) from error
-        self._check_contract(session)
-        return session
+            raise ModelFolderError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}") from error
+        self.precision = precision
+        self.inputs = {value.name: (value.type, _shape(value)) for value in self._session.get_inputs()}
+        self.outputs = {value.name: (value.type, _shape(value)) for value in self._session.get_outputs()}
 
-    def _check_contract(self, session: onnxruntime.InferenceSession) -> None:
-        inputs = {value.name: (value.type, _shape(value)) for value in session.get_inputs()}
-        outputs = {value.name: (value.type, _shape(value)) for value in session.get_outputs()}
-        vectors = ("tensor(float)", ["any", self._dimension])
-        if inputs != _INPUTS or outputs != dict.fromkeys(_OUTPUTS, vectors):
-            raise ModelFolderError(
-                f"{self._path} is not a graph of an e5onnx model folder: it has inputs {inputs} and outputs {outputs}, "
-                f"expected inputs {_INPUTS} and outputs {dict.fromkeys(_OUTPUTS, vectors)}"
-            )
-
-    def _reload(self) -> onnxruntime.InferenceSession:
-        with self._lock:
-            if self._session is None:
-                self._session = self._load()
-            return self._session
-
-    def _after_fork(self) -> None:
-        """Forget the parent's session, whose threads do not exist in this process; the next run loads a new one.
-
-        The old one must stay alive for ever, since its destructor waits for its threads to end.
-        """
-        self._lock = threading.Lock()
-        if self._session is not None:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
-            self._session = None
+    def run(
+        self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], output: Output
+    ) -> NDArray[np.float32]:
+        """Run the graph; see :class:`Engine`."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        try:
+            result: NDArray[np.float32] = self._session.run([output], inputs)[0]
+        except _ORT_ERRORS as error:
+            raise InferenceError(f"onnxruntime failed on token ids of shape {input_ids.shape}: {error}") from error
+        return result
 
 
 def _shape(value: onnxruntime.NodeArg) -> list[int | str]:

@@ -98,5 +98,5 @@ def test_the_manifest_tells_the_graphs_apart(model: Path) -> None:
     assert encoder.manifest.graph("fp32").file == GRAPHS[0]
 
 
-def test_the_portable_graph_is_written_only_if_asked(sample_model: Path) -> None:
-    assert not any(graph.portable for graph in Encoder(sample_model).manifest.graphs)
+def test_the_portable_graph_is_written_only_if_asked(e5_model: Path) -> None:
+    assert not any(graph.portable for graph in Encoder(e5_model).manifest.graphs)

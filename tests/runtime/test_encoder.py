@@ -272,8 +272,16 @@ def test_threads_and_precision_are_checked(sample_model: Path) -> None:
         Encoder(sample_model, threads=0)
     with pytest.raises(InputTypeError, match="got str"):
         Encoder(sample_model, threads="2")  # type: ignore[arg-type]
-    with pytest.raises(InputValueError, match="no graph with precision 'bf16'; it has 'fp32', 'int8'"):
-        Encoder(sample_model, precision="bf16")  # type: ignore[arg-type]
+    with pytest.raises(InputValueError, match="no graph with precision 'fp16'; it has 'fp32', 'int8'"):
+        Encoder(sample_model, precision="fp16")  # type: ignore[arg-type]
+    with pytest.raises(InputValueError, match='bf16 needs provider="openvino"'):
+        Encoder(sample_model, precision="bf16")
+    with pytest.raises(InputValueError, match="must be 'cpu' or 'openvino', got 'cuda'"):
+        Encoder(sample_model, provider="cuda")  # type: ignore[arg-type]
+    with pytest.raises(InputValueError, match="runs 'bf16' or 'fp32', not 'int8'"):
+        Encoder(sample_model, provider="openvino", precision="int8")
+    with pytest.raises(InputValueError, match="compile_cache is for"):
+        Encoder(sample_model, compile_cache="anywhere")
 
 
 # Similarity

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from e5onnx import Encoder, InputValueError, ModelFolderError, ModelNotFoundError, Tokenizer
 from e5onnx.model_folder import MANIFEST, FileRecord, GraphRecord, Manifest, ModelFolder
-from e5onnx.session import Session
+from e5onnx.session import OnnxRuntimeEngine, Session
 
 PATH = Path("models/some/e5onnx.json")
 GRAPH = "onnx/model.onnx"
@@ -572,7 +573,7 @@ def test_a_graph_of_another_contract_is_refused(copied_model: Path, graph: bytes
 
 def test_a_dimension_other_than_the_graph_has_is_refused(tiny_model: Path) -> None:
     with pytest.raises(ModelFolderError, match=r"expected .*\['any', 384\]"):
-        Session(tiny_model / GRAPH, dimension=384, threads=1)
+        Session(tiny_model / GRAPH, dimension=384, load=partial(OnnxRuntimeEngine, threads=1, precision="fp32"))
 
 
 @pytest.mark.parametrize("damage", ["garbage", "zeros", "nothing", "half", "tokenizer.json"])

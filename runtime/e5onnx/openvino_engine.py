@@ -1,0 +1,108 @@
+"""The engine `provider="openvino"`: OpenVINO on the portable graph, in bfloat16 where the processor has it.
+
+OpenVINO is called itself rather than through onnxruntime's plugin provider for it (onnxruntime-ep-openvino 1.8): the
+plugin finds no device on processors that are not Intel's (microsoft/onnxruntime#31981), is made for x86-64 alone, and
+does not say which precision it runs. The kernels are the same.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InferenceError, InputValueError, MissingDependencyError, ModelFolderError
+
+_NAMES = {"bf16": "bf16", "fp32": "f32"}
+_TYPES = {"i64": "tensor(int64)", "f32": "tensor(float)"}
+
+
+class OpenVinoEngine:
+    """A compiled graph. Threads may share it: each call takes a request of its own.
+
+    Attributes:
+        precision: "bf16" or "fp32", read back from OpenVINO.
+        inputs: type and shape of each input, as onnxruntime names them; "any" for an axis that is not fixed.
+        outputs: the same of the outputs.
+    """
+
+    def __init__(
+        self, path: Path, *, threads: int, precision: str | None, compile_cache: str | os.PathLike[str] | None
+    ) -> None:
+        """Compile the graph at `path`.
+
+        Args:
+            path: a graph of standard ONNX operators.
+            threads: threads that one call uses. They are not pinned to processors, which other processes use, too.
+            precision: "bf16", "fp32", or None for bfloat16 where the processor has it.
+            compile_cache: folder where the compiled graph is kept for the next process; None to keep nothing.
+
+        Raises:
+            MissingDependencyError: OpenVINO is not installed.
+            InputValueError: this processor has no bfloat16.
+            ModelFolderError: OpenVINO cannot read the graph, or not write to `compile_cache`.
+        """
+        openvino = _import_openvino()
+        core = openvino.Core()
+        has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision == "bf16" and not has_bf16:
+            name = core.get_property("CPU", "FULL_DEVICE_NAME")
+            raise InputValueError(f'this processor ({name}) has no bfloat16: use precision="fp32", or provider="cpu"')
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": _NAMES[precision or ("bf16" if has_bf16 else "fp32")],
+            "ENABLE_CPU_PINNING": False,
+        }
+        if compile_cache is not None:
+            settings["CACHE_DIR"] = os.fspath(compile_cache)
+        try:
+            self._model = core.compile_model(os.fspath(path), "CPU", settings)
+        except RuntimeError as error:
+            raise ModelFolderError(f"OpenVINO {openvino.__version__} cannot load {path}: {error}") from error
+        used = self._model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        self.precision = next((name for name, hint in _NAMES.items() if hint == used), used)
+        self.inputs = {port.any_name: _signature(port) for port in self._model.inputs}
+        self.outputs = {port.any_name: _signature(port) for port in self._model.outputs}
+        self._idle: list[Any] = []  # requests that no call uses at the moment; as many are made as callers there are
+
+    def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], output: str) -> NDArray[np.float32]:
+        """Return one output for token ids and mask `[batch, sequence]`; raise :class:`InferenceError`."""
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self._model.create_infer_request()
+        try:
+            request.infer({"input_ids": input_ids, "attention_mask": attention_mask}, share_inputs=True)
+            result: NDArray[np.float32] = request.get_tensor(output).data.copy()
+        except RuntimeError as error:
+            raise InferenceError(f"OpenVINO failed on token ids of shape {input_ids.shape}: {error}") from error
+        self._idle.append(request)
+        return result
+
+
+def _import_openvino() -> Any:
+    """Import OpenVINO without its usage reports: they would write a client's id to the home folder at import."""
+    reports = "openvino_telemetry"
+    blocked = "openvino" not in sys.modules and reports not in sys.modules
+    if blocked:
+        sys.modules[reports] = None  # type: ignore[assignment]  # documented: None makes its import fail
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingDependencyError("provider=\"openvino\" needs OpenVINO: pip install 'e5onnx[openvino]'") from error
+    finally:
+        if blocked:
+            del sys.modules[reports]
+    return openvino
+
+
+def _signature(port: Any) -> tuple[str, list[int | str]]:
+    """Return type and shape of an input or output."""
+    name = port.get_element_type().get_type_name()
+    shape = ["any" if axis.is_dynamic else axis.get_length() for axis in port.get_partial_shape()]
+    return _TYPES.get(name, name), shape
