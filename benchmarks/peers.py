@@ -45,6 +45,7 @@ PEERS: dict[str, Peer] = {
     "e5onnx": Peer("e5onnx", "e5onnx"),
     "e5onnx-int8": Peer("e5onnx", "e5onnx", "int8"),
     "e5onnx-openvino": Peer("openvino", "e5onnx", "bf16"),
+    "e5onnx-openvino-cached": Peer("openvino", "e5onnx", "bf16"),
     "fastembed": Peer("fastembed", "onnx"),
     "sentence-transformers-torch": Peer("sentence-transformers", ""),
     "sentence-transformers-torch-bf16": Peer("sentence-transformers", "", "bf16"),

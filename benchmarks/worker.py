@@ -44,15 +44,21 @@ def load_e5onnx_openvino(model: str, threads: int) -> Encode:
     return _e5onnx(model, threads, None, "openvino")
 
 
+def load_e5onnx_openvino_cached(model: str, threads: int) -> Encode:
+    """The same with the graph compiled by an earlier process."""
+    return _e5onnx(model, threads, None, "openvino", f"{model}.compiled")
+
+
 def _e5onnx(
     model: str,
     threads: int,
     precision: Literal["fp32", "int8"] | None,
     provider: Literal["cpu", "openvino"] = "cpu",
+    compile_cache: str | None = None,
 ) -> Encode:
     from e5onnx import Encoder
 
-    encoder = Encoder(model, precision=precision, provider=provider, threads=threads)
+    encoder = Encoder(model, precision=precision, provider=provider, threads=threads, compile_cache=compile_cache)
     methods = {"query": encoder.encode_query, "document": encoder.encode_document, "raw": encoder.encode}
     return lambda texts, kind: methods[kind](texts)
 
@@ -150,6 +156,7 @@ PROGRAMS: dict[str, Program] = {
     "e5onnx": Program(load_e5onnx, ("e5onnx",)),
     "e5onnx-int8": Program(load_e5onnx_int8, ("e5onnx",)),
     "e5onnx-openvino": Program(load_e5onnx_openvino, ("e5onnx",)),
+    "e5onnx-openvino-cached": Program(load_e5onnx_openvino_cached, ("e5onnx",)),
     "sentence-transformers-torch": Program(load_torch_fp32, _SENTENCE_TRANSFORMERS),
     "sentence-transformers-torch-bf16": Program(load_torch_bf16, _SENTENCE_TRANSFORMERS),
     "sentence-transformers-onnx": Program(load_onnx, _SENTENCE_TRANSFORMERS),

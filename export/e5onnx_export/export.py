@@ -6,25 +6,29 @@ import hashlib
 import importlib.util
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from e5onnx import __version__
 from e5onnx.errors import InputValueError, MissingDependencyError
-from e5onnx.model_folder import MANIFEST, FileRecord, GraphRecord, Manifest, ModelFolder
+from e5onnx.model_folder import FileRecord, Manifest, ModelFolder
 
 from .checkpoint import Checkpoint, Decision, Pooling, read_checkpoint
+from .folder import (
+    GRAPHS,
+    PORTABLE_GRAPH,
+    Precision,
+    check_output,
+    graph_record,
+    save_with_weights,
+    staging,
+    write_manifest,
+)
 
-Precision = Literal["fp32", "int8"]
-_GRAPHS: dict[Precision, str] = {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}
-_PORTABLE_GRAPH = "onnx/model_portable.onnx"
 _CALIBRATION = Path(__file__).with_name("calibration.txt")
-_WEIGHTS_SUFFIX = "_data"
 _FEWEST_TEXTS = 16
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _TOOLS = ("onnx", "onnxruntime", "optimum-onnx", "tokenizers", "torch", "transformers")
@@ -73,9 +77,9 @@ def export_model(
         'mean'
     """
     output = Path(output).absolute()
-    _check_output(output, force)
-    if not precisions or not set(precisions) <= set(_GRAPHS):
-        raise InputValueError(f"precisions must be one or more of {', '.join(_GRAPHS)}, got {list(precisions)}")
+    check_output(output, force)
+    if not precisions or not set(precisions) <= set(GRAPHS):
+        raise InputValueError(f"precisions must be one or more of {', '.join(GRAPHS)}, got {list(precisions)}")
     calibration = Path(calibration or _CALIBRATION)
     fitted, held_back = _read_calibration(calibration) if "int8" in precisions else ([], [])
     for package in ("onnx", "optimum", "torch", "transformers"):
@@ -97,20 +101,17 @@ def export_model(
     from .calibration import tokenize_for_calibration
     from .fuse import fuse_encoder, simplify_embeddings
     from .head import append_head
+    from .portable import in_standard_operators
     from .quantize import METHOD, quantize_graph
     from .trace import load_encoder, load_tokenizer, trace_encoder
-    from .validate import measure_fidelity, measure_parity
+    from .validate import compare_with_fp32, measure_fidelity, measure_parity
 
     encoder, tokenizer = load_encoder(source), load_tokenizer(source)
-    with _staging(output, force) as folder:
+    with staging(output, force) as folder:
         (folder / "onnx").mkdir()
         report("Tracing the encoder")
         graph = trace_encoder(encoder, folder)
         simplify_embeddings(graph)
-        if portable:
-            standard = onnx.ModelProto.FromString(graph.SerializeToString())
-            append_head(standard, source.pooling.value, encoder.config.hidden_size)
-            onnx.save(standard, folder / _PORTABLE_GRAPH)  # other engines are happier with one file
         report("Fusing its operators, appending pooling and normalisation")
         fused = fuse_encoder(
             graph,
@@ -122,7 +123,7 @@ def export_model(
         if "int8" in precisions:
             report(f"Calibrating int8 on {len(fitted)} texts")
             token_ids = tokenize_for_calibration(fitted, tokenizer, source.prompts.value, source.max_tokens.value)
-            _save_with_weights(quantize_graph(fused, token_ids), folder / _GRAPHS["int8"])
+            save_with_weights(quantize_graph(fused, token_ids), folder / GRAPHS["int8"])
             digest = hashlib.sha256(calibration.read_bytes()).hexdigest()
             fitted_to = {
                 "method": METHOD,
@@ -130,14 +131,16 @@ def export_model(
                 "texts_held_back": len(held_back),
                 "file_sha256": digest,
             }
-        _save_with_weights(fused, folder / _GRAPHS["fp32"])
+        save_with_weights(fused, folder / GRAPHS["fp32"])
+        if portable:
+            onnx.save(in_standard_operators(onnx.load(folder / GRAPHS["fp32"])), folder / PORTABLE_GRAPH)
         for path in map(Path, tokenizer.save_pretrained(folder)):
             if path.name not in _TOKENIZER_FILES:  # the vocabulary is in tokenizer.json already
                 path.unlink(missing_ok=True)
         shutil.copyfile(source.folder / "config.json", folder / "config.json")
 
         manifest = _describe(source, encoder, folder)
-        _write_manifest(folder, manifest)
+        write_manifest(folder, manifest)
         opened = ModelFolder.open(folder)
         graphs = []
         for record in manifest.graphs:
@@ -151,6 +154,9 @@ def export_model(
                     f"  {record.file}: mean cosine {parity['mean_cosine']:.5f}, smallest {parity['min_cosine']:.5f} "
                     f"over {parity['texts']} texts"
                 )
+            elif record.portable:
+                parity = compare_with_fp32(opened, folder / record.file)
+                report(f"  {record.file}: largest difference to fp32 {parity['max_abs_difference']:.1e}")
             else:
                 report("Comparing with the checkpoint in PyTorch")
                 parity = measure_parity(opened, record, encoder, tokenizer)
@@ -163,7 +169,7 @@ def export_model(
         for unwanted in [graph for graph in graphs if graph not in wanted]:  # fp32, which int8 was compared with
             for part in unwanted.records():
                 (folder / part.file).unlink()
-        _write_manifest(folder, replace(manifest, graphs=tuple(wanted)))
+        write_manifest(folder, replace(manifest, graphs=tuple(wanted)))
     finished = ModelFolder.open(output)
     size = sum(record.size for record in finished.manifest.records())
     report(f"Wrote {output} ({size / 1e6:.0f} MB)")
@@ -187,8 +193,8 @@ def _report_decisions(source: Checkpoint, report: Callable[[str], None]) -> None
 
 def _describe(source: Checkpoint, encoder: Any, folder: Path) -> Manifest:
     """Return the manifest of the files in `folder`, without parity."""
-    graphs = [_graph_record(folder, file, precision, portable=False) for precision, file in _GRAPHS.items()]
-    graphs.append(_graph_record(folder, _PORTABLE_GRAPH, "fp32", portable=True))
+    files: list[tuple[Precision, str]] = [*GRAPHS.items(), ("fp32", PORTABLE_GRAPH)]
+    graphs = (graph_record(folder, file, precision) for precision, file in files if (folder / file).is_file())
     return Manifest(
         checkpoint=source.name,
         revision=source.revision,
@@ -199,36 +205,10 @@ def _describe(source: Checkpoint, encoder: Any, folder: Path) -> Manifest:
         normalize=source.normalize.value,
         prompts=source.prompts.value,
         default_prompt_name=source.default_prompt_name,
-        graphs=tuple(graph for graph in graphs if graph is not None),
+        graphs=tuple(graphs),
         files=tuple(FileRecord.of(folder, path.name) for path in sorted(folder.iterdir()) if path.is_file()),
         tools={"e5onnx": __version__, **{tool: version(tool) for tool in _TOOLS}},
     )
-
-
-def _graph_record(folder: Path, file: str, precision: str, *, portable: bool) -> GraphRecord | None:
-    if not (folder / file).is_file():
-        return None
-    graph = FileRecord.of(folder, file)
-    weights = FileRecord.of(folder, file + _WEIGHTS_SUFFIX) if (folder / (file + _WEIGHTS_SUFFIX)).is_file() else None
-    return GraphRecord(
-        file,
-        graph.sha256,
-        graph.size,
-        precision=precision,
-        portable=portable,
-        parity={},
-        weights=weights,
-        calibration=None,
-    )
-
-
-def _save_with_weights(model: Any, path: Path) -> None:
-    """Save a graph, which is used up, with its weights beside it, so that onnxruntime can map them into memory."""
-    import onnx
-
-    weights = path.name + _WEIGHTS_SUFFIX
-    onnx.save(model, path, save_as_external_data=True, location=weights)
-    shutil.copymode(path, path.with_name(weights))  # onnx lets nobody else read it
 
 
 def _read_calibration(path: Path) -> tuple[list[str], list[str]]:
@@ -244,36 +224,3 @@ def _read_calibration(path: Path) -> tuple[list[str], list[str]]:
             f"{path} has {len(texts)} texts; calibration needs {_FEWEST_TEXTS} or more, and a few hundred varied ones"
         )
     return split_texts(texts)
-
-
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-
-
-def _check_output(output: Path, force: bool) -> None:
-    """Refuse an output path that is in use by something that must not be lost."""
-    if not os.path.lexists(output) or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not (output / MANIFEST).is_file():
-        raise InputValueError(f"{output} exists and is not a model folder; name another output")
-    if not force:
-        raise InputValueError(f"{output} exists; replace it with --force, or name another output")
-
-
-@contextmanager
-def _staging(output: Path, force: bool) -> Iterator[Path]:
-    """Yield a new folder beside `output` and move it there at the end; remove it if anything fails."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".partial", dir=output.parent) as staging:
-        folder, replaced = Path(staging, "new"), Path(staging, "replaced")
-        folder.mkdir()  # inside, as the temporary folder itself is closed to other users
-        yield folder
-        _check_output(output, force)  # it may have appeared in the meantime
-        if output.exists():
-            output.rename(replaced)
-        try:
-            folder.rename(output)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(output)
-            raise

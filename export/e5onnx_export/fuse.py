@@ -17,6 +17,7 @@ from onnxruntime.transformers.fusion_options import FusionOptions
 from onnxruntime.transformers.optimizer import optimize_model
 
 from .checkpoint import CheckpointError
+from .graph import consumer, remove_unused
 
 _TYPES = "embeddings.token_type_embeddings.weight"
 _POSITIONS = "embeddings.position_embeddings.weight"
@@ -83,7 +84,7 @@ def simplify_embeddings(model: onnx.ModelProto) -> None:
         if value.name == "token_type_ids":
             graph.input.remove(value)
             break
-    _remove_unused_nodes(graph)
+    remove_unused(graph)
 
 
 def _move_mask_into_keys(graph: onnx.GraphProto, heads: int, head_size: int) -> None:
@@ -137,8 +138,8 @@ def _move_mask_into_keys(graph: onnx.GraphProto, heads: int, head_size: int) -> 
         for projection, part in ((query, "query"), (key, "key")):
             projection.input[1] = constant(f"{name}_{part}_weight", widened(value(projection.input[1])))
         bias = constant(f"{name}_query_bias", widened(query_bias)[0] + mask_columns.reshape(-1))
-        output = _consumer(graph, node.output[0], "MatMul")
-        output_add = _consumer(graph, output.output[0], "Add")
+        output = consumer(graph, node.output[0], "MatMul")
+        output_add = consumer(graph, output.output[0], "Add")
         bias_input = 1 - list(output_add.input).index(output.output[0])
         output_bias = value(output_add.input[bias_input]) + value_bias @ value(output.input[1])
         output_add.input[bias_input] = constant(f"{name}_output_bias", output_bias)
@@ -158,17 +159,7 @@ def _move_mask_into_keys(graph: onnx.GraphProto, heads: int, head_size: int) -> 
         ]
     del graph.node[:]
     graph.node.extend(nodes)
-    _remove_unused_nodes(graph)
-    used = {name for node in graph.node for name in node.input}
-    for tensor in weights.values():
-        if tensor.name not in used:
-            graph.initializer.remove(tensor)
-
-
-def _consumer(graph: onnx.GraphProto, name: str, op_type: str) -> onnx.NodeProto:
-    """Return the first node of a type that reads `name`."""
-    consumer: onnx.NodeProto = next(node for node in graph.node if node.op_type == op_type and name in node.input)
-    return consumer
+    remove_unused(graph)
 
 
 def _adds_look_up(node: onnx.NodeProto, table: str, producers: dict[str, onnx.NodeProto]) -> bool:
@@ -177,12 +168,3 @@ def _adds_look_up(node: onnx.NodeProto, table: str, producers: dict[str, onnx.No
     return node.op_type == "Add" and any(
         source is not None and source.op_type == "Gather" and source.input[0] == table for source in sources
     )
-
-
-def _remove_unused_nodes(graph: onnx.GraphProto) -> None:
-    used = {value.name for value in graph.output}
-    for node in reversed(list(graph.node)):  # nodes are in topological order
-        if used.isdisjoint(node.output):
-            graph.node.remove(node)
-        else:
-            used.update(node.input)

@@ -1,4 +1,4 @@
-"""How far the vectors of a finished model folder are from the checkpoint's in PyTorch."""
+"""How far the vectors of a model folder are from the checkpoint's in PyTorch, its graphs' from each other's."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from e5onnx.batching import pad_batch, plan_batches
+from e5onnx.cpu import available_processors
 from e5onnx.errors import E5OnnxError
 from e5onnx.model_folder import GraphRecord, ModelFolder
 from e5onnx.session import OnnxRuntimeEngine, Session
@@ -114,6 +114,26 @@ def measure_fidelity(
     return {"mean_cosine": mean, "min_cosine": smallest, "texts": len(token_ids)}
 
 
+def compare_with_fp32(folder: ModelFolder, portable: Path) -> dict[str, float]:
+    """Compare the portable graph at `portable` with the folder's fp32 graph, both run by onnxruntime.
+
+    Returns:
+        `max_abs_difference` of a component of the unit vectors of texts of all lengths in one padded batch, and
+        `texts`, how many there were.
+
+    Raises:
+        ParityError: the difference is more than :data:`LARGEST_DIFFERENCE` allows.
+    """
+    tokenizer = Tokenizer(folder)
+    batch = pad_batch([text.ids for text in tokenizer.tokenize(texts_of_all_lengths(tokenizer))])
+    paths = (folder.graph("fp32"), portable)
+    fp32, other = (_session(path, folder.manifest.dimension, "fp32").run(*batch) for path in paths)
+    difference = float(np.abs(fp32 - other).max())
+    if not difference <= LARGEST_DIFFERENCE["fp32"]:  # so that NaN fails
+        raise ParityError(f"the portable graph differs from the fp32 graph by up to {difference:.1e} in a component")
+    return {"max_abs_difference": difference, "texts": len(fp32)}
+
+
 def texts_of_all_lengths(tokenizer: Tokenizer) -> list[str]:
     """Return texts of about 1, 2, 3, 5, 8, 13, ... tokens up to beyond the model's maximum, always the same ones."""
     generator = np.random.default_rng(0)
@@ -130,12 +150,14 @@ def texts_of_all_lengths(tokenizer: Tokenizer) -> list[str]:
 
 
 def _session(path: Path, dimension: int, precision: str) -> Session:
-    load = partial(OnnxRuntimeEngine, threads=torch.get_num_threads(), precision=precision)
+    load = partial(OnnxRuntimeEngine, threads=available_processors(), precision=precision)
     return Session(path, dimension=dimension, load=load)
 
 
 def _pool(encoder: Any, encoded: Any, pooling: str) -> NDArray[np.float32]:
     """Return the pooled vector of one text by PyTorch, written independently of `head.py`."""
+    import torch
+
     with torch.inference_mode():
         hidden = encoder(**encoded).last_hidden_state[0]
     vector: NDArray[np.float32] = (hidden.mean(0) if pooling == "mean" else hidden[0]).numpy()

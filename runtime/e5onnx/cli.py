@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ import numpy as np
 from . import __version__
 from .encoder import Encoder
 from .errors import E5OnnxError, InputValueError, MissingDependencyError, TruncationWarning
-from .model_folder import open_model
+from .host import describe_host, recommendations
+from .model_folder import ModelFolder, open_model
 from .tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS
 
 _EXAMPLE_QUERIES = ["how much protein should a female eat", "summit define"]
@@ -67,6 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     # Parsed by e5onnx_export itself; here for the list of commands.
     commands.add_parser("export", help="turn a checkpoint into a model folder (extra: e5onnx[export])")
 
+    portable = commands.add_parser("portable", help="add the graph of standard operators, for --provider openvino")
+    portable.add_argument("model", metavar="MODEL", help="a model folder; it is changed in place (needs: onnx)")
+    portable.set_defaults(command=_portable)
+
     embed = commands.add_parser("embed", help="embed lines of text")
     _add_model(embed)
     embed.add_argument(
@@ -91,9 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     similarity.add_argument("--json", action="store_true", help="the scores as JSON")
     similarity.set_defaults(command=_similarity, usage_error=similarity.error)
 
-    info = commands.add_parser("info", help="say what a model folder holds")
-    _add_model(info, encoder=False)
-    info.add_argument("--json", action="store_true", help="the manifest as JSON")
+    info = commands.add_parser("info", help="say what a model folder holds, and what suits this host")
+    _add_model(info, encoder=False, nargs="?")
+    info.add_argument("--json", action="store_true", help="the manifest, and the host, as JSON")
     info.set_defaults(command=_info)
 
     verify = commands.add_parser("verify", help="compare every file of a model folder with its SHA-256")
@@ -103,8 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_model(parser: argparse.ArgumentParser, *, encoder: bool = True) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a model folder, or the hub id of one")
+def _add_model(parser: argparse.ArgumentParser, *, encoder: bool = True, nargs: str | None = None) -> None:
+    parser.add_argument("model", metavar="MODEL", nargs=nargs, help="a model folder, or the hub id of one")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     if encoder:
         parser.add_argument("--threads", type=int, metavar="N", help="threads (default: the available processors)")
@@ -124,6 +130,16 @@ def _export(arguments: Sequence[str]) -> None:
         message = "the command `export` is not part of this installation: pip install 'e5onnx[export]'"
         raise MissingDependencyError(message) from error
     export_cli.main(arguments)
+
+
+def _portable(options: argparse.Namespace) -> None:
+    try:
+        from e5onnx_export.portable import add_portable_graph
+    except ModuleNotFoundError as error:
+        if error.name != "onnx":
+            raise
+        raise MissingDependencyError("the command `portable` needs onnx: pip install onnx") from error
+    add_portable_graph(options.model, report=_print)
 
 
 def _embed(options: argparse.Namespace) -> None:
@@ -178,15 +194,32 @@ def _similarity(options: argparse.Namespace) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    folder = open_model(options.model, revision=options.revision)
-    manifest = folder.manifest
+    folder = open_model(options.model, revision=options.revision) if options.model is not None else None
+    host = describe_host()
     if options.json:
-        precisions = {graph.precision for graph in manifest.graphs if not graph.portable}
-        fingerprints = {precision: manifest.fingerprint(precision) for precision in sorted(precisions)}
-        _print(
-            json.dumps({**json.loads(manifest.to_json()), "fingerprints": fingerprints}, ensure_ascii=False, indent=2)
-        )
+        content: dict[str, Any] = {}
+        if folder is not None:
+            precisions = {graph.precision for graph in folder.manifest.graphs if not graph.portable}
+            content = json.loads(folder.manifest.to_json())
+            content["fingerprints"] = {each: folder.manifest.fingerprint(each) for each in sorted(precisions)}
+        content["host"] = {**asdict(host), "recommended": recommendations(host)}
+        _print(json.dumps(content, ensure_ascii=False, indent=2))
         return
+    rows = _describe_folder(folder) if folder is not None else []
+    instructions = "not known on this system" if host.instructions is None else ", ".join(host.instructions) or "none"
+    rows += [
+        ("this host", f"{host.processor}, {host.architecture}, {host.processors} processors available"),
+        ("  instructions", f"{instructions} (of those that matter here)"),
+    ]
+    for provider, version in host.providers.items():
+        rows.append((f"  {provider}", version or f"not installed: pip install 'e5onnx[{provider}]'"))
+    rows += [(f"  {wanted}", advice) for wanted, advice in recommendations(host).items()]
+    for name, value in rows:
+        _print(f"{name:<14} {value}")
+
+
+def _describe_folder(folder: ModelFolder) -> list[tuple[str, str]]:
+    manifest = folder.manifest
     revision = f" at {manifest.revision}" if manifest.revision else ""
     prompts = ", ".join(f"{name} {prompt!r}" for name, prompt in manifest.prompts.items())
     rows = [
@@ -209,8 +242,7 @@ def _info(options: argparse.Namespace) -> None:
         else:
             rows.append(("  fingerprint", manifest.fingerprint(graph.precision)))
     rows.append(("made with", ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items())))
-    for name, value in rows:
-        _print(f"{name:<14} {value}")
+    return rows
 
 
 def _verify(options: argparse.Namespace) -> None:

@@ -48,9 +48,9 @@ class GraphRecord(FileRecord):
     """An ONNX graph of the folder.
 
     `weights` is the file beside it that holds its tensors, None for a graph that holds them itself. `parity` holds how
-    far its vectors are from the checkpoint's in PyTorch, as measured by the export (int8: from those of fp32);
-    `portable` says whether it keeps to standard ONNX operators, for other engines than onnxruntime. `calibration` says
-    how int8 was fitted (method, number of texts, SHA-256 of their file), and is None for a graph in float32.
+    far its vectors are from the checkpoint's in PyTorch, as measured by the export (int8 and portable: from those of
+    fp32); `portable` says whether it keeps to standard ONNX operators, for other engines than onnxruntime.
+    `calibration` says how int8 was fitted (method, number of texts, SHA-256 of their file), and is None for float32.
     """
 
     precision: str
@@ -138,8 +138,8 @@ class Manifest:
                 return graph
         if provider != "cpu":
             raise InputValueError(
-                f"provider={provider!r} needs the portable graph, which this model does not have; add it with: "
-                f"e5onnx export {self.checkpoint} OUTPUT --graph portable"
+                f"provider={provider!r} needs the portable graph, which this model does not have; add it with "
+                "`e5onnx portable MODEL`, or export the model with --graph portable"
             )
         there = ", ".join(repr(graph.precision) for graph in self.graphs if not graph.portable)
         raise InputValueError(f"this model has no graph with precision {precision!r}; it has {there}")

@@ -3,6 +3,9 @@
 OpenVINO is called itself rather than through onnxruntime's plugin provider for it (onnxruntime-ep-openvino 1.8): the
 plugin finds no device on processors that are not Intel's (microsoft/onnxruntime#31981), is made for x86-64 alone, and
 does not say which precision it runs. The kernels are the same.
+
+The portable graph, although OpenVINO 2026.4 reads the fused one too, at the same speed where there is no AMX: its heads
+have a size that AMX's tiles like, and older versions read it.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from numpy.typing import NDArray
 
 from .errors import InferenceError, InputValueError, MissingDependencyError, ModelFolderError
 
+_OLDEST = 2026
+"""2025.3 to 2025.4.1 give wrong vectors in bf16 (cosine 0.2 to fp32)."""
 _NAMES = {"bf16": "bf16", "fp32": "f32"}
 _TYPES = {"i64": "tensor(int64)", "f32": "tensor(float)"}
 
@@ -98,6 +103,10 @@ def _import_openvino() -> Any:
     finally:
         if blocked:
             del sys.modules[reports]
+    if int(openvino.__version__.partition(".")[0]) < _OLDEST:
+        raise MissingDependencyError(
+            f"OpenVINO {openvino.__version__} is too old, {_OLDEST} is needed: pip install --upgrade 'e5onnx[openvino]'"
+        )
     return openvino
 
 

@@ -45,7 +45,7 @@ def test_the_installed_command_is_the_module(sample_model: Path) -> None:
 def test_help_lists_the_commands() -> None:
     done = e5onnx("--help")
     assert done.returncode == 0
-    for command in ("export", "embed", "similarity", "info", "verify"):
+    for command in ("export", "portable", "embed", "similarity", "info", "verify"):
         assert command in done.stdout.decode()
 
 
@@ -206,6 +206,16 @@ def test_info(e5_model: Path) -> None:
     content = json.loads(e5onnx("info", e5_model, "--json").stdout)
     assert content["prompts"] == {"query": "query: ", "document": "passage: "}
     assert content["fingerprints"] == {"fp32": Encoder(e5_model).fingerprint}
+
+
+def test_info_says_what_this_host_has(e5_model: Path) -> None:
+    for arguments in ([], [e5_model]):
+        text = e5onnx("info", *arguments).stdout.decode()
+        for part in ("onnxruntime", "processors available", "latency", "throughput", "exactness"):
+            assert part in text
+        host = json.loads(e5onnx("info", *arguments, "--json").stdout)["host"]
+        assert set(host["providers"]) == {"cpu", "openvino"}
+        assert set(host["recommended"]) == {"latency", "throughput", "exactness"}
 
 
 def test_verify(sample_model: Path, tmp_path: Path) -> None:

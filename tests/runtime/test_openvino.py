@@ -29,7 +29,7 @@ def test_without_openvino_the_error_says_what_to_install(sample_model: Path) -> 
 
 
 def test_a_folder_without_the_portable_graph_says_how_to_make_it(e5_model: Path) -> None:
-    with pytest.raises(InputValueError, match=r"needs the portable graph.*--graph portable"):
+    with pytest.raises(InputValueError, match=r"needs the portable graph.*`e5onnx portable MODEL`"):
         Encoder(e5_model, provider="openvino")
 
 
@@ -66,6 +66,23 @@ def test_bf16_runs_where_the_processor_has_it_and_is_refused_elsewhere(fp32: Enc
     cosines = np.einsum("ij,ij->i", vectors, exact) / np.linalg.norm(vectors, axis=1)
     assert 0.999 < cosines.min() < 0.9999999  # it is not float32 after all
     assert cosines.mean() > 0.9999
+
+
+@needs_openvino
+def test_the_command_line_takes_it(fp32: Encoder, sample_model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "x.npy"
+    command = [sys.executable, "-m", "e5onnx", "embed", str(sample_model), "--output", str(output)]
+    options = ["--provider", "openvino", "--precision", "fp32", "--compile-cache", str(tmp_path / "cache")]
+    subprocess.run([*command, *options], input=b"a text\nanother one\n", check=True, timeout=300)
+    np.testing.assert_allclose(np.load(output), fp32.encode(["a text", "another one"], prompt=""), rtol=0, atol=1e-6)
+    assert any((tmp_path / "cache").iterdir())
+
+
+@needs_openvino
+def test_a_version_with_wrong_vectors_is_refused(sample_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openvino.__version__", "2025.4.1-20426-82bbf0292c5-releases/2025/4")
+    with pytest.raises(MissingDependencyError, match=r"too old.*--upgrade"):
+        Encoder(sample_model, provider="openvino")
 
 
 @needs_openvino

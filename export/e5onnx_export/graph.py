@@ -1,0 +1,24 @@
+"""What every step that rewrites an ONNX graph needs."""
+
+from __future__ import annotations
+
+import onnx
+
+
+def consumer(graph: onnx.GraphProto, name: str, op_type: str) -> onnx.NodeProto:
+    """Return the first node of a type that reads `name`."""
+    found: onnx.NodeProto = next(node for node in graph.node if node.op_type == op_type and name in node.input)
+    return found
+
+
+def remove_unused(graph: onnx.GraphProto) -> None:
+    """Remove the nodes that no output of the graph depends on, and the tensors that no node reads then."""
+    used = {value.name for value in graph.output}
+    for node in reversed(list(graph.node)):  # nodes are in topological order
+        if used.isdisjoint(node.output):
+            graph.node.remove(node)
+        else:
+            used.update(node.input)
+    for tensor in list(graph.initializer):
+        if tensor.name not in used:
+            graph.initializer.remove(tensor)
