@@ -79,9 +79,7 @@ def recommendations(host: Host) -> dict[str, str]:
     throughput = f"{int8}: 109 passages/s against 82 of bf16 by OpenVINO and 43 of fp32{unmeasured}"
     if "amx_bf16" in instructions:
         install = "" if host.providers["openvino"] else ", pip install 'e5onnx[openvino]'"
-        throughput = (
-            f'provider="openvino"{install}: bf16 on AMX, in prototypes 207 passages/s against int8's 180'
-        )
+        throughput = f'provider="openvino"{install}: bf16 on AMX, in prototypes 207 passages/s against 180 of int8'
     return {
         "latency": f"{int8}: 4.0 ms a question against 6.7 of fp32{unmeasured}",
         "throughput": throughput,
