@@ -24,7 +24,7 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "sentence-transformers-openvino": ("sentence-transformers[openvino]>=5.1", _TORCH),
     "fastembed": ("fastembed>=0.7",),
     "ctranslate2": ("ctranslate2>=4.6", "transformers>=4.49", _TORCH),
-    "openvino": (str(REPOSITORY), "openvino>=2025.0"),
+    "openvino": (str(REPOSITORY), "openvino>=2026.0"),
 }
 
 

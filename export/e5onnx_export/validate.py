@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e5onnx.batching import pad_batch, plan_batches
-from e5onnx.cpu import available_processors
+from e5onnx.cpu import default_threads
 from e5onnx.errors import E5OnnxError
 from e5onnx.model_folder import GraphRecord, ModelFolder
 from e5onnx.session import OnnxRuntimeEngine, Session
@@ -150,7 +150,7 @@ def texts_of_all_lengths(tokenizer: Tokenizer) -> list[str]:
 
 
 def _session(path: Path, dimension: int, precision: str) -> Session:
-    load = partial(OnnxRuntimeEngine, threads=available_processors(), precision=precision)
+    load = partial(OnnxRuntimeEngine, threads=default_threads(), precision=precision)
     return Session(path, dimension=dimension, load=load)
 
 

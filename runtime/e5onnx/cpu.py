@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path, PurePosixPath
 
+from .errors import InputValueError
+
 
 def available_processors(root: Path = Path("/")) -> int:
     """Return the number of processors this process may use, at least 1.
@@ -29,6 +31,24 @@ def available_processors(root: Path = Path("/")) -> int:
     if quota is not None:
         processors = min(processors, int(quota))
     return max(1, processors)
+
+
+def default_threads() -> int:
+    """Return the threads that a call uses unless told otherwise: `E5ONNX_THREADS`, else the available processors.
+
+    Raises:
+        InputValueError: the environment variable is no whole number from 1.
+    """
+    given = os.environ.get("E5ONNX_THREADS")
+    if not given:
+        return available_processors()
+    try:
+        threads = int(given)
+    except ValueError:
+        threads = 0
+    if threads < 1:
+        raise InputValueError(f"the environment variable E5ONNX_THREADS must be a whole number from 1, is {given!r}")
+    return threads
 
 
 def _affinity() -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .batching import pad_batch, plan_batches
-from .cpu import available_processors
+from .cpu import default_threads
 from .errors import (
     InputTypeError,
     InputValueError,
@@ -71,8 +71,8 @@ class Encoder:
                 graph of that name. With "openvino": "bf16", the default where the processor has it, or "fp32".
             provider: "cpu" for onnxruntime's own kernels; "openvino" for OpenVINO, which needs the extra `openvino`
                 and a folder with the portable graph.
-            threads: threads that one call uses; None for the processors that are really available (affinity and
-                control-group quotas).
+            threads: threads that one call uses; None for the environment variable E5ONNX_THREADS, or else for the
+                processors that are really available (affinity and control-group quotas).
             compile_cache: folder where OpenVINO keeps the compiled graph, which halves the time to load; None to
                 write nothing.
             revision: branch, tag or commit of a hub id; None for the main branch.
@@ -83,7 +83,7 @@ class Encoder:
             ModelFolderError: a file of the folder is damaged or foreign.
             ModelDownloadError: the hub could not be reached.
             InputValueError: the folder has no graph of this precision or for this provider, the processor or the
-                provider does not know the precision, or `threads` is below 1.
+                provider does not know the precision, or `threads` (E5ONNX_THREADS) is below 1.
             MissingDependencyError: the provider is not installed.
         """
         if not isinstance(threads, (int, type(None))):
@@ -96,7 +96,7 @@ class Encoder:
         )
         self.manifest: Manifest = folder.manifest
         self.provider: Provider = provider
-        self.threads: int = threads or available_processors()
+        self.threads: int = threads or default_threads()
         self.tokenizer = Tokenizer(folder)
         self._session = Session(
             folder.graph(given, provider),

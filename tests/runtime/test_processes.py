@@ -61,7 +61,7 @@ def test_a_relative_path_is_pickled_as_an_absolute_one(
 
 def test_default_threads_are_decided_where_it_is_unpickled(sample_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pickled = pickle.dumps(Encoder(sample_model))
-    monkeypatch.setattr("e5onnx.encoder.available_processors", lambda: 3)
+    monkeypatch.setenv("E5ONNX_THREADS", "3")
     assert pickle.loads(pickled).threads == 3
 
 
