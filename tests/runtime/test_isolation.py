@@ -70,6 +70,24 @@ def test_no_socket_is_asked_for_and_no_file_written(sample_model: Path, tmp_path
     assert [call for call in written if "/dev/" not in call and "/proc/" not in call and "ENOENT" not in call] == []
 
 
+_ENCODE_ALONE = """
+import sys
+allowed = {"numpy", "onnxruntime", "tokenizers", "e5onnx", "__main__", *sys.stdlib_module_names, *sys.builtin_module_names}
+before = {name.partition(".")[0] for name in sys.modules}
+for name in ("huggingface_hub", "flatbuffers", "google", "packaging", "sympy", "typing_extensions", "tqdm", "requests"):
+    sys.modules[name] = None
+from e5onnx import Encoder
+Encoder(sys.argv[1], precision="int8").encode("text")
+loaded = {name.partition(".")[0] for name, module in sys.modules.items() if module is not None}
+print(*sorted(name for name in loaded - before - allowed if not name.startswith("_")))
+"""
+
+
+def test_only_three_packages_are_needed_and_imported(sample_model: Path) -> None:
+    """So that a local folder runs where pip installed them with `--no-deps`."""
+    assert run([sys.executable, "-c", _ENCODE_ALONE, str(sample_model)]).split() == []
+
+
 _IDLE = """
 import sys, time
 from e5onnx import Encoder
