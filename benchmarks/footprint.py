@@ -1,4 +1,4 @@
-"""How much disk the runtime and a model take: as pip installs them, without what a local folder never needs, and pruned.
+"""How much disk the runtime and a model take: as pip installs them, without what a local folder never needs, pruned.
 
 Every variant is installed into a folder of its own and then run from there alone, with its int8 model, before its size
 counts. Sizes are of files, unpacked, without the byte code that the run leaves behind.
@@ -13,23 +13,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from e5onnx.lambda_package import UNUSED, remove_unused
+
 from .environments import REPOSITORY
 from .peers import e5onnx_model
 from .report import parser, write
 
 _CORE = ("numpy", "onnxruntime", "tokenizers")
-_UNUSED = (
-    "bin",
-    "numpy/**/tests",
-    "numpy/f2py",
-    "numpy/_core/include",
-    "numpy/**/*.pyi",
-    "onnxruntime/quantization",
-    "onnxruntime/tools",
-    "onnxruntime/transformers",
-    "**/__pycache__",
-)
-"""What inference does not import: deleting it is the pruned variant."""
 _ENCODE = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -48,12 +38,10 @@ def main() -> None:
         _install(whole, str(REPOSITORY))
         _install(core, "--no-deps", str(REPOSITORY), *_CORE)
         pruned = shutil.copytree(core, Path(folder, "pruned"))
-        for pattern in _UNUSED:
-            for path in list(pruned.glob(pattern)):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        remove_unused(pruned)
         variants = {"with dependencies": whole, "three packages": core, "pruned": pruned}
         results = {name: _describe(path, int8) for name, path in variants.items()}
-        content = {"model_int8_megabytes": _megabytes(int8), "variants": results, "pruned_patterns": _UNUSED}
+        content = {"model_int8_megabytes": _megabytes(int8), "variants": results, "pruned_patterns": UNUSED}
     write(arguments.output, {"benchmark": "footprint", **content})
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from e5onnx.atomic import written_whole
 from e5onnx.errors import InputValueError
 from e5onnx.model_folder import MANIFEST, FileRecord, GraphRecord, Manifest
 
@@ -49,17 +50,6 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `e5onnx.json`, whole or not at all."""
     with written_whole(folder / MANIFEST) as path:
         path.write_text(manifest.to_json(), encoding="utf-8")
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, which takes its place if all goes well and is removed otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_output(output: Path, force: bool) -> None:

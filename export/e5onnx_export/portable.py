@@ -14,10 +14,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, inliner, numpy_helper
 
+from e5onnx.atomic import written_whole
 from e5onnx.errors import InputValueError
 from e5onnx.model_folder import ModelFolder
 
-from .folder import PORTABLE_GRAPH, graph_record, write_manifest, written_whole
+from .folder import PORTABLE_GRAPH, graph_record, write_manifest
 from .graph import remove_unused
 from .validate import compare_with_fp32
 
@@ -92,8 +93,8 @@ def add_portable_graph(
         raise InputValueError(f"{folder.path} has no fp32 graph to make the portable one from; export it again")
     folder.verify()
     report("Writing the fp32 graph in standard ONNX operators")
-    with written_whole(folder.path / PORTABLE_GRAPH) as path:
-        onnx.save(in_standard_operators(onnx.load(folder.graph("fp32"))), path)
+    with written_whole(folder.path / PORTABLE_GRAPH) as path, folder.graph("fp32") as fused:
+        onnx.save(in_standard_operators(onnx.load(fused)), path)
         parity = compare_with_fp32(folder, path)
     report(f"  {PORTABLE_GRAPH}: largest difference to fp32 {parity['max_abs_difference']:.1e}")
     record = replace(graph_record(folder.path, PORTABLE_GRAPH, "fp32"), parity=parity)

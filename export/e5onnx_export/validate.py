@@ -98,7 +98,8 @@ def measure_fidelity(
     """
     vectors = []
     for precision in ("fp32", "int8"):
-        session = _session(folder.graph(precision), folder.manifest.dimension, precision)
+        with folder.graph(precision) as graph:
+            session = _session(graph, folder.manifest.dimension, precision)
         batches = plan_batches([len(ids) for ids in token_ids])
         vectors.append(
             np.concatenate([session.run(*pad_batch([token_ids[text] for text in rows])) for rows in batches])
@@ -126,8 +127,9 @@ def compare_with_fp32(folder: ModelFolder, portable: Path) -> dict[str, float]:
     """
     tokenizer = Tokenizer(folder)
     batch = pad_batch([text.ids for text in tokenizer.tokenize(texts_of_all_lengths(tokenizer))])
-    paths = (folder.graph("fp32"), portable)
-    fp32, other = (_session(path, folder.manifest.dimension, "fp32").run(*batch) for path in paths)
+    with folder.graph("fp32") as fused:
+        paths = (fused, portable)
+        fp32, other = (_session(path, folder.manifest.dimension, "fp32").run(*batch) for path in paths)
     difference = float(np.abs(fp32 - other).max())
     if not difference <= LARGEST_DIFFERENCE["fp32"]:  # so that NaN fails
         raise ParityError(f"the portable graph differs from the fp32 graph by up to {difference:.1e} in a component")

@@ -23,7 +23,7 @@ from .errors import (
     TextTooLongError,
     TruncationWarning,
 )
-from .tokenizer import Tokenizer
+from .tokenizer import TokenizedText, Tokenizer
 
 __all__ = [
     "E5OnnxError",
@@ -37,6 +37,7 @@ __all__ = [
     "ModelFolderError",
     "ModelNotFoundError",
     "TextTooLongError",
+    "TokenizedText",
     "Tokenizer",
     "TruncationWarning",
     "__version__",

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from . import __version__
+from .atomic import written_whole
 from .encoder import Encoder
 from .errors import E5OnnxError, InputValueError, MissingDependencyError, TruncationWarning
 from .host import describe_host, recommendations
@@ -72,6 +73,14 @@ def _parser() -> argparse.ArgumentParser:
     portable = commands.add_parser("portable", help="add the graph of standard operators, for --provider openvino")
     portable.add_argument("model", metavar="MODEL", help="a model folder; it is changed in place (needs: onnx)")
     portable.set_defaults(command=_portable)
+
+    pack = commands.add_parser("pack-lambda", help="make the deployment zip of an AWS Lambda function")
+    _add_model(pack, encoder=False)
+    pack.add_argument("output", metavar="OUTPUT.zip", type=Path, help="the zip to write")
+    pack.add_argument("--precision", choices=["fp32", "int8"], default="int8", help="graph to pack (default: int8)")
+    pack.add_argument("--python", metavar="3.X", help="the function's Python (default: this one's, or 3.13)")
+    pack.add_argument("--architecture", choices=["x86_64", "arm64"], default="x86_64", help="default: x86_64")
+    pack.set_defaults(command=_pack_lambda)
 
     embed = commands.add_parser("embed", help="embed lines of text")
     _add_model(embed)
@@ -144,6 +153,20 @@ def _portable(options: argparse.Namespace) -> None:
     add_portable_graph(options.model, report=_print)
 
 
+def _pack_lambda(options: argparse.Namespace) -> None:
+    from .lambda_package import pack_lambda
+
+    pack_lambda(
+        options.model,
+        options.output,
+        precision=options.precision,
+        python=options.python,
+        architecture=options.architecture,
+        revision=options.revision,
+        report=_print,
+    )
+
+
 def _embed(options: argparse.Namespace) -> None:
     encoder = _load(options)
     role = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS}.get(options.role)
@@ -162,7 +185,8 @@ def _embed(options: argparse.Namespace) -> None:
                 arrays.append(embeddings)
     if options.output is not None:
         matrix = np.concatenate(arrays) if arrays else encoder.encode([])
-        _write_array(options.output, matrix)
+        with written_whole(options.output) as path, path.open("xb") as stream:
+            np.save(stream, matrix)
         if options.json:
             _print(
                 json.dumps({"output": str(options.output), "shape": matrix.shape, "fingerprint": encoder.fingerprint})
@@ -283,17 +307,6 @@ def _read_lines(files: Sequence[str]) -> Iterator[str]:
                 except UnicodeDecodeError as error:
                     raise InputValueError(f"{name}, line {number}, is not valid UTF-8: {error}") from error
                 yield text.rstrip("\r\n")
-
-
-def _write_array(path: Path, array: Any) -> None:
-    """Write a .npy file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("xb") as stream:
-            np.save(stream, array)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

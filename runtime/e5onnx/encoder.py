@@ -97,12 +97,11 @@ class Encoder:
         self.manifest: Manifest = folder.manifest
         self.provider: Provider = provider
         self.threads: int = threads or default_threads()
-        self.tokenizer = Tokenizer(folder)
-        self._session = Session(
-            folder.graph(given, provider),
-            dimension=folder.manifest.dimension,
-            load=partial(load, threads=self.threads),
-        )
+        with folder.graph(given, provider) as graph:
+            self.tokenizer = Tokenizer(folder)
+            self._session = Session(
+                graph, dimension=folder.manifest.dimension, load=partial(load, threads=self.threads)
+            )
         self.precision = self._session.precision
         self._pickled = (os.fspath(folder.path), precision, provider, threads, compile_cache)
         self._may_warn_of_prompts = all(
@@ -218,6 +217,27 @@ class Encoder:
         prefix = self.tokenizer.prompt_for(prompt, prompt_name, role=DOCUMENT_PROMPTS)
         return self._encode(inputs, prefix, False, batch_size, show_progress_bar, normalize_embeddings, truncate)
 
+    def encode_tokenized(
+        self, texts: Sequence[TokenizedText], *, normalize_embeddings: bool | None = None
+    ) -> Embeddings:
+        """Embed texts that :meth:`Tokenizer.tokenize` prepared: for servers, which count and schedule in between.
+
+        Args:
+            texts: token ids, prompts included.
+            normalize_embeddings: as in :meth:`encode`.
+
+        Returns:
+            Float32 array of shape `[texts, dimension]` in input order.
+
+        Example:
+            >>> encoder = Encoder("models/sample")
+            >>> encoder.encode_tokenized(encoder.tokenizer.tokenize(["one text", "another"])).shape
+            (2, 384)
+        """
+        embeddings: Embeddings = np.empty((len(texts), self.dimension), np.float32)
+        self._run(texts, embeddings, self._output(normalize_embeddings))
+        return embeddings
+
     def similarity(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> Embeddings:
         """Return the cosine of every vector of the first array with every one of the second.
 
@@ -282,9 +302,7 @@ class Encoder:
             raise InputValueError(f"batch_size must be a whole number from 1, got {batch_size!r}")
         if truncate not in ("warn", "error"):
             raise InputValueError(f'truncate must be "warn" or "error", got {truncate!r}')
-        if normalize is None:
-            normalize = self.manifest.normalize
-        output: Output = "sentence_embedding" if normalize else "pooled_embedding"
+        output = self._output(normalize)
         single = isinstance(inputs, str)
         texts: Iterable[str] = [inputs] if isinstance(inputs, str) else iterate_texts(inputs)
         checked = isinstance(texts, (list, tuple))
@@ -305,15 +323,31 @@ class Encoder:
                 end = start + len(window)
                 if end > len(embeddings):  # the number of texts was not known
                     embeddings.resize((max(end, len(embeddings) * 3 // 2), self.dimension), refcheck=False)
-                for rows in plan_batches([len(text.ids) for text in tokenized], max_texts=batch_size):
-                    input_ids, attention_mask = pad_batch([tokenized[row].ids for row in rows])
-                    embeddings[start + rows] = self._session.run(input_ids, attention_mask, output)
-                    advance(len(rows))
+                self._run(tokenized, embeddings[start:end], output, batch_size, advance)
                 start = end
         truncation.warn(texts=start)
         if start != len(embeddings):
             embeddings.resize((start, self.dimension), refcheck=False)
         return embeddings[0] if single else embeddings
+
+    def _run(
+        self,
+        tokenized: Sequence[TokenizedText],
+        embeddings: Embeddings,
+        output: Output,
+        batch_size: int | None = None,
+        advance: Callable[[int], object] = lambda texts: None,
+    ) -> None:
+        """Fill `embeddings` with the vectors of texts."""
+        for rows in plan_batches([len(text.ids) for text in tokenized], max_texts=batch_size):
+            input_ids, attention_mask = pad_batch([tokenized[row].ids for row in rows])
+            embeddings[rows] = self._session.run(input_ids, attention_mask, output)
+            advance(len(rows))
+
+    def _output(self, normalize: bool | None) -> Output:
+        if normalize is None:
+            normalize = self.manifest.normalize
+        return "sentence_embedding" if normalize else "pooled_embedding"
 
     def _warn_of_missing_prompt(self, texts: Sequence[str]) -> None:
         """Warn once of a text without prompt, if this model was trained with one on every text."""

@@ -6,7 +6,7 @@
         onnx/model.onnx_data        its weights, which onnxruntime maps into memory
         tokenizer.json  config.json and whatever else other tools need to read the folder
 
-The size of a file is compared before it is used, contents (SHA-256) by :meth:`ModelFolder.verify`.
+Files are compared with the manifest, size and SHA-256, before they are used; weights, the one large file, meanwhile.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import hashlib
 import json
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -219,21 +221,58 @@ class ModelFolder:
         return cls(folder, Manifest.from_json(text, manifest_path))
 
     def file(self, name: str) -> Path:
-        """Return the path of a file of the manifest after comparing its size; see :meth:`check_size`."""
+        """Return the path of a file of the manifest after comparing its content; see :meth:`check`."""
         for record in self.manifest.records():
             if record.file == name:
-                return self.check_size(record)
+                return self.check(record)
         raise ModelFolderError(f"{self.path / MANIFEST} does not list {name}. {_REPAIR}")
 
-    def graph(self, precision: str | None, provider: str = "cpu") -> Path:
-        """Return the path of :meth:`Manifest.graph` after comparing its size, and that of its weights."""
-        record = self.manifest.graph(precision, provider)
-        for part in record.records():
-            self.check_size(part)
-        return self.path / record.file
+    @contextmanager
+    def graph(self, precision: str | None, provider: str = "cpu") -> Iterator[Path]:
+        """Yield the path of :meth:`Manifest.graph`, compared before, and compare its weights while the caller loads it.
 
-    def check_size(self, record: FileRecord) -> Path:
-        """Return the path of `record`, or say that it is missing or does not have the size it should."""
+        Hashing the weights takes about as long as loading them, and a thread of its own hides that.
+        """
+        record = self.manifest.graph(precision, provider)
+        path = self.check(record)
+        weights = record.weights
+        if weights is None:
+            yield path
+            return
+        self._check_size(weights)
+        failures: list[Exception] = []
+
+        def compare() -> None:
+            try:
+                self.check(weights)
+            except (ModelFolderError, OSError) as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=compare)
+        thread.start()
+        try:
+            yield path
+        finally:
+            thread.join()
+            if failures:  # the reason for whatever the caller met
+                raise failures[0]
+
+    def check(self, record: FileRecord) -> Path:
+        """Return the path of `record` after comparing its size and SHA-256 with the manifest.
+
+        Raises:
+            ModelNotFoundError: it is missing.
+            ModelFolderError: it differs.
+        """
+        path = self._check_size(record)
+        found = _sha256(path)
+        if found != record.sha256:
+            raise ModelFolderError(
+                f"{path} was changed after the export: its SHA-256 is {found}, expected {record.sha256}. {_REPAIR}"
+            )
+        return path
+
+    def _check_size(self, record: FileRecord) -> Path:
         path = self.path / record.file
         try:
             size = path.stat().st_size
@@ -254,16 +293,10 @@ class ModelFolder:
             ModelNotFoundError: a file is missing.
             ModelFolderError: a file differs; the message names the first one.
         """
-        checked = []
-        for record in self.manifest.records():
-            path = self.check_size(record)
-            found = FileRecord.of(self.path, record.file).sha256
-            if found != record.sha256:
-                raise ModelFolderError(
-                    f"{path} was changed after the export: its SHA-256 is {found}, expected {record.sha256}. {_REPAIR}"
-                )
-            checked.append(record)
-        return checked
+        records = list(self.manifest.records())
+        for record in records:
+            self.check(record)
+        return records
 
 
 def open_model(
@@ -372,9 +405,10 @@ def _no_manifest(folder: Path) -> str:
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
+    block = memoryview(bytearray(1 << 18))  # stays in the cache
+    with path.open("rb", buffering=0) as stream:
+        while size := stream.readinto(block):
+            digest.update(block[:size])
     return digest.hexdigest()
 
 

@@ -1,0 +1,121 @@
+"""A handler for AWS Lambda: `e5onnx.aws_lambda.handler`.
+
+It answers OpenAI's embeddings requests (:mod:`e5onnx.openai_api`) that come through API Gateway (REST and HTTP APIs), a
+function URL or a load balancer, and plain events of the same content. `e5onnx pack-lambda` makes the deployment zip.
+
+Environment variables: `E5ONNX_MODEL`, the model folder (default: `model` beside the code); `E5ONNX_PRECISION` (default:
+fp32 if the folder has it); `E5ONNX_THREADS`; `E5ONNX_DEFAULT_ROLE`, for requests without `input_type`: "query",
+"document" (default) or "raw".
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import json
+import os
+from typing import Any, Literal
+
+from .encoder import Encoder
+from .errors import InputValueError
+from .openai_api import ROLES, EmbeddingsRequest, RequestError, Role, parse_json, shortest_floats
+
+_LARGEST_REPLY = 6 * 1024 * 1024
+"""Bytes; AWS' documentation, "Lambda quotas": payload of synchronous invocations."""
+
+
+def handler(event: Any, context: Any = None) -> dict[str, Any]:
+    """Answer one event.
+
+    Args:
+        event: an HTTP request of API Gateway (payload version 1.0 or 2.0), a function URL or a load balancer, or the
+            content of an embeddings request itself, such as `{"input": ["text"], "input_type": "query"}`.
+        context: Lambda's, which is not looked at.
+
+    Returns:
+        To an HTTP request its reply: `statusCode`, `headers`, `body`. To a plain event the content of the reply.
+
+    Raises:
+        RequestError: a plain event cannot be answered; HTTP requests get a reply with status 4xx instead.
+
+    Example:
+        >>> os.environ["E5ONNX_MODEL"] = "models/sample"
+        >>> reply = handler({"input": "how much protein should a female eat", "input_type": "query"})
+        >>> len(reply["data"][0]["embedding"])
+        384
+    """
+    if not _is_http(event):
+        return _answer(event)
+    status = 200
+    try:
+        if _method(event) != "POST":
+            raise RequestError(f"the method must be POST, got {_method(event)}", status=405)
+        body = json.dumps(_answer(parse_json(_body(event))))
+        if len(body) > _LARGEST_REPLY:
+            message = f"the reply has {len(body):,} bytes, Lambda passes on {_LARGEST_REPLY:,}: ask for fewer texts"
+            raise RequestError(f'{message}, or "encoding_format": "base64"', status=413)
+    except RequestError as error:
+        status, body = error.status, json.dumps(error.body())
+    headers = {"content-type": "application/json", **({"allow": "POST"} if status == 405 else {})}
+    return {"statusCode": status, "headers": headers, "body": body, "isBase64Encoded": False}
+
+
+def _answer(content: Any) -> dict[str, Any]:
+    encoder, default_role = _load()
+    model = encoder.manifest.checkpoint
+    request = EmbeddingsRequest.from_json(content, model=model, dimension=encoder.dimension, default_role=default_role)
+    tokenized = request.tokenize(encoder)
+    return request.reply(encoder.encode_tokenized(tokenized), tokenized, model=model, floats=shortest_floats)
+
+
+@functools.cache
+def _load() -> tuple[Encoder, Role]:
+    """Return the encoder, loaded once per container, and the role of requests that name none."""
+    role = os.environ.get("E5ONNX_DEFAULT_ROLE") or "document"
+    if role not in ROLES:
+        raise InputValueError(f"E5ONNX_DEFAULT_ROLE must be one of {', '.join(ROLES)}, is {role!r}")
+    model = os.environ.get("E5ONNX_MODEL")
+    if not model:
+        root = os.environ.get("LAMBDA_TASK_ROOT")
+        if not root:
+            raise InputValueError("set the environment variable E5ONNX_MODEL to the model folder")
+        model = os.path.join(root, "model")  # noqa: PTH118 - Path would be imported for this alone
+    precision = os.environ.get("E5ONNX_PRECISION")
+    if precision not in (None, "", "fp32", "int8"):
+        raise InputValueError(f"E5ONNX_PRECISION must be fp32 or int8, is {precision!r}")
+    return Encoder(model, precision=_precision(precision, model)), role
+
+
+def _precision(given: str | None, model: str) -> Literal["fp32", "int8"]:
+    from .model_folder import open_model
+
+    if given:
+        return "int8" if given == "int8" else "fp32"
+    there = [graph.precision for graph in open_model(model).manifest.graphs if not graph.portable]
+    return "int8" if there == ["int8"] else "fp32"
+
+
+def _is_http(event: Any) -> bool:
+    return isinstance(event, dict) and ("httpMethod" in event or "requestContext" in event)
+
+
+def _method(event: dict[str, Any]) -> str:
+    """Return the method, which version 2.0 of the payload moved."""
+    version_2 = event.get("requestContext", {}).get("http", {})
+    return str(event.get("httpMethod") or version_2.get("method"))
+
+
+def _body(event: dict[str, Any]) -> bytes:
+    body = event.get("body") or ""
+    if not event.get("isBase64Encoded"):
+        return body.encode(errors="surrogatepass")
+    try:
+        return base64.b64decode(body, validate=True)
+    except binascii.Error as error:
+        raise RequestError(f"the body is not the base64 that it should be: {error}") from error
+
+
+if "AWS_LAMBDA_RUNTIME_API" in os.environ:
+    # In Lambda a container is initialised with more processor than it gets later.
+    _load()

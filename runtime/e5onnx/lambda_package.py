@@ -1,0 +1,166 @@
+"""The deployment zip of an AWS Lambda function: the runtime, its three dependencies and one graph of a model.
+
+Nothing is sent anywhere but pip's own downloads. The zip does not depend on when or where it was made.
+"""
+
+from __future__ import annotations
+
+import compileall
+import importlib.metadata
+import os
+import py_compile
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from .atomic import written_whole
+from .errors import E5OnnxError, InputValueError, MissingDependencyError
+from .model_folder import MANIFEST, ModelFolder, open_model
+
+UNUSED = (
+    "bin",
+    "numpy/**/tests",
+    "numpy/f2py",
+    "numpy/_core/include",
+    "numpy/**/*.pyi",
+    "onnxruntime/quantization",
+    "onnxruntime/tools",
+    "onnxruntime/transformers",
+    "**/__pycache__",
+)
+"""What of the dependencies inference does not import, as patterns of paths."""
+
+_LAMBDA_PYTHONS = ("3.12", "3.13", "3.14")
+"""Lambda's Python runtimes on Amazon Linux 2023. The earlier ones have a C library too old for onnxruntime's wheels."""
+_DEPENDENCIES = ("numpy", "onnxruntime", "tokenizers")
+_GLIBC = range(34, 16, -1)  # Amazon Linux 2023 has 2.34
+_LARGEST = 250 * 2**20
+"""Bytes; AWS' documentation, "Lambda quotas": deployment package, unzipped."""
+_LARGEST_UPLOAD = 50 * 2**20
+
+
+def pack_lambda(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    precision: Literal["fp32", "int8"] = "int8",
+    python: str | None = None,
+    architecture: Literal["x86_64", "arm64"] = "x86_64",
+    revision: str | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Write a zip to deploy on AWS Lambda, with `e5onnx.aws_lambda.handler` as its handler.
+
+    The dependencies are installed by pip in the versions that are installed here, for Lambda's Linux whatever this
+    system is. Byte code is added if this Python is the one of the function: without it every start of a container
+    compiles the sources.
+
+    Args:
+        model: a model folder or hub id.
+        output: the zip to write; replaced if it is there.
+        precision: of the graph to pack.
+        python: the function's version of Python, such as "3.13"; None for this Python's if Lambda has it, else "3.13".
+        architecture: the function's processor.
+        revision: branch, tag or commit of a hub id.
+        report: is given a line of text for every step.
+
+    Returns:
+        The path of the zip.
+
+    Raises:
+        InputValueError: the model has no such graph, or the content is more than Lambda takes.
+        MissingDependencyError: there is no pip here.
+        E5OnnxError: pip could not install the dependencies.
+    """
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    python = python or (here if here in _LAMBDA_PYTHONS else "3.13")
+    folder = open_model(model, precision=precision, revision=revision)
+    folder.manifest.graph(precision)  # before the long part, if there is none
+    with tempfile.TemporaryDirectory() as temporary:
+        content = Path(temporary)
+        versions = [f"{name}=={importlib.metadata.version(name)}" for name in _DEPENDENCIES]
+        if python not in _LAMBDA_PYTHONS:
+            report(f"Lambda runs this with Python {', '.join(_LAMBDA_PYTHONS)}; {python} is for container images only")
+        report(f"Installing {', '.join(versions)} for Python {python}, {architecture}")
+        _install(versions, content, python, architecture)
+        remove_unused(content)
+        shutil.copytree(Path(__file__).parent, content / "e5onnx", ignore=shutil.ignore_patterns("__pycache__"))
+        if python == here:
+            _compile(content)
+        else:
+            report(f"  without byte code, which needs Python {python} here: starts of a container take longer")
+        _copy_model(folder, precision, content / "model")
+        size = sum(path.stat().st_size for path in content.rglob("*") if path.is_file())
+        if size > _LARGEST:
+            raise InputValueError(
+                f"unzipped, the function would have {size / 2**20:.0f} MiB, more than Lambda's {_LARGEST / 2**20:.0f}: "
+                "take precision int8, or a container image"
+            )
+        report(f"Compressing {size / 2**20:.0f} MiB")
+        output = Path(output).absolute()
+        with written_whole(output) as path:
+            _zip(content, path)
+    zipped = output.stat().st_size
+    way = "" if zipped <= _LARGEST_UPLOAD else ", more than a direct upload may have: put it on S3"
+    report(f"Wrote {output} ({zipped / 2**20:.0f} MiB{way})")
+    report(f"  runtime python{python}, architecture {architecture}, handler e5onnx.aws_lambda.handler")
+    return output
+
+
+def remove_unused(packages: Path) -> None:
+    """Delete what inference does not import of the dependencies installed in a folder."""
+    for pattern in UNUSED:
+        for path in list(packages.glob(pattern)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _install(versions: list[str], folder: Path, python: str, architecture: str) -> None:
+    machine = {"arm64": "aarch64"}.get(architecture, architecture)
+    platforms = [f"manylinux_2_{minor}_{machine}" for minor in _GLIBC] + [f"manylinux2014_{machine}"]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--no-compile", "--only-binary=:all:", "--implementation=cp", f"--python-version={python}"]
+    command += [*(f"--platform={platform}" for platform in platforms), "--target", str(folder), *versions]
+    # S603: the arguments are ours but for the Python version, which pip checks
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        if "No module named pip" in done.stderr:
+            raise MissingDependencyError("pack-lambda needs pip: python -m ensurepip")
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()]
+        raise E5OnnxError(f"pip could not install {', '.join(versions)} for Python {python}: {errors[-1]}")
+
+
+def _compile(folder: Path) -> None:
+    """Compile all sources, such that nobody compares their dates, which the zip does not keep."""
+    compileall.compile_dir(
+        folder, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH, stripdir=str(folder)
+    )
+
+
+def _copy_model(folder: ModelFolder, precision: str, target: Path) -> None:
+    """Copy a model folder with one of its graphs, and a manifest that lists what is there."""
+    manifest = folder.manifest
+    manifest = replace(manifest, graphs=(manifest.graph(precision),))
+    for record in manifest.records():
+        path = target / record.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder.check(record), path)
+    (target / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _zip(folder: Path, output: Path) -> None:
+    with zipfile.ZipFile(output, "x", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            entry = zipfile.ZipInfo(path.relative_to(folder).as_posix())  # dated 1980
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o644 << 16
+            with path.open("rb") as source, archive.open(entry, "w") as target:
+                shutil.copyfileobj(source, target)

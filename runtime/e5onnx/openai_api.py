@@ -1,0 +1,265 @@
+"""OpenAI's embeddings API as plain data: a request is read and checked, a reply put together. Knows no HTTP server.
+
+Of requests, `input`, `model`, `encoding_format`, `dimensions` and `user` are OpenAI's
+(https://platform.openai.com/docs/api-reference/embeddings/create). `input_type` is Cohere's and says which prompt a
+text gets; `truncate` is "warn" (the reply counts the texts that were cut, in `truncated`) or "error".
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .encoder import Encoder
+from .errors import InputTypeError, InputValueError
+from .tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS, TokenizedText, check_texts
+
+Role = Literal["query", "document", "raw"]
+"""Which of the model's prompts a text gets; "raw" none."""
+
+_INPUT_TYPES: dict[str, Role] = {
+    "query": "query",
+    "document": "document",
+    "raw": "raw",
+    "search_query": "query",
+    "search_document": "document",
+    "classification": "query",
+    "clustering": "query",
+}
+"""E5's card: symmetric tasks and features take the prompt of queries."""
+_KEYS = ("input", "model", "encoding_format", "dimensions", "user", "input_type", "truncate")
+
+
+class RequestError(InputValueError):
+    """A request that cannot be answered as it is.
+
+    Attributes:
+        status: the HTTP status that fits, 4xx.
+        param: the key of the request that is wrong, if it is one.
+        code: a word for programs, as OpenAI has them for some errors.
+    """
+
+    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code
+
+    def body(self) -> dict[str, Any]:
+        """Return the body of the reply, in OpenAI's shape.
+
+        Example:
+            >>> RequestError("no texts", param="input").body()["error"]["type"]
+            'invalid_request_error'
+        """
+        return {
+            "error": {
+                "message": str(self),
+                "type": "invalid_request_error",
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for; 2048 texts is OpenAI's own limit."""
+
+    texts: int = 2048
+    characters: int = 1_000_000
+
+
+@dataclass(frozen=True)
+class EmbeddingsRequest:
+    """A request that was checked."""
+
+    texts: list[str]
+    role: Role
+    truncate: Literal["warn", "error"]
+    base64: bool
+
+    @classmethod
+    def from_json(
+        cls,
+        content: Any,
+        *,
+        model: str,
+        dimension: int,
+        default_role: Role = "document",
+        limits: Limits | None = None,
+    ) -> EmbeddingsRequest:
+        """Check the content of a request for the model of that name and dimension.
+
+        Raises:
+            RequestError: it cannot be answered; the message says why.
+
+        Example:
+            >>> request = EmbeddingsRequest.from_json({"input": "text"}, model="e5", dimension=384)
+            >>> request.texts, request.role
+            (['text'], 'document')
+        """
+        if not isinstance(content, dict):
+            raise RequestError(f"the request must be a JSON object with the key 'input', got {_kind(content)}")
+        for name in content:
+            if name not in _KEYS:
+                raise RequestError(f"unknown key {name!r}; known are {', '.join(_KEYS)}", param=name)
+        wanted = content.get("model")
+        if wanted is not None and not isinstance(wanted, str):
+            raise RequestError(f"'model' must be a string, got {_kind(wanted)}", param="model")
+        if wanted not in (None, model):
+            message = f"the model {wanted!r} is not here; this is {model!r}"
+            raise RequestError(message, status=404, param="model", code="model_not_found")
+        dimensions = content.get("dimensions")
+        if dimensions is not None and (isinstance(dimensions, bool) or dimensions != dimension):
+            message = f"this model's vectors have {dimension} dimensions and cannot be shortened, got {dimensions!r}"
+            raise RequestError(message, param="dimensions")
+        return cls(
+            texts=_texts(content.get("input"), limits or Limits()),
+            role=_INPUT_TYPES[_choice(content, "input_type", tuple(_INPUT_TYPES), default_role)],
+            truncate="error" if _choice(content, "truncate", ("warn", "error"), "warn") == "error" else "warn",
+            base64=_choice(content, "encoding_format", ("float", "base64"), "float") == "base64",
+        )
+
+    def tokenize(self, encoder: Encoder) -> list[TokenizedText]:
+        """Return the token ids of the texts with the prompt of their role.
+
+        Raises:
+            RequestError: `truncate` is "error", and a text is too long.
+        """
+        tokenizer = encoder.tokenizer
+        names = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS}.get(self.role)
+        tokenized = tokenizer.tokenize(self.texts, tokenizer.prompt_for(None, None, names) if names else "")
+        for position, text in enumerate(tokenized):
+            if self.truncate == "error" and text.tokens > encoder.max_tokens:
+                raise RequestError(
+                    f"the text at position {position} has {text.tokens} tokens, the model's maximum is "
+                    f'{encoder.max_tokens}; split it, or let it be cut with "truncate": "warn"',
+                    param="input",
+                    code="context_length_exceeded",
+                )
+        return tokenized
+
+    def reply(
+        self,
+        vectors: NDArray[np.float32],
+        tokenized: Sequence[TokenizedText],
+        *,
+        model: str,
+        floats: Callable[[NDArray[np.float32]], Any],
+    ) -> dict[str, Any]:
+        """Return the content of the reply.
+
+        Args:
+            vectors: `[texts, dimension]`.
+            tokenized: what :meth:`tokenize` returned.
+            model: name of the model.
+            floats: makes of a vector what the caller's JSON library writes; base64 needs no such help.
+        """
+        tokens = sum(len(text.ids) for text in tokenized)
+        as_asked: Callable[[NDArray[np.float32]], Any] = _base64 if self.base64 else floats
+        return {
+            "object": "list",
+            "data": [
+                {"object": "embedding", "index": index, "embedding": as_asked(vector)}
+                for index, vector in enumerate(vectors)
+            ],
+            "model": model,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            "truncated": sum(text.tokens > len(text.ids) for text in tokenized),
+        }
+
+
+def parse_json(body: bytes) -> Any:
+    """Return the content of a request's body; raise :class:`RequestError` where it is not JSON in UTF-8.
+
+    Example:
+        >>> parse_json(b'{"input": "text"}')
+        {'input': 'text'}
+    """
+    try:
+        return json.loads(body.decode(), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the body is not UTF-8 text: {error}") from error
+    except RecursionError as error:
+        raise RequestError("the body is not JSON that can be read: it is nested too deeply") from error
+    except ValueError as error:
+        raise RequestError(f"the body is not valid JSON: {error}") from error
+
+
+def shortest_floats(vector: NDArray[np.float32]) -> list[float]:
+    """Return the components such that JSON holds nine digits of each, which give back the same float32.
+
+    Example:
+        >>> shortest_floats(np.array([0.1], np.float32))
+        [0.100000001]
+    """
+    return [float(f"{component:.9g}") for component in vector.tolist()]
+
+
+def _texts(given: Any, limits: Limits) -> list[str]:
+    if given is None:
+        raise RequestError("the key 'input' is missing: a text, or a list of texts", param="input")
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list):
+        raise RequestError(f"'input' must be a text or a list of texts, got {_kind(given)}", param="input")
+    if not texts:
+        raise RequestError("'input' is an empty list; send at least one text", param="input")
+    if isinstance(texts[0], (int, list)) and not isinstance(texts[0], bool):
+        message = "'input' holds token ids, which depend on the tokenizer of another model: send the texts themselves"
+        raise RequestError(message, param="input")
+    if len(texts) > limits.texts:
+        message = f"'input' has {len(texts)} texts, the limit is {limits.texts}: send several requests"
+        raise RequestError(message, status=413, param="input")
+    try:
+        check_texts(texts)
+    except (InputTypeError, InputValueError) as error:
+        raise RequestError(f"'input': {error}", param="input") from error
+    for position, text in enumerate(texts):
+        if len(text) > limits.characters:
+            message = (
+                f"the text at position {position} has {len(text):,} characters, the limit is {limits.characters:,}: "
+                "split it"
+            )
+            raise RequestError(message, status=413, param="input")
+    return texts
+
+
+def _choice(content: dict[str, Any], name: str, choices: Sequence[str], default: str) -> str:
+    given = content.get(name)
+    if given is None:
+        return default
+    if not isinstance(given, str) or given not in choices:
+        raise RequestError(f"{name!r} must be one of {', '.join(choices)}, got {given!r}", param=name)
+    return given
+
+
+def _base64(vector: NDArray[np.float32]) -> str:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _kind(value: Any) -> str:
+    """Return the JSON name of a value's type."""
+    for types, name in (
+        (type(None), "null"),
+        (bool, "a boolean"),
+        ((int, float), "a number"),
+        (str, "a string"),
+        (list, "a list"),
+    ):
+        if isinstance(value, types):
+            return name
+    return "an object"
+
+
+ROLES: tuple[Role, ...] = get_args(Role)

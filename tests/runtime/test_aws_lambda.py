@@ -1,0 +1,263 @@
+"""The handler for AWS Lambda: called as a function, and packed, unzipped and served by AWS' own client."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.lambda_runtime import FunctionError, lambda_function
+from e5onnx import Encoder, InputValueError, ModelNotFoundError, aws_lambda
+from e5onnx.aws_lambda import handler
+from e5onnx.lambda_package import pack_lambda
+from e5onnx.model_folder import ModelFolder
+from e5onnx.openai_api import RequestError
+
+TEXTS = ["how much protein should a female eat", ""]
+
+
+@pytest.fixture
+def expected(e5_model: Path) -> Any:
+    return Encoder(e5_model).encode_query(TEXTS)
+
+
+@pytest.fixture(autouse=True)
+def function(e5_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The environment of a function, which has not loaded yet."""
+    monkeypatch.setenv("E5ONNX_MODEL", str(e5_model))
+    aws_lambda._load.cache_clear()
+    yield
+    aws_lambda._load.cache_clear()
+
+
+def api_gateway_v1(body: str | None, method: str = "POST") -> dict[str, Any]:
+    """An event of a REST API, payload version 1.0."""
+    return {
+        "resource": "/v1/embeddings",
+        "path": "/v1/embeddings",
+        "httpMethod": method,
+        "headers": {"Content-Type": "application/json"},
+        "requestContext": {"resourcePath": "/v1/embeddings", "httpMethod": method, "stage": "prod"},
+        "body": body,
+        "isBase64Encoded": False,
+    }
+
+
+def api_gateway_v2(body: str | None, method: str = "POST") -> dict[str, Any]:
+    """An event of an HTTP API or a function URL, payload version 2.0, which may encode the body."""
+    encoded = None if body is None else base64.b64encode(body.encode(errors="surrogatepass")).decode()
+    event = {
+        "version": "2.0",
+        "rawPath": "/v1/embeddings",
+        "headers": {"content-type": "application/json"},
+        "requestContext": {"http": {"method": method, "path": "/v1/embeddings"}, "stage": "$default"},
+        "isBase64Encoded": body is not None,
+    }
+    return event if body is None else {**event, "body": encoded}
+
+
+http = pytest.mark.parametrize("event", [api_gateway_v1, api_gateway_v2])
+
+
+@http
+def test_http_events_are_answered_like_openai(event: Any, expected: Any) -> None:
+    reply = handler(event(json.dumps({"input": TEXTS, "input_type": "query"})), None)
+    assert (reply["statusCode"], reply["isBase64Encoded"]) == (200, False)
+    assert reply["headers"] == {"content-type": "application/json"}
+    vectors = [item["embedding"] for item in json.loads(reply["body"])["data"]]
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-6)
+
+
+def test_a_plain_event_is_the_request_itself(expected: Any) -> None:
+    reply = handler({"input": TEXTS[0], "input_type": "query"})
+    np.testing.assert_allclose(reply["data"][0]["embedding"], expected[0], rtol=0, atol=1e-6)
+    assert reply["model"].endswith("e5-small-v2")
+
+
+@http
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (None, 400, "not valid JSON"),
+        ("", 400, "not valid JSON"),
+        ("{", 400, "not valid JSON"),
+        ("\ud800", 400, "not UTF-8"),
+        ("[]", 400, "must be a JSON object"),
+        ("[" * 100_000, 400, "nested too deeply"),
+        ("{}", 400, "'input' is missing"),
+        ('{"input": [1, 2]}', 400, "token ids"),
+        ('{"input": "\\ud800"}', 400, "lone surrogate"),
+        ('{"input": "a", "model": "gpt"}', 404, "is not here"),
+        (json.dumps({"input": ["a"] * 3000}), 413, "the limit is 2048"),
+    ],
+)
+def test_what_cannot_be_answered_is_a_4xx_with_the_reason(
+    event: Any, body: str | None, status: int, message: str
+) -> None:
+    reply = handler(event(body))
+    assert reply["statusCode"] == status
+    assert message in json.loads(reply["body"])["error"]["message"]
+
+
+@http
+def test_other_methods_are_refused(event: Any) -> None:
+    reply = handler(event(None, method="GET"))
+    assert (reply["statusCode"], reply["headers"]["allow"]) == (405, "POST")
+
+
+def test_a_body_that_is_not_the_base64_it_should_be_is_refused() -> None:
+    assert handler({**api_gateway_v1("{}"), "isBase64Encoded": True})["statusCode"] == 400
+
+
+def test_a_reply_that_lambda_would_not_pass_on_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aws_lambda, "_LARGEST_REPLY", 5000)
+    body = {"input": ["a", "b"]}
+    reply = handler(api_gateway_v1(json.dumps(body)))
+    assert reply["statusCode"] == 413
+    assert "fewer texts" in json.loads(reply["body"])["error"]["message"]
+    assert handler(api_gateway_v1(json.dumps({**body, "encoding_format": "base64"})))["statusCode"] == 200
+
+
+@pytest.mark.parametrize("event", [None, [], "text", {}, {"input": [1]}, {"Records": []}])
+def test_other_events_are_errors(event: Any) -> None:
+    with pytest.raises(RequestError):
+        handler(event)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("E5ONNX_MODEL", "/nowhere", ModelNotFoundError),
+        ("E5ONNX_MODEL", "", InputValueError),
+        ("E5ONNX_PRECISION", "int4", InputValueError),
+        ("E5ONNX_PRECISION", "int8", InputValueError),  # the folder has fp32 only
+        ("E5ONNX_DEFAULT_ROLE", "passage", InputValueError),
+    ],
+)
+def test_an_impossible_environment_is_no_fault_of_the_request(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, error: type[Exception]
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(error):
+        handler(api_gateway_v1('{"input": "a"}'))
+
+
+def test_the_default_role_and_precision_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, sample_model: Path, e5_model: Path, expected: Any
+) -> None:
+    monkeypatch.setenv("E5ONNX_DEFAULT_ROLE", "query")
+    np.testing.assert_allclose(handler({"input": TEXTS[0]})["data"][0]["embedding"], expected[0], rtol=0, atol=1e-6)
+    aws_lambda._load.cache_clear()
+    monkeypatch.setenv("E5ONNX_MODEL", str(sample_model))
+    assert aws_lambda._load()[0].precision == "fp32"
+    aws_lambda._load.cache_clear()
+    monkeypatch.setenv("E5ONNX_PRECISION", "int8")
+    assert aws_lambda._load()[0].precision == "int8"
+
+
+# --- the deployment zip
+
+
+@pytest.fixture(scope="module")
+def package(sample_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unzipped deployment zip of the sample's int8 graph, for this Python."""
+    folder = tmp_path_factory.mktemp("lambda")
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    with zipfile.ZipFile(pack_lambda(sample_model, folder / "function.zip", python=python)) as archive:
+        archive.extractall(folder / "code")
+    return folder / "code"
+
+
+def test_the_zip_holds_what_a_function_needs_and_no_more(package: Path, sample_model: Path) -> None:
+    assert {"e5onnx", "model", "numpy", "onnxruntime", "tokenizers"} <= {path.name for path in package.iterdir()}
+    assert not list(package.glob("numpy/**/tests"))
+    assert (package / "e5onnx/__pycache__").is_dir()
+    model = ModelFolder.open(package / "model")
+    assert [graph.precision for graph in model.manifest.graphs] == ["int8"]
+    assert {record.file for record in model.verify()} == {
+        str(path.relative_to(model.path)) for path in model.path.rglob("*.*") if path.name != "e5onnx.json"
+    }
+    assert model.manifest.fingerprint("int8") == ModelFolder.open(sample_model).manifest.fingerprint("int8")
+    assert sum(path.stat().st_size for path in package.rglob("*") if path.is_file()) < 200e6
+
+
+def test_the_zip_runs_alone(package: Path, sample_model: Path) -> None:
+    code = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from e5onnx.aws_lambda import handler
+print(json.dumps(handler({"input": "What is an embedding?", "input_type": "raw"})))
+"""
+    command = [sys.executable, "-I", "-S", "-B", "-c", code, str(package)]
+    done = subprocess.run(command, env={"LAMBDA_TASK_ROOT": str(package)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = Encoder(sample_model, precision="int8").encode("What is an embedding?")
+    np.testing.assert_allclose(json.loads(done.stdout)["data"][0]["embedding"], expected, rtol=0, atol=1e-6)
+
+
+def test_awss_own_client_serves_the_zip(package: Path, sample_model: Path) -> None:
+    pytest.importorskip("awslambdaric")
+    expected = Encoder(sample_model, precision="int8").encode("What is an embedding?", prompt="")
+    content = {"input": "What is an embedding?", "input_type": "raw"}
+    with lambda_function(package, {"HOME": "/nowhere"}) as running:
+        for event in (api_gateway_v1(json.dumps(content)), api_gateway_v2(json.dumps(content))):
+            reply = running.invoke(event)
+            assert reply["statusCode"] == 200
+            vector = json.loads(reply["body"])["data"][0]["embedding"]
+            np.testing.assert_allclose(vector, expected, rtol=0, atol=1e-6)
+        assert running.invoke(api_gateway_v2("{"))["statusCode"] == 400
+        with pytest.raises(FunctionError, match=r"'input' is missing.*RequestError"):
+            running.invoke({})
+        plain = running.invoke(content)  # the container lives on
+        np.testing.assert_allclose(plain["data"][0]["embedding"], expected, rtol=0, atol=1e-6)
+
+
+def test_a_container_without_model_says_so_as_it_starts(package: Path, tmp_path: Path) -> None:
+    pytest.importorskip("awslambdaric")
+    with lambda_function(package, {"E5ONNX_MODEL": str(tmp_path)}) as running:
+        good, body = running.replies.get(timeout=60)  # nobody invoked it
+    assert not good
+    assert "is not an e5onnx model folder" in json.loads(body)["errorMessage"]
+
+
+def test_the_same_content_makes_the_same_zip_for_another_processor(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from e5onnx.cli import main
+
+    zips = [tmp_path / "one.zip", tmp_path / "two.zip"]
+    for path in zips:
+        options = ["--precision", "fp32", "--python", "3.13", "--architecture", "arm64"]
+        assert main(["pack-lambda", str(tiny_model), str(path), *options]) == 0
+    assert zips[0].read_bytes() == zips[1].read_bytes()
+    assert "runtime python3.13, architecture arm64, handler e5onnx.aws_lambda.handler" in capsys.readouterr().out
+    with zipfile.ZipFile(zips[0]) as archive:
+        names = archive.namelist()
+    assert any(name.endswith(".cpython-313-aarch64-linux-gnu.so") for name in names)
+    assert not any(name.endswith(".pyc") for name in names)
+
+
+def test_what_cannot_be_packed_is_one_line_and_leaves_no_zip(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from e5onnx.cli import main
+
+    output = tmp_path / "function.zip"
+    for options, message in [
+        ([], "no graph with precision 'int8'"),
+        (["--precision", "fp32", "--python", "3.2"], "pip could not install"),
+        (["--precision", "fp32", "--python", "three"], "pip could not install"),
+    ]:
+        assert main(["pack-lambda", str(tiny_model), str(output), *options]) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+        assert list(tmp_path.iterdir()) == []

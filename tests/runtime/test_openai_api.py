@@ -1,0 +1,161 @@
+"""Requests and replies of the embeddings API as data: what is taken, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from e5onnx import Encoder
+from e5onnx.openai_api import EmbeddingsRequest, Limits, RequestError, parse_json, shortest_floats
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(), values, max_size=3),
+    max_leaves=8,
+)
+_KEYS = st.sampled_from(["input", "model", "encoding_format", "dimensions", "user", "input_type", "truncate"])
+
+
+@pytest.fixture(scope="module")
+def encoder(e5_model: Path) -> Encoder:
+    return Encoder(e5_model)
+
+
+def read(**content: Any) -> EmbeddingsRequest:
+    return EmbeddingsRequest.from_json(content, model="e5", dimension=384, limits=Limits(texts=3, characters=100))
+
+
+@pytest.mark.parametrize(
+    ("input_type", "role"),
+    [
+        (None, "document"),
+        ("query", "query"),
+        ("search_query", "query"),
+        ("classification", "query"),
+        ("clustering", "query"),
+        ("document", "document"),
+        ("search_document", "document"),
+        ("raw", "raw"),
+    ],
+)
+def test_input_types_are_roles(input_type: str | None, role: str) -> None:
+    assert read(input="a text", input_type=input_type).role == role
+
+
+def test_a_text_and_a_list_are_taken_with_openais_other_keys() -> None:
+    assert read(input="a text").texts == ["a text"]
+    request = read(input=["", "b"], model="e5", encoding_format="base64", dimensions=384, user="someone")
+    assert (request.texts, request.base64, request.truncate) == (["", "b"], True, "warn")
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "param", "status"),
+    [
+        ([], "must be a JSON object.*got a list", None, 400),
+        ({}, "'input' is missing", "input", 400),
+        ({"input": 1}, "must be a text or a list of texts, got a number", "input", 400),
+        ({"input": {}}, "got an object", "input", 400),
+        ({"input": []}, "empty list", "input", 400),
+        ({"input": [1, 2]}, "token ids.*send the texts", "input", 400),
+        ({"input": [[1, 2]]}, "token ids.*send the texts", "input", 400),
+        ({"input": [True]}, "expected a str at position 0, got bool", "input", 400),
+        ({"input": ["a", None]}, "expected a str at position 1, got NoneType", "input", 400),
+        ({"input": ["a", "\ud800"]}, r"position 1 holds the lone surrogate U\+D800", "input", 400),
+        ({"input": ["a"] * 4}, "has 4 texts, the limit is 3", "input", 413),
+        ({"input": ["a", "b" * 101]}, "position 1 has 101 characters, the limit is 100", "input", 413),
+        ({"input": "a", "model": "gpt"}, "'gpt' is not here; this is 'e5'", "model", 404),
+        ({"input": "a", "model": 1}, "'model' must be a string", "model", 400),
+        ({"input": "a", "dimensions": 256}, "384 dimensions and cannot be shortened, got 256", "dimensions", 400),
+        ({"input": "a", "dimensions": True}, "cannot be shortened", "dimensions", 400),
+        ({"input": "a", "encoding_format": "hex"}, "must be one of float, base64, got 'hex'", "encoding_format", 400),
+        ({"input": "a", "input_type": ["query"]}, "'input_type' must be one of query, ", "input_type", 400),
+        ({"input": "a", "truncate": True}, "'truncate' must be one of warn, error", "truncate", 400),
+        ({"input": "a", "inputs": "a"}, "unknown key 'inputs'; known are input, ", "inputs", 400),
+    ],
+)
+def test_what_is_wrong_is_named(content: Any, message: str, param: str | None, status: int) -> None:
+    with pytest.raises(RequestError, match=message) as caught:
+        EmbeddingsRequest.from_json(content, model="e5", dimension=384, limits=Limits(texts=3, characters=100))
+    assert caught.value.status == status
+    error = caught.value.body()["error"]
+    assert (error["message"], error["type"], error["param"]) == (str(caught.value), "invalid_request_error", param)
+
+
+@given(_JSON | st.dictionaries(_KEYS, _JSON | st.lists(st.text()), max_size=7))
+def test_anything_else_is_read_or_refused(content: Any) -> None:
+    try:
+        request = EmbeddingsRequest.from_json(content, model="e5", dimension=384)
+    except RequestError:
+        return
+    assert request.texts
+    assert all(isinstance(text, str) for text in request.texts)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b'{"input": NaN}', "NaN is no JSON number"),
+        (b'{"input": -Infinity}', "-Infinity is no JSON number"),
+        (b'{"input": "\xff"}', "not UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"input": ' + b"1" * 5000 + b"}", "not valid JSON"),
+    ],
+)
+def test_a_body_that_is_no_json_is_refused(body: bytes, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        parse_json(body)
+
+
+@given(st.binary() | _JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_body_is_read_or_refused(body: bytes) -> None:
+    try:
+        content = parse_json(body)
+    except RequestError:
+        return
+    assert json.loads(body) == content
+
+
+def test_the_reply_holds_the_encoders_vectors_as_floats_and_as_base64(encoder: Encoder) -> None:
+    for form in ("float", "base64"):
+        request = read(input=["one", "and two"], encoding_format=form, input_type="query")
+        tokenized = request.tokenize(encoder)
+        vectors = encoder.encode_tokenized(tokenized)
+        reply = request.reply(vectors, tokenized, model="e5", floats=shortest_floats)
+        given_back = [item["embedding"] for item in json.loads(json.dumps(reply))["data"]]
+        if form == "base64":
+            given_back = [np.frombuffer(base64.b64decode(item), "<f4") for item in given_back]
+        np.testing.assert_array_equal(np.array(given_back, np.float32), vectors)
+        np.testing.assert_allclose(vectors, encoder.encode_query(["one", "and two"]), rtol=0, atol=1e-7)
+        tokens = sum(encoder.count_tokens(["query: one", "query: and two"]))
+        assert reply["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+        assert [item["index"] for item in reply["data"]] == [0, 1]
+        assert (reply["object"], reply["model"], reply["truncated"]) == ("list", "e5", 0)
+
+
+@pytest.mark.parametrize(("role", "prompt"), [("query", "query: "), ("document", "passage: "), ("raw", "")])
+def test_each_role_has_its_prompt(encoder: Encoder, role: str, prompt: str) -> None:
+    tokenized = read(input="one", input_type=role).tokenize(encoder)
+    expected = encoder.encode([prompt + "one"], prompt="")
+    np.testing.assert_allclose(encoder.encode_tokenized(tokenized), expected, rtol=0, atol=1e-7)
+
+
+def test_long_texts_are_counted_or_refused(encoder: Encoder) -> None:
+    content = {"input": ["short", "word " * 600]}
+    request = EmbeddingsRequest.from_json(content, model="e5", dimension=384)
+    tokenized = request.tokenize(encoder)
+    reply = request.reply(encoder.encode_tokenized(tokenized), tokenized, model="e5", floats=shortest_floats)
+    assert reply["truncated"] == 1
+    assert reply["usage"]["total_tokens"] == 512 + encoder.count_tokens("passage: short")
+    refusing = EmbeddingsRequest.from_json({**content, "truncate": "error"}, model="e5", dimension=384)
+    with pytest.raises(RequestError, match=r"position 1 has 60\d tokens, the model's maximum is 512") as caught:
+        refusing.tokenize(encoder)
+    assert caught.value.code == "context_length_exceeded"
