@@ -112,6 +112,10 @@ class Manifest:
         if not isinstance(content, dict) or "format_version" not in content:
             raise ModelFolderError(f"{path} is not the manifest of an e5onnx model folder. {_REPAIR}")
         _check_version(content["format_version"], path)
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except (UnicodeEncodeError, RecursionError) as error:
+            raise ModelFolderError(f"{path} holds text that is not valid Unicode ({error}). {_REPAIR}") from error
         if content.pop("checksum", None) != _digest(content):
             raise ModelFolderError(f"{path} was changed after the export: its checksum does not fit. {_REPAIR}")
         try:
@@ -345,6 +349,8 @@ def _fold(content: Any, types: Mapping[str, type | tuple[type, ...]]) -> dict[st
             raise ValueError(f"it lacks the key {name!r}")
         if not isinstance(content[name], kind):
             raise ValueError(f"{name!r} has the wrong type {type(content[name]).__name__}")
+        if kind is int and (isinstance(content[name], bool) or not 0 <= content[name] < 2**53):
+            raise ValueError(f"{name!r} is {content[name]!r}, which is no number that an export writes")
     if "file" in types and not _is_inside(content["file"]):
         raise ValueError(f"the file {content['file']!r} is outside the model folder")
     known = {name: content[name] for name in types}
@@ -355,6 +361,8 @@ def _graph_record(content: Any) -> GraphRecord:
     fields = _fold(content, _GRAPH_TYPES)
     if fields["weights"] is not None:
         fields["weights"] = FileRecord(**_fold(fields["weights"], _FILE_TYPES))
+    if not all(isinstance(figure, (int, float)) for figure in fields["parity"].values()):
+        raise ValueError("'parity' has a value that is no number")
     return GraphRecord(**fields)
 
 
@@ -366,14 +374,15 @@ def _unfold(content: dict[str, Any]) -> dict[str, Any]:
 
 def _is_inside(file: str) -> bool:
     path = PureWindowsPath(file)  # knows drives and both kinds of slash, and is no less strict on POSIX names
-    return not path.anchor and ".." not in path.parts and path.parts != () and "\\" not in file
+    inside = not path.anchor and ".." not in path.parts and path.parts != () and "\\" not in file
+    return inside and file.isprintable()
 
 
 def _check_values(fields: Mapping[str, Any]) -> None:
     """Raise ValueError for values of the right type that no export writes."""
     for name, least in [("dimension", 1), ("layers", 1), ("max_tokens", 3)]:
-        if fields[name] < least:
-            raise ValueError(f"{name!r} is {fields[name]}, less than {least}")
+        if not least <= fields[name] < 2**31:
+            raise ValueError(f"{name!r} is {fields[name]}, less than {least} or absurd")
     prompts, default = fields["prompts"], fields["default_prompt_name"]
     if not all(isinstance(prompt, str) for prompt in prompts.values()):
         raise ValueError("'prompts' has a value that is no text")

@@ -29,9 +29,12 @@ Output = Literal["sentence_embedding", "pooled_embedding"]
 
 _INPUTS = dict.fromkeys(("input_ids", "attention_mask"), ("tensor(int64)", ["any", "any"]))
 _OUTPUTS = ("sentence_embedding", "pooled_embedding")
-# These share no base but Exception.
-_ORT_ERRORS = tuple(
-    error for error in vars(ort_errors).values() if isinstance(error, type) and issubclass(error, Exception)
+# Its own share no base but Exception. A message with a damaged name in it becomes a UnicodeDecodeError.
+_ORT_ERRORS: tuple[type[Exception], ...] = (
+    *(error for error in vars(ort_errors).values() if isinstance(error, type) and issubclass(error, Exception)),
+    ValueError,
+    RuntimeError,
+    MemoryError,
 )
 
 
@@ -119,7 +122,12 @@ class OnnxRuntimeEngine:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 4  # errors are raised, not printed, and warnings here are for graph authors
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                str(path),
+                options,
+                providers=["CPUExecutionProvider"],
+                enable_fallback=0,  # it would print, and try the same again
+            )
         except _ORT_ERRORS as error:
             raise ModelFolderError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}") from error
         self.precision = precision

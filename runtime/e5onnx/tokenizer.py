@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import overload
 
@@ -52,15 +53,12 @@ class Tokenizer:
         self.default_prompt_name = model.manifest.default_prompt_name
         self.max_tokens = model.manifest.max_tokens
         path = model.file("tokenizer.json")
-        try:
+        self._path = path
+        with _explained(f"{path} is not a tokenizer that tokenizers {tokenizers.__version__} reads"):
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # what the Rust library raises is no narrower
-            raise ModelFolderError(
-                f"{path} is not a tokenizer that this version of tokenizers reads: {error}"
-            ) from error
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(self.max_tokens)
-        self._special_tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+            self._tokenizer.no_padding()
+            self._special_tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+            self._tokenizer.enable_truncation(self.max_tokens)
 
     def prompt_for(self, prompt: str | None, prompt_name: str | None, role: Sequence[str] = ()) -> str:
         """Return the text to put before each input.
@@ -94,7 +92,10 @@ class Tokenizer:
     def _tokenize(self, text: str) -> TokenizedText:
         # One text a call: an Encoding takes some 200 bytes a token, and only its ids are kept. The batch method, since
         # unlike `encode` it releases the interpreter lock and leaves out character offsets.
-        encoding = self._tokenizer.encode_batch_fast([text])[0]
+        with _explained(f"{self._path} cannot tokenize {text[:40]!r}"):
+            encoding = self._tokenizer.encode_batch_fast([text])[0]
+        if not encoding.ids:
+            raise ModelFolderError(f"{self._path} makes no token at all of {text[:40]!r}")
         cut = sum(len(rest.ids) - self._special_tokens for rest in encoding.overflowing)
         ids = np.array(encoding.ids, dtype=np.int32)
         return TokenizedText(ids, len(ids) + cut)
@@ -131,6 +132,20 @@ class Tokenizer:
             check_texts([text], start=position)
             counts.append(self.tokenize([text], prefix)[0].tokens)
         return counts
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Raise :class:`ModelFolderError` for whatever the Rust library raises.
+
+    That is a plain Exception, or on a defect of its own a PanicException, which is a BaseException and has no module.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelFolderError(f"{what}: {error}") from error
 
 
 def iterate_texts(inputs: Iterable[str]) -> Iterable[str]:
