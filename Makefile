@@ -5,6 +5,9 @@ MODEL ?= sample
 BIN := .venv/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 FOLDER := models/$(notdir $(MODEL))
+# The lower bounds of pyproject.toml. Their wheels end with Python 3.12; newer ones begin with newer versions.
+MINIMUM := $(shell $(PYTHON) -c 'import sys; print("numpy==1.26.0 onnxruntime==1.20.0 tokenizers==0.22.2" if sys.version_info < (3, 13) else "pip")')
+MINIMUM_TESTS := $(addprefix tests/runtime/test_,encoder.py tokenizer.py processes.py fuzz.py cpu.py)
 SOURCES := $(shell find runtime export -name '*.py')
 
 .PHONY: quickstart test lint wheel-check bench clean
@@ -33,6 +36,7 @@ wheel-check: .venv/dev
 	$(PYTHON) -m venv --clear build/wheel/venv
 	build/wheel/venv/bin/python $(PIP_INSTALL) build/wheel/*.whl pytest hypothesis
 	build/wheel/venv/bin/python -m pytest tests/runtime
+	build/wheel/venv/bin/python $(PIP_INSTALL) $(MINIMUM) && build/wheel/venv/bin/python -m pytest $(MINIMUM_TESTS)
 
 # Every benchmark, then the pictures: under 20 minutes on 2 cores once the environments of the other programs exist.
 bench: .venv/dev
@@ -43,6 +47,8 @@ bench: .venv/dev
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.ceiling
 	$(BIN)/python -m benchmarks.quality
+	$(BIN)/python -m benchmarks.footprint
+	$(BIN)/python -m benchmarks.aws_lambda
 	$(BIN)/python -m benchmarks.plots
 
 .venv/export: pyproject.toml

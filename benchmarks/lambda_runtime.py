@@ -53,6 +53,8 @@ def lambda_function(code: Path, environment: dict[str, str], python: str = sys.e
 
     class RuntimeApi(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+        wbufsize = -1  # head and body in one packet
 
         def do_GET(self) -> None:
             self._send(200, events.get(), {"Lambda-Runtime-Aws-Request-Id": "1", **_deadline()})
