@@ -1,9 +1,9 @@
 """How long a function on AWS Lambda takes to start and to answer, as far as that shows without AWS.
 
 The deployment zip is made, unzipped and served by AWS' own client (`awslambdaric`) against a stand-in of Lambda's
-runtime API on this machine, with one thread, as a function of 1769 MB gets one processor. Cold is the time from the start
-of the process to the reply to an event that waits; warm that of the same event afterwards. Files are in the page cache:
-what a container takes to be placed and to fetch the zip is not in it.
+runtime API on this machine, with one thread, as a function of 1769 MB gets one processor. Cold is the time from the
+start of the process to the reply to an event that waits; warm that of the same event afterwards. Files are in the
+page cache: what a container takes to be placed and to fetch the zip is not in it.
 """
 
 from __future__ import annotations

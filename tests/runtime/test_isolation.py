@@ -72,7 +72,7 @@ def test_no_socket_is_asked_for_and_no_file_written(sample_model: Path, tmp_path
 
 _ENCODE_ALONE = """
 import sys
-allowed = {"numpy", "onnxruntime", "tokenizers", "e5onnx", "__main__", *sys.stdlib_module_names}
+allowed = {"numpy", "onnxruntime", "tokenizers", "e5onnx", "__main__", "cython_runtime", *sys.stdlib_module_names}
 before = {name.partition(".")[0] for name in sys.modules}
 for name in ("huggingface_hub", "flatbuffers", "google", "packaging", "sympy", "typing_extensions", "tqdm", "requests"):
     sys.modules[name] = None
