@@ -25,6 +25,7 @@ from .encoder import Encoder
 from .errors import E5OnnxError, InputValueError, MissingDependencyError, TruncationWarning
 from .host import describe_host, recommendations
 from .model_folder import ModelFolder, open_model
+from .openai_api import Limits
 from .tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS
 
 _EXAMPLE_QUERIES = ["how much protein should a female eat", "summit define"]
@@ -99,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("--json", action="store_true", help="with --output: say what was written as JSON")
     embed.set_defaults(command=_embed)
 
+    _add_serve(commands.add_parser("serve", help="serve embeddings over HTTP, as OpenAI does (extra: e5onnx[serve])"))
+
     similarity = commands.add_parser("similarity", help="score documents against queries")
     _add_model(similarity)
     similarity.add_argument("--query", "-q", metavar="Q", nargs="+", default=[], help="one or more queries")
@@ -116,6 +119,40 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", action="store_true", help="the files as JSON")
     verify.set_defaults(command=_verify)
     return parser
+
+
+def _add_serve(serve: argparse.ArgumentParser) -> None:
+    _add_model(serve)
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8080, help="0 for any that is free (default: %(default)s)")
+    serve.add_argument(
+        "--default-role",
+        choices=["query", "document", "raw"],
+        default="document",
+        help="which prompt texts get whose request does not say (default: document)",
+    )
+    serve.add_argument(
+        "--api-key-file", metavar="FILE", type=Path, help="keys, one a line (or: E5ONNX_API_KEY); default: none needed"
+    )
+    serve.add_argument("--max-texts", type=int, default=2048, metavar="N", help="of a request (default: %(default)s)")
+    serve.add_argument(
+        "--max-characters", type=int, default=1_000_000, metavar="N", help="of a text (default: %(default)s)"
+    )
+    serve.add_argument("--max-body", type=int, default=8 * 2**20, metavar="BYTES", help="default: %(default)s")
+    serve.add_argument(
+        "--max-waiting-tokens", type=int, default=65_536, metavar="N", help="beyond it: 429 (default: %(default)s)"
+    )
+    serve.add_argument(
+        "--request-timeout", type=float, default=60.0, metavar="S", help="seconds until 503 (default: %(default)s)"
+    )
+    serve.add_argument(
+        "--drain-seconds",
+        type=float,
+        default=2.0,
+        metavar="S",
+        help="after SIGTERM, how long requests are still taken while /health is red (default: %(default)s)",
+    )
+    serve.set_defaults(command=_serve)
 
 
 def _add_model(parser: argparse.ArgumentParser, *, encoder: bool = True, nargs: str | None = None) -> None:
@@ -165,6 +202,30 @@ def _pack_lambda(options: argparse.Namespace) -> None:
         revision=options.revision,
         report=_print,
     )
+
+
+def _serve(options: argparse.Namespace) -> None:
+    try:
+        from .server.app import Settings
+        from .server.run import serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("orjson", "prometheus_client", "starlette", "uvicorn"):
+            raise
+        raise MissingDependencyError("the command `serve` needs more: pip install 'e5onnx[serve]'") from error
+    keys = [os.environ.get("E5ONNX_API_KEY", "")]
+    if options.api_key_file is not None:
+        keys += options.api_key_file.read_text(encoding="utf-8").splitlines()
+        if not any(key.strip() for key in keys):
+            raise InputValueError(f"{options.api_key_file} holds no key; write one a line, or leave the option out")
+    settings = Settings(
+        default_role=options.default_role,
+        max_body=options.max_body,
+        limits=Limits(texts=options.max_texts, characters=options.max_characters),
+        max_waiting_tokens=options.max_waiting_tokens,
+        request_timeout=options.request_timeout,
+        api_keys=[key.strip() for key in keys if key.strip()],
+    )
+    serve(_load(options), settings, host=options.host, port=options.port, drain_seconds=options.drain_seconds)
 
 
 def _embed(options: argparse.Namespace) -> None:

@@ -106,13 +106,13 @@ class EmbeddingsRequest:
             (['text'], 'document')
         """
         if not isinstance(content, dict):
-            raise RequestError(f"the request must be a JSON object with the key 'input', got {_kind(content)}")
+            raise RequestError(f"the request must be a JSON object with the key 'input', got {kind_of(content)}")
         for name in content:
             if name not in _KEYS:
                 raise RequestError(f"unknown key {name!r}; known are {', '.join(_KEYS)}", param=name)
         wanted = content.get("model")
         if wanted is not None and not isinstance(wanted, str):
-            raise RequestError(f"'model' must be a string, got {_kind(wanted)}", param="model")
+            raise RequestError(f"'model' must be a string, got {kind_of(wanted)}", param="model")
         if wanted not in (None, model):
             message = f"the model {wanted!r} is not here; this is {model!r}"
             raise RequestError(message, status=404, param="model", code="model_not_found")
@@ -208,27 +208,32 @@ def _texts(given: Any, limits: Limits) -> list[str]:
         raise RequestError("the key 'input' is missing: a text, or a list of texts", param="input")
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list):
-        raise RequestError(f"'input' must be a text or a list of texts, got {_kind(given)}", param="input")
+        raise RequestError(f"'input' must be a text or a list of texts, got {kind_of(given)}", param="input")
     if not texts:
         raise RequestError("'input' is an empty list; send at least one text", param="input")
     if isinstance(texts[0], (int, list)) and not isinstance(texts[0], bool):
         message = "'input' holds token ids, which depend on the tokenizer of another model: send the texts themselves"
         raise RequestError(message, param="input")
-    if len(texts) > limits.texts:
-        message = f"'input' has {len(texts)} texts, the limit is {limits.texts}: send several requests"
-        raise RequestError(message, status=413, param="input")
     try:
         check_texts(texts)
     except (InputTypeError, InputValueError) as error:
         raise RequestError(f"'input': {error}", param="input") from error
+    check_length(texts, limits, "input")
+    return texts
+
+
+def check_length(texts: Sequence[str], limits: Limits, param: str) -> None:
+    """Raise :class:`RequestError` with status 413 for too many or too long texts."""
+    if len(texts) > limits.texts:
+        message = f"{param!r} has {len(texts)} texts, the limit is {limits.texts}: send several requests"
+        raise RequestError(message, status=413, param=param)
     for position, text in enumerate(texts):
         if len(text) > limits.characters:
             message = (
                 f"the text at position {position} has {len(text):,} characters, the limit is {limits.characters:,}: "
                 "split it"
             )
-            raise RequestError(message, status=413, param="input")
-    return texts
+            raise RequestError(message, status=413, param=param)
 
 
 def _choice(content: dict[str, Any], name: str, choices: Sequence[str], default: str) -> str:
@@ -248,8 +253,13 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _kind(value: Any) -> str:
-    """Return the JSON name of a value's type."""
+def kind_of(value: Any) -> str:
+    """Return the JSON name of a value's type.
+
+    Example:
+        >>> kind_of([1])
+        'a list'
+    """
     for types, name in (
         (type(None), "null"),
         (bool, "a boolean"),

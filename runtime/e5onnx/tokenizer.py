@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import overload
+from typing import NamedTuple, overload
 
 import numpy as np
 import tokenizers
@@ -26,6 +26,14 @@ class TokenizedText:
 
     ids: NDArray[np.int32]
     tokens: int
+
+
+class Token(NamedTuple):
+    """A token of a text: its id, its text in the vocabulary, and whether the tokenizer put it there."""
+
+    id: int
+    text: str
+    special: bool
 
 
 class Tokenizer:
@@ -88,6 +96,29 @@ class Tokenizer:
     def tokenize(self, texts: Iterable[str], prompt: str = "") -> list[TokenizedText]:
         """Return the token ids of each text, with `prompt` before those that do not start with it already."""
         return [self._tokenize(text if text.startswith(prompt) else prompt + text) for text in texts]
+
+    def tokens(self, texts: Iterable[str], prompt: str = "", *, special_tokens: bool = True) -> list[list[Token]]:
+        """Return the tokens of each text, for people to look at; those beyond the maximum are left out.
+
+        Example:
+            >>> [token.text for token in Tokenizer("models/sample").tokens(["an embedding"])[0]]
+            ['[CLS]', 'an', 'em', '##bed', '##ding', '[SEP]']
+        """
+        described = []
+        for text in texts:
+            with _explained(f"{self._path} cannot tokenize {text[:40]!r}"):
+                encoding = self._tokenizer.encode(
+                    text if text.startswith(prompt) else prompt + text, add_special_tokens=special_tokens
+                )
+            described.append(
+                [
+                    Token(number, token, bool(special))
+                    for number, token, special in zip(
+                        encoding.ids, encoding.tokens, encoding.special_tokens_mask, strict=True
+                    )
+                ]
+            )
+        return described
 
     def _tokenize(self, text: str) -> TokenizedText:
         # One text a call: an Encoding takes some 200 bytes a token, and only its ids are kept. The batch method, since

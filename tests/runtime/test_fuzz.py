@@ -13,7 +13,6 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from hypothesis import strategies as st
 
 from e5onnx import E5OnnxError, Encoder, InputTypeError, InputValueError
 from e5onnx.cli import main
-from e5onnx.model_folder import MANIFEST, FileRecord, ModelFolder, _digest
+from e5onnx.model_folder import MANIFEST, ModelFolder, _digest
+from folders import put_file
 from texts import TEXTS
 
 fuzz = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
@@ -103,24 +103,13 @@ def test_any_change_of_the_manifest(folder: Path, tiny_model: Path, data: st.Dat
     assert main(["info", str(folder)]) in (0, 1)
 
 
-def put(folder: Path, original: Path, name: str, content: bytes) -> None:
-    """Put content into a file of the folder, and a manifest that fits."""
-    (folder / name).write_bytes(content)
-    found = FileRecord.of(folder, name)
-    manifest = ModelFolder.open(original).manifest
-    new: dict[str, Any] = {"sha256": found.sha256, "size": found.size}
-    files = tuple(replace(record, **new) if record.file == name else record for record in manifest.files)
-    graphs = tuple(replace(record, **new) if record.file == name else record for record in manifest.graphs)
-    (folder / MANIFEST).write_text(replace(manifest, files=files, graphs=graphs).to_json())
-
-
 @fuzz
 @given(st.data())
 def test_any_change_of_the_tokenizer(folder: Path, tiny_model: Path, data: st.DataObject) -> None:
     content = json.loads((tiny_model / "tokenizer.json").read_text())
     path = data.draw(st.sampled_from(places(content)))
     content = changed(content, path, data.draw(_like(content, path)), data.draw(st.booleans()))
-    put(folder, tiny_model, "tokenizer.json", json.dumps(content).encode())
+    put_file(folder, tiny_model, "tokenizer.json", json.dumps(content).encode())
     only_documented_errors(lambda: use(folder))
 
 
@@ -130,7 +119,8 @@ import random, sys, warnings
 from pathlib import Path
 sys.path[:0] = sys.argv[3:]
 from e5onnx import E5OnnxError
-from test_fuzz import put, use
+from folders import put_file
+from test_fuzz import use
 folder, original = Path(sys.argv[1]), Path(sys.argv[2])
 warnings.simplefilter("ignore")
 good = (original / "onnx/model.onnx").read_bytes()
@@ -139,7 +129,8 @@ for _ in range(120):
     damaged = bytearray(good)
     for _ in range(random.choice([1, 1, 20])):
         damaged[random.randrange(len(good))] = random.randrange(256)
-    put(folder, original, "onnx/model.onnx", bytes(damaged[: random.choice([None, None, random.randrange(len(good))])]))
+    end = random.choice([None, None, random.randrange(len(good))])
+    put_file(folder, original, "onnx/model.onnx", bytes(damaged[:end]))
     try:
         use(folder)
     except E5OnnxError:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from e5onnx import InputTypeError, InputValueError, ModelFolderError, Tokenizer
 from e5onnx.model_folder import ModelFolder
 from e5onnx.tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS
+from folders import put_file
 from texts import TEXTS
 
 CLS, SEP = 101, 102  # of the BERT vocabulary
@@ -304,11 +305,10 @@ def test_no_weights_are_needed(folder_without_weights: Path, reference: Referenc
 
 
 @pytest.mark.parametrize("content", [b"\0", b"\xff", b"{", b"[", b"{}", b"null", b'{"version": "1.0", "model": {}}'])
-def test_a_corrupt_tokenizer_of_the_right_size_is_refused(folder_without_weights: Path, content: bytes) -> None:
+def test_a_tokenizer_that_cannot_be_read_is_refused(folder_without_weights: Path, content: bytes) -> None:
+    put_file(folder_without_weights, folder_without_weights, "tokenizer.json", content)
     path = folder_without_weights / "tokenizer.json"
-    size = path.stat().st_size
-    path.write_bytes(content.ljust(size, content if len(content) == 1 else b" "))
-    with pytest.raises(ModelFolderError, match=f"{path} is not a tokenizer that this version of tokenizers reads"):
+    with pytest.raises(ModelFolderError, match=f"{path} is not a tokenizer that tokenizers [0-9.]+ reads"):
         Tokenizer(folder_without_weights)
 
 

@@ -1,0 +1,20 @@
+"""Changes to model folders that their manifests agree with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from e5onnx.model_folder import MANIFEST, FileRecord, ModelFolder
+
+
+def put_file(folder: Path, original: Path, name: str, content: bytes) -> None:
+    """Put content into a file of a folder, and a manifest that fits: that of `original`, but for this file."""
+    (folder / name).write_bytes(content)
+    found = FileRecord.of(folder, name)
+    manifest = ModelFolder.open(original).manifest
+    new: dict[str, Any] = {"sha256": found.sha256, "size": found.size}
+    files = tuple(replace(record, **new) if record.file == name else record for record in manifest.files)
+    graphs = tuple(replace(record, **new) if record.file == name else record for record in manifest.graphs)
+    (folder / MANIFEST).write_text(replace(manifest, files=files, graphs=graphs).to_json())
