@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,6 +32,7 @@ from ..errors import E5OnnxError, InputValueError
 from ..openai_api import EmbeddingsRequest, Limits, RequestError, Role, kind_of, parse_json
 from ..tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS, TokenizedText
 from .metrics import Metrics
+from .openapi import document
 from .scheduler import QueueFullError, Scheduler
 from .tei import read_embed, read_flag, read_object, read_texts
 
@@ -38,8 +40,22 @@ log = logging.getLogger("e5onnx.server")
 
 _INLINE_CHARACTERS = 4_000
 """Texts up to this are tokenised in the event loop, in less time than a thread takes to be woken."""
-_OPEN_PATHS = ("/health",)
-"""Asked by those who have no key: load balancers and kubelets."""
+_PAGES = {
+    "/": ("index.html", "text/html"),
+    "/docs": ("docs.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/docs.js": ("docs.js", "text/javascript"),
+}
+"""Path -> file of the folder `page`, and its type."""
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+_OPEN_PATHS = frozenset(("/health", "/openapi.json", *_PAGES))
+"""For those who have no key: load balancers and kubelets, and people who have yet to type theirs into the page."""
 
 Answer = TypeVar("Answer")
 
@@ -86,6 +102,8 @@ class Service:
             Route("/info", self.info, methods=["GET"]),
             Route("/health", self.health, methods=["GET"]),
             Route("/metrics", self.metrics_page, methods=["GET"]),
+            Route("/openapi.json", self.openapi, methods=["GET"]),
+            *(Route(path, _static(path), methods=["GET"]) for path in _PAGES),
         ]
         handlers: dict[Any, Any] = {
             HTTPException: _answer_http_error,
@@ -193,6 +211,10 @@ class Service:
     async def metrics_page(self, request: Request) -> Response:
         """`GET /metrics`, for Prometheus."""
         return Response(self.metrics.page(), media_type="text/plain; version=0.0.4")
+
+    async def openapi(self, request: Request) -> Response:
+        """`GET /openapi.json`."""
+        return _json(document(secured=bool(self.settings.api_keys)))
 
     def _model_object(self) -> dict[str, Any]:
         return {"id": self.model, "object": "model", "created": 0, "owned_by": "e5onnx"}
@@ -331,6 +353,16 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Answer], time
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _static(path: str) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    name, media_type = _PAGES[path]
+    content = Path(__file__).with_name("page").joinpath(name).read_bytes()
+
+    async def answer(request: Request) -> Response:
+        return Response(content, headers=_PAGE_HEADERS, media_type=media_type)
+
+    return answer
 
 
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -66,14 +66,15 @@ class _Server(uvicorn.Server):
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port < 2**16:
+        raise AddressError(f"cannot listen on {host}, port {port}: ports are 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise AddressError(f"cannot listen on {host}, port {port}: {reason}") from error
+    except OSError as error:
+        raise AddressError(f"cannot listen on {host}, port {port}: {error.strerror}") from error
     return listening
 
 

@@ -25,6 +25,8 @@ from ..encoder import Encoder
 from ..errors import E5OnnxError
 from ..tokenizer import TokenizedText
 
+_LARGEST_SHARE = 1 / 8
+"""Of the queue that one request is counted with, however large it is: it takes turns, so it shuts nobody out."""
 _RUN_COST = 64
 """What a run costs beside its tokens, in tokens: 12 tokens take nearly as long as 40."""
 
@@ -60,10 +62,8 @@ class _Job:
     vectors: NDArray[np.float32]
     done: asyncio.Future[None]
     batches: deque[NDArray[np.intp]] = field(default_factory=deque)
+    waiting: int = 0
     running: int = 0
-
-    def tokens(self) -> int:
-        return sum(len(self.texts[row].ids) for rows in self.batches for row in rows)
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,14 @@ class Scheduler:
 
         Args:
             encoder: the model.
-            max_waiting_tokens: most tokens that may wait. One larger request is taken if nothing else waits.
+            max_waiting_tokens: most tokens that may wait. Of one request an eighth of that counts at most.
             observe: is told of every run, in the thread that runs the model.
         """
         self._encoder = encoder
         self._max_waiting_tokens = max_waiting_tokens
+        self._most_of_one = max(1, int(max_waiting_tokens * _LARGEST_SHARE))
         self._observe = observe
         self._jobs: deque[_Job] = deque()
-        self._waiting_tokens = 0
         self._tokens_per_second = 1000.0
         self._closed = False
         self._changed = threading.Condition()
@@ -104,7 +104,7 @@ class Scheduler:
     @property
     def waiting_tokens(self) -> int:
         """Tokens that wait to be run."""
-        return self._waiting_tokens
+        return sum(job.waiting for job in tuple(self._jobs))
 
     @property
     def waiting_requests(self) -> int:
@@ -124,12 +124,12 @@ class Scheduler:
             return vectors
         job = _Job(texts, normalize, vectors, loop.create_future())
         job.batches.extend(plan_batches([len(text.ids) for text in texts]))
-        tokens = job.tokens()
+        job.waiting = sum(len(text.ids) for text in texts)
         with self._changed:
-            if self._waiting_tokens and self._waiting_tokens + tokens > self._max_waiting_tokens:
-                seconds = self._waiting_tokens / self._tokens_per_second
-                raise QueueFullError(self._waiting_tokens, max(1, math.ceil(seconds)))
-            self._waiting_tokens += tokens
+            counted = sum(min(each.waiting, self._most_of_one) for each in (*self._jobs, job))
+            if counted > self._max_waiting_tokens:
+                waiting = self.waiting_tokens
+                raise QueueFullError(waiting, max(1, math.ceil(waiting / self._tokens_per_second)))
             self._jobs.append(job)
             self._changed.notify()
         try:
@@ -148,8 +148,8 @@ class Scheduler:
 
     def _drop(self, job: _Job) -> None:
         with self._changed:
-            self._waiting_tokens -= job.tokens()
             job.batches.clear()
+            job.waiting = 0
             if job in self._jobs:
                 self._jobs.remove(job)
 
@@ -193,7 +193,7 @@ class Scheduler:
                 texts, longest = texts + more, max(longest, their_longest)
         for share in shares:
             share.job.running += 1
-            self._waiting_tokens -= sum(len(text.ids) for text in share.texts())
+            share.job.waiting -= sum(len(text.ids) for text in share.texts())
         self._jobs.rotate(-1)
         self._jobs = deque(job for job in self._jobs if job.batches)
         return shares

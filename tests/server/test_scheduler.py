@@ -1,0 +1,185 @@
+"""Requests that wait run together and take turns; too many are refused, and those who left are dropped."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from e5onnx import Encoder, InferenceError, TokenizedText
+from e5onnx.server.scheduler import QueueFullError, Run, Scheduler
+from texts import TEXTS
+
+
+class Gate:
+    """An encoder whose runs wait until they are let through, and are noted."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.dimension = encoder.dimension
+        self.encoder = encoder
+        self.runs: list[list[int]] = []
+        self.entered = threading.Semaphore(0)
+        self.open = threading.Event()
+        self.failure: Exception | None = None
+
+    def encode_tokenized(self, texts: Sequence[TokenizedText], *, normalize_embeddings: bool) -> Any:
+        self.runs.append([len(text.ids) for text in texts])
+        self.entered.release()
+        self.open.wait(60)
+        if self.failure:
+            raise self.failure
+        return self.encoder.encode_tokenized(texts, normalize_embeddings=normalize_embeddings)
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_model: Path) -> Encoder:
+    return Encoder(tiny_model, threads=1)
+
+
+@pytest.fixture
+def gate(encoder: Encoder) -> Gate:
+    return Gate(encoder)
+
+
+@pytest.fixture
+def scheduler(gate: Any) -> Iterator[Scheduler]:
+    scheduler = Scheduler(gate, max_waiting_tokens=2000)
+    yield scheduler
+    gate.open.set()
+    scheduler.close()
+
+
+def texts_of(encoder: Encoder, *lengths: int) -> list[TokenizedText]:
+    return [TokenizedText(np.arange(1000, 1000 + length, dtype=np.int32), length) for length in lengths]
+
+
+async def started(scheduler: Scheduler, texts: list[TokenizedText], normalize: bool = True) -> asyncio.Task[Any]:
+    """Ask for vectors, and return as soon as the request waits."""
+    task = asyncio.create_task(scheduler.embed(texts, normalize=normalize))
+    await asyncio.sleep(0)
+    return task
+
+
+def test_vectors_are_the_encoders_whatever_runs_together(encoder: Encoder) -> None:
+    runs: list[Run] = []
+    scheduler = Scheduler(encoder, max_waiting_tokens=10**6, observe=runs.append)
+    tokenized = encoder.tokenizer.tokenize(TEXTS)
+
+    async def requests() -> list[Any]:
+        calls = [scheduler.embed(tokenized[i:], normalize=i % 2 == 0) for i in range(len(TEXTS)) for _ in range(5)]
+        return await asyncio.gather(*calls)
+
+    answers = asyncio.run(requests())
+    scheduler.close()
+    for position, answer in enumerate(answers):
+        first = position // 5
+        expected = encoder.encode(TEXTS[first:], normalize_embeddings=first % 2 == 0)
+        np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-6 * max(1, np.abs(expected).max()))
+    assert sum(run.texts for run in runs) == sum(len(answer) for answer in answers)
+    assert len(runs) < len(answers)
+
+
+def test_small_requests_that_wait_run_together(gate: Gate, scheduler: Scheduler, encoder: Encoder) -> None:
+    async def requests() -> None:
+        tasks = [await started(scheduler, texts_of(encoder, 10))]
+        await asyncio.to_thread(gate.entered.acquire)  # runs alone: nothing else was there
+        tasks += [await started(scheduler, texts_of(encoder, length)) for length in (8, 12, 9)]
+        gate.open.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(requests())
+    assert [sorted(run) for run in gate.runs] == [[10], [8, 9, 12]]
+
+
+def test_a_long_text_is_not_made_to_pad_short_ones(gate: Gate, scheduler: Scheduler, encoder: Encoder) -> None:
+    async def requests() -> None:
+        tasks = [await started(scheduler, texts_of(encoder, 10))]
+        await asyncio.to_thread(gate.entered.acquire)
+        tasks += [await started(scheduler, texts_of(encoder, length)) for length in (400, 8, 9)]
+        gate.open.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(requests())
+    assert [sorted(run) for run in gate.runs] == [[10], [400], [8, 9]]
+
+
+def test_a_huge_request_and_small_ones_take_turns(gate: Gate, scheduler: Scheduler, encoder: Encoder) -> None:
+    finished = []
+
+    async def request(name: str, texts: list[TokenizedText]) -> None:
+        await scheduler.embed(texts, normalize=True)
+        finished.append(name)
+
+    async def requests() -> None:
+        huge = asyncio.create_task(request("huge", texts_of(encoder, *[500] * 20)))
+        await asyncio.to_thread(gate.entered.acquire)
+        small = [asyncio.create_task(request(f"small {i}", texts_of(encoder, 20))) for i in range(3)]
+        for task in small:
+            task.add_done_callback(lambda _: None)
+        await asyncio.sleep(0.05)
+        gate.open.set()
+        await asyncio.gather(huge, *small)
+
+    asyncio.run(asyncio.wait_for(requests(), 60))
+    assert finished[-1] == "huge"
+    assert [20, 20, 20] in gate.runs[:3]
+
+
+def test_too_much_waiting_is_refused_and_one_large_request_is_not_too_much(
+    gate: Gate, scheduler: Scheduler, encoder: Encoder
+) -> None:
+    async def requests() -> None:
+        tasks = [await started(scheduler, texts_of(encoder, *[500] * 10))]  # counted as 250, an eighth
+        await asyncio.to_thread(gate.entered.acquire)
+        tasks += [await started(scheduler, texts_of(encoder, 300)) for _ in range(7)]
+        with pytest.raises(QueueFullError, match="tokens are waiting already; try again in") as caught:
+            await scheduler.embed(texts_of(encoder, 10), normalize=True)
+        assert caught.value.retry_after >= 1
+        gate.open.set()
+        await asyncio.gather(*tasks)
+        assert len(await scheduler.embed(texts_of(encoder, 10), normalize=True)) == 1
+
+    asyncio.run(requests())
+    assert (scheduler.waiting_tokens, scheduler.waiting_requests) == (0, 0)
+
+
+def test_what_is_cancelled_is_not_run(gate: Gate, scheduler: Scheduler, encoder: Encoder) -> None:
+    async def requests() -> None:
+        first = await started(scheduler, texts_of(encoder, 10))
+        await asyncio.to_thread(gate.entered.acquire)
+        gone = await started(scheduler, texts_of(encoder, 300, 301))
+        half_run = await started(scheduler, texts_of(encoder, 40))
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        gate.open.set()
+        await asyncio.gather(first, half_run)
+
+    asyncio.run(requests())
+    assert gate.runs == [[10], [40]]
+    assert (scheduler.waiting_tokens, scheduler.waiting_requests) == (0, 0)
+
+
+def test_a_failure_reaches_those_it_concerns_and_the_thread_lives_on(
+    gate: Gate, scheduler: Scheduler, encoder: Encoder
+) -> None:
+    async def requests() -> None:
+        gate.open.set()
+        for failure in (InferenceError("no memory"), KeyError("a defect")):
+            gate.failure = failure
+            with pytest.raises(type(failure)):
+                await scheduler.embed(texts_of(encoder, *[500] * 5), normalize=True)
+        gate.failure = None
+        assert len(await scheduler.embed(texts_of(encoder, 10), normalize=True)) == 1
+
+    asyncio.run(requests())
+    assert (scheduler.waiting_tokens, scheduler.waiting_requests) == (0, 0)
+
+
+def test_no_texts_are_no_vectors(scheduler: Scheduler) -> None:
+    assert asyncio.run(scheduler.embed([], normalize=True)).shape == (0, 48)

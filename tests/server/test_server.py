@@ -1,0 +1,311 @@
+"""The server over real sockets, with the clients that people use."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from openai import AsyncOpenAI, AuthenticationError, BadRequestError, NotFoundError, OpenAI
+
+from e5onnx import Encoder
+from serving import Server, serving
+from texts import TEXTS
+
+
+@pytest.fixture(scope="module")
+def http(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client
+
+
+def near(vectors: Any, expected: Any) -> None:
+    np.testing.assert_allclose(np.asarray(vectors, np.float32), expected, rtol=0, atol=1e-6)
+
+
+# --- clients
+
+
+def test_the_openai_client_gets_the_encoders_vectors(server: Server, encoder: Encoder) -> None:
+    client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    name = client.models.list().data[0].id
+    assert client.models.retrieve(name).id == name
+    reply = client.embeddings.create(model=name, input=TEXTS)  # base64, by default
+    near([item.embedding for item in reply.data], encoder.encode_document(TEXTS))
+    reply = client.embeddings.create(
+        model=name, input="a question", encoding_format="float", extra_body={"input_type": "query"}
+    )
+    near(reply.data[0].embedding, encoder.encode_query("a question"))
+    assert reply.usage.total_tokens == encoder.count_tokens("query: a question")
+    with pytest.raises(BadRequestError, match="token ids"):
+        client.embeddings.create(model=name, input=[1, 2, 3])
+    with pytest.raises(BadRequestError, match="384 dimensions"):
+        client.embeddings.create(model=name, input="a", dimensions=128)
+    with pytest.raises(NotFoundError, match="is not here"):
+        client.embeddings.create(model="text-embedding-3-small", input="a")
+
+
+def test_the_asynchronous_client_sends_many_at_once(server: Server, encoder: Encoder) -> None:
+    async def requests() -> list[Any]:
+        async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+            calls = [client.embeddings.create(model="e5-small-v2", input=text) for text in TEXTS * 10]
+            return await asyncio.gather(*calls)
+
+    vectors = [reply.data[0].embedding for reply in asyncio.run(requests())]
+    near(vectors, np.tile(encoder.encode_document(TEXTS), (10, 1)))
+
+
+def test_langchain_embeds_queries_and_documents(server: Server, encoder: Encoder) -> None:
+    langchain = pytest.importorskip("langchain_openai")
+    options = {"model": "e5-small-v2", "base_url": f"{server.url}/v1", "api_key": "none"}
+    embeddings = langchain.OpenAIEmbeddings(**options, check_embedding_ctx_length=False)
+    near(embeddings.embed_documents(TEXTS), encoder.encode_document(TEXTS))
+    queries = langchain.OpenAIEmbeddings(
+        **options, check_embedding_ctx_length=False, model_kwargs={"extra_body": {"input_type": "query"}}
+    )
+    near(queries.embed_query("a question"), encoder.encode_query("a question"))
+
+
+def test_curl_with_the_shapes_of_text_embeddings_inference(server: Server, encoder: Encoder) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+
+    def curl(path: str, content: Any) -> Any:
+        command = ["curl", "--silent", "--fail-with-body", f"{server.url}{path}", "-d", json.dumps(content)]
+        command += ["-H", "content-type: application/json"]
+        return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+
+    near(curl("/embed", {"inputs": TEXTS[0]}), encoder.encode_document(TEXTS[:1]))
+    near(curl("/embed", {"inputs": TEXTS, "prompt_name": "query", "truncate": True}), encoder.encode_query(TEXTS))
+    pooled = encoder.encode_document(TEXTS[:2], normalize_embeddings=False)
+    np.testing.assert_allclose(curl("/embed", {"inputs": TEXTS[:2], "normalize": False}), pooled, rtol=1e-5, atol=1e-5)
+    sentences = {"source_sentence": TEXTS[0], "sentences": TEXTS[1:4]}
+    near(
+        curl("/similarity", {"inputs": sentences}),
+        encoder.similarity(encoder.encode_query(TEXTS[0]), encoder.encode_query(TEXTS[1:4]))[0],
+    )
+    tokens = curl("/tokenize", {"inputs": ["hello world"]})[0]
+    assert [token["text"] for token in tokens] == ["[CLS]", "hello", "world", "[SEP]"]
+    assert [token["special"] for token in tokens] == [True, False, False, True]
+
+
+# --- what it says of itself
+
+
+def test_info_health_and_metrics(http: httpx.Client, encoder: Encoder) -> None:
+    info = http.get("/info").json()
+    assert (info["dimension"], info["max_input_length"]) == (384, 512)
+    assert info["fingerprint"] == encoder.fingerprint
+    assert http.get("/health").json() == {"status": "ok"}
+
+    def metric(name: str) -> float:
+        lines = http.get("/metrics").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+    names = ("e5onnx_texts_total", "e5onnx_truncated_texts_total", "e5onnx_tokens_total", "e5onnx_batch_texts_sum")
+    before = {name: metric(name) for name in names}
+    reply = http.post("/v1/embeddings", json={"input": ["word " * 600, "short"]}).json()
+    assert reply["truncated"] == 1
+    after = {name: metric(name) for name in names}
+    tokens = 512 + encoder.count_tokens("passage: short")
+    assert [after[name] - before[name] for name in names] == [2, 1, tokens, 2]
+    assert metric('e5onnx_requests_total{path="/v1/embeddings",status="200"}') >= 1
+    assert (metric("e5onnx_waiting_tokens"), metric("e5onnx_waiting_requests")) == (0, 0)
+
+
+def test_the_log_has_a_line_a_request_and_no_text(http: httpx.Client, server: Server) -> None:
+    http.post("/v1/embeddings", json={"input": "a secret text"})
+    http.post("/embed", json={"inputs": 1, "another secret": 2})
+    time.sleep(0.2)
+    last = server.log()[-2:]
+    assert [(line["path"], line["status"]) for line in last] == [("/v1/embeddings", 200), ("/embed", 422)]
+    assert "secret" not in server.log_file.read_text()
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/embeddings", b"", 400),
+        ("/v1/embeddings", b"{", 400),
+        ("/v1/embeddings", b'{"input": NaN}', 400),
+        ("/v1/embeddings", b'{"input": "\\ud800"}', 400),
+        ("/v1/embeddings", b'{"input": "\xff"}', 400),
+        ("/v1/embeddings", b"[" * 200_000, 400),
+        ("/v1/embeddings", b'{"input": ["a", 1]}', 400),
+        ("/v1/embeddings", json.dumps({"input": ["a"] * 101}).encode(), 413),
+        ("/v1/embeddings", json.dumps({"input": "a" * 100_001}).encode(), 413),
+        ("/v1/embeddings", b" " * 2_000_001, 413),
+        ("/v1/embeddings", json.dumps({"input": "word " * 600, "truncate": "error"}).encode(), 400),
+        ("/embed", b"{}", 422),
+        ("/embed", b'{"inputs": []}', 422),
+        ("/embed", b'{"inputs": "a", "truncate": "yes"}', 422),
+        ("/embed", b'{"inputs": "a", "prompt_name": "other"}', 422),
+        ("/embed", b'{"inputs": "a", "unknown": 1}', 422),
+        ("/embed", json.dumps({"inputs": "word " * 600}).encode(), 413),
+        ("/similarity", b'{"inputs": {"source_sentence": "a"}}', 422),
+        ("/similarity", b'{"inputs": [], "parameters": []}', 422),
+        ("/tokenize", b'{"inputs": null}', 422),
+        ("/nothing", b"{}", 404),
+        ("/info", b"{}", 405),
+    ],
+)
+def test_what_is_wrong_is_said_and_the_server_lives_on(http: httpx.Client, path: str, body: bytes, status: int) -> None:
+    reply = http.post(path, content=body)
+    assert reply.status_code == status, reply.text
+    error = reply.json()["error"]
+    assert error if isinstance(error, str) else error["message"]
+    assert http.get("/health").status_code == 200
+
+
+def test_a_body_without_a_length_is_limited_too(http: httpx.Client) -> None:
+    def parts() -> Iterator[bytes]:
+        for _ in range(300):
+            yield b" " * 10_000
+
+    assert http.post("/v1/embeddings", content=parts()).status_code == 413
+
+
+def test_no_other_origin_is_let_in(http: httpx.Client) -> None:
+    reply = http.options("/v1/embeddings", headers={"origin": "https://example.org"})
+    assert not [name for name in reply.headers if name.startswith("access-control")]
+
+
+def test_keys_are_asked_for_and_never_logged(tiny_model: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("first-key\n\nsecond-key\n")
+    log = tmp_path / "log"
+    with serving(tiny_model, log, "--api-key-file", str(keys), E5ONNX_API_KEY="third-key") as running:
+        for key in ("first-key", "second-key", "third-key"):
+            client = OpenAI(base_url=f"{running.url}/v1", api_key=key)
+            assert client.models.list().data
+        with pytest.raises(AuthenticationError):
+            OpenAI(base_url=f"{running.url}/v1", api_key="fourth-key").models.list()
+        assert httpx.get(f"{running.url}/metrics").status_code == 401
+        for path in ("/health", "/", "/page.js", "/openapi.json"):
+            assert httpx.get(f"{running.url}{path}").status_code == 200
+    assert "-key" not in log.read_text()
+
+
+# --- load, clients that leave, and the end
+
+
+def test_a_full_queue_is_429_and_nobody_is_lost(e5_model: Path, encoder: Encoder, tmp_path: Path) -> None:
+    texts = ["word " * 200] * 8
+    expected = encoder.encode_document(texts)
+    with serving(e5_model, tmp_path / "log", "--max-waiting-tokens", "2000") as running:
+
+        def request(_: int) -> int:
+            reply = httpx.post(f"{running.url}/v1/embeddings", json={"input": texts}, timeout=120)
+            if reply.status_code == 200:
+                near([item["embedding"] for item in reply.json()["data"]], expected)
+            else:
+                assert reply.status_code == 429
+                assert int(reply.headers["retry-after"]) >= 1
+                assert reply.json()["error"]["code"] == "rate_limit_exceeded"
+            return reply.status_code
+
+        with ThreadPoolExecutor(12) as pool:
+            statuses = list(pool.map(request, range(24)))
+    assert set(statuses) == {200, 429}
+
+
+def test_a_request_that_takes_too_long_is_503(e5_model: Path, tmp_path: Path) -> None:
+    with serving(e5_model, tmp_path / "log", "--request-timeout", "2") as running:
+        body = {"input": ["word " * 500] * 100}
+        reply = httpx.post(f"{running.url}/v1/embeddings", json=body, timeout=60)
+        assert reply.status_code == 503
+        assert "not done within" in reply.json()["error"]["message"]
+        assert httpx.post(f"{running.url}/v1/embeddings", json={"input": "a"}, timeout=60).status_code == 200
+
+
+def test_work_of_clients_that_left_is_dropped(http: httpx.Client, server: Server) -> None:
+    body = json.dumps({"input": ["word " * 500] * 100}).encode()  # some ten seconds of work
+    address = httpx.URL(server.url)
+    for _ in range(3):
+        with socket.create_connection((address.host, address.port)) as leaving:
+            head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            leaving.sendall(head + body)
+            time.sleep(0.3)
+    until = time.monotonic() + 60
+    while "e5onnx_waiting_tokens 0.0" not in http.get("/metrics").text:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    time.sleep(0.2)
+    assert [line["status"] for line in server.log() if line.get("path") == "/v1/embeddings"][-3:] == [499] * 3
+
+
+def test_slow_clients_hold_nobody_up(http: httpx.Client, server: Server) -> None:
+    address = httpx.URL(server.url)
+    slow = [socket.create_connection((address.host, address.port)) for _ in range(50)]
+    try:
+        for connection in slow:
+            connection.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        assert http.post("/v1/embeddings", json={"input": "a"}).status_code == 200
+    finally:
+        for connection in slow:
+            connection.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals as on POSIX")
+def test_a_signal_turns_health_red_first_and_what_is_in_flight_is_answered(
+    e5_model: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    texts = ["word " * 100] * 100
+    replies: list[httpx.Response] = []
+    with serving(e5_model, tmp_path / "log", "--drain-seconds", "0.5") as running:
+
+        def request() -> None:
+            replies.append(httpx.post(f"{running.url}/v1/embeddings", json={"input": texts}, timeout=120))
+
+        thread = threading.Thread(target=request)
+        thread.start()
+        time.sleep(0.3)
+        running.process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        assert httpx.get(f"{running.url}/health").status_code == 503
+        assert httpx.post(f"{running.url}/embed", json={"inputs": "late"}, timeout=60).status_code == 200
+        thread.join()
+        assert running.process.wait(30) == -signal.SIGTERM or running.process.returncode == 0
+    near([item["embedding"] for item in replies[0].json()["data"]], encoder.encode_document(texts))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["/nowhere"], "there is no folder /nowhere"),
+        (["MODEL", "--port", "TAKEN"], "cannot listen on 127.0.0.1, port [0-9]+: Address already in use"),
+        (["MODEL", "--port", "70000"], "cannot listen on 127.0.0.1, port 70000: ports are 0 to 65535"),
+        (["MODEL", "--host", "203.0.113.1"], "cannot listen on 203.0.113.1"),
+        (["MODEL", "--api-key-file", "EMPTY"], "holds no key"),
+        (["MODEL", "--api-key-file", "/nowhere"], "No such file"),
+    ],
+)
+def test_what_it_cannot_start_with_is_one_line(
+    tiny_model: Path, tmp_path: Path, server: Server, options: list[str], message: str
+) -> None:
+    empty = tmp_path / "empty"
+    empty.touch()
+    names = {"MODEL": str(tiny_model), "TAKEN": str(httpx.URL(server.url).port), "EMPTY": str(empty)}
+    command = [sys.executable, "-m", "e5onnx", "serve", *(names.get(option, option) for option in options)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("e5onnx: error: ")
+    assert done.stderr.count("\n") == 1
+    assert re.search(message, done.stderr), done.stderr
