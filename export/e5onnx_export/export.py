@@ -134,9 +134,7 @@ def export_model(
         save_with_weights(fused, folder / GRAPHS["fp32"])
         if portable:
             onnx.save(in_standard_operators(onnx.load(folder / GRAPHS["fp32"])), folder / PORTABLE_GRAPH)
-        for path in map(Path, tokenizer.save_pretrained(folder)):
-            if path.name not in _TOKENIZER_FILES:  # the vocabulary is in tokenizer.json already
-                path.unlink(missing_ok=True)
+        _save_tokenizer(tokenizer, folder)
         shutil.copyfile(source.folder / "config.json", folder / "config.json")
 
         manifest = _describe(source, encoder, folder)
@@ -174,6 +172,16 @@ def export_model(
     size = sum(record.size for record in finished.manifest.records())
     report(f"Wrote {output} ({size / 1e6:.0f} MB)")
     return finished
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    try:
+        paths = tokenizer.save_pretrained(folder)
+    except Exception as error:  # the Rust library raises nothing narrower for a full disk
+        raise OSError(f"the tokenizer could not be written to {folder}: {error}") from error
+    for path in map(Path, paths):
+        if path.name not in _TOKENIZER_FILES:  # the vocabulary is in tokenizer.json already
+            path.unlink(missing_ok=True)
 
 
 def _report_decisions(source: Checkpoint, report: Callable[[str], None]) -> None:
