@@ -9,7 +9,7 @@ FOLDER := models/$(notdir $(MODEL))
 MINIMUM := $(shell $(PYTHON) -c 'import sys; print("numpy==1.26.0 onnxruntime==1.20.0 tokenizers==0.22.2" if sys.version_info < (3, 13) else "pip")')
 MINIMUM_TESTS := $(addprefix tests/runtime/test_,encoder.py tokenizer.py processes.py fuzz.py)
 # What takes long and does not depend on how the runtime was installed.
-THE_SAME_ON_A_WHEEL := aws_lambda.py cpu.py faults.py fuzz.py hub.py openai_api.py other_processors.py
+THE_SAME_ON_A_WHEEL := aws_lambda.py cpu.py faults.py fuzz.py openai_api.py other_processors.py
 SOURCES := $(shell find runtime export -name '*.py')
 
 .PHONY: quickstart test lint wheel-check bench clean

@@ -24,6 +24,8 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "sentence-transformers-openvino": ("sentence-transformers[openvino]>=5.1", _TORCH),
     "fastembed": ("fastembed>=0.7",),
     "ctranslate2": ("ctranslate2>=4.6", "transformers>=4.49", _TORCH),
+    "server": (f"{REPOSITORY}[serve]",),
+    "infinity": ("infinity-emb[server,torch]", _TORCH),
     "openvino": (str(REPOSITORY), "openvino>=2026.0"),
 }
 
@@ -55,7 +57,7 @@ def environment(name: str) -> Path:
 
 
 def _checkout_digest(name: str) -> tuple[str, ...]:
-    if str(REPOSITORY) not in REQUIREMENTS[name]:
+    if not any(requirement.startswith(str(REPOSITORY)) for requirement in REQUIREMENTS[name]):
         return ()
     sources = [REPOSITORY / "pyproject.toml", *sorted((REPOSITORY / "runtime").rglob("*.py"))]
     return (hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest(),)
