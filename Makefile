@@ -7,9 +7,10 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 FOLDER := models/$(notdir $(MODEL))
 # The lower bounds of pyproject.toml. Their wheels end with Python 3.12; newer ones begin with newer versions.
 MINIMUM := $(shell $(PYTHON) -c 'import sys; print("numpy==1.26.0 onnxruntime==1.20.0 tokenizers==0.22.2" if sys.version_info < (3, 13) else "pip")')
-MINIMUM_TESTS := $(addprefix tests/runtime/test_,encoder.py tokenizer.py processes.py fuzz.py)
+MINIMUM_TESTS := $(addprefix tests/runtime/test_,encoder.py tokenizer.py processes.py)
 # What takes long and does not depend on how the runtime was installed.
 THE_SAME_ON_A_WHEEL := aws_lambda.py cpu.py faults.py fuzz.py openai_api.py other_processors.py
+SIDE_BY_SIDE := --numprocesses 2 --dist loadfile
 SOURCES := $(shell find runtime export -name '*.py')
 
 .PHONY: quickstart test lint wheel-check bench clean
@@ -23,7 +24,7 @@ $(FOLDER)/e5onnx.json: $(SOURCES) | .venv/export
 
 # Everything that must hold.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 	$(MAKE) --no-print-directory wheel-check
 
 lint: .venv/dev
@@ -36,9 +37,9 @@ wheel-check: .venv/dev
 	rm -rf build/wheel
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
 	$(PYTHON) -m venv --clear build/wheel/venv
-	build/wheel/venv/bin/python $(PIP_INSTALL) build/wheel/*.whl pytest hypothesis
-	build/wheel/venv/bin/python -m pytest tests/runtime $(addprefix --ignore=tests/runtime/test_,$(THE_SAME_ON_A_WHEEL))
-	build/wheel/venv/bin/python $(PIP_INSTALL) $(MINIMUM) && build/wheel/venv/bin/python -m pytest $(MINIMUM_TESTS)
+	build/wheel/venv/bin/python $(PIP_INSTALL) build/wheel/*.whl pytest pytest-xdist hypothesis
+	build/wheel/venv/bin/python -m pytest $(SIDE_BY_SIDE) tests/runtime $(addprefix --ignore=tests/runtime/test_,$(THE_SAME_ON_A_WHEEL))
+	build/wheel/venv/bin/python $(PIP_INSTALL) $(MINIMUM) && build/wheel/venv/bin/python -m pytest $(SIDE_BY_SIDE) $(MINIMUM_TESTS)
 
 # Every benchmark, then the pictures: under 20 minutes on 2 cores once the environments of the other programs exist.
 bench: .venv/dev

@@ -5,9 +5,11 @@ Where the export's packages are missing (the wheel check's environment), the fol
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,20 @@ _CHECKPOINTS: dict[str, dict[str, Any]] = {
 _OPTIONS: dict[str, dict[str, Any]] = {"sample": {"precisions": ["fp32", "int8"], "portable": True}}
 
 
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Keep other processes that run tests from making the same folders meanwhile."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where tests run in one process
+        yield
+        return
+    _build_folder().parent.mkdir(parents=True, exist_ok=True)
+    with (_build_folder().parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _checkpoint(name: str) -> str:
     if name == "sample":
         return name
@@ -56,7 +72,7 @@ def _model(name: str) -> Path:
         from e5onnx_export import export_model
 
         for outdated in _build_folder().parent.glob("*"):
-            if outdated != _build_folder():
+            if outdated.is_dir() and outdated != _build_folder():
                 shutil.rmtree(outdated)
         export_model(_checkpoint(name), folder, **_OPTIONS.get(name, {"precisions": ["fp32"]}))
     return folder
@@ -65,25 +81,29 @@ def _model(name: str) -> Path:
 @pytest.fixture(scope="session")
 def e5_checkpoint() -> Path:
     """A checkpoint of E5-small's shape and name, 12 layers, with random weights."""
-    return Path(_checkpoint("e5-small-v2"))
+    with _alone():
+        return Path(_checkpoint("e5-small-v2"))
 
 
 @pytest.fixture(scope="session")
 def sample_model() -> Path:
     """The model folder of the sample, all-MiniLM-L6-v2 with its real weights: fp32, int8, portable."""
-    return _model("sample")
+    with _alone():
+        return _model("sample")
 
 
 @pytest.fixture(scope="session")
 def e5_model() -> Path:
     """The model folder of :func:`e5_checkpoint`: prompts "query: " and "passage: ", at most 512 tokens."""
-    return _model("e5-small-v2")
+    with _alone():
+        return _model("e5-small-v2")
 
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Path:
     """A model of one narrow layer and 512 tokens, for what needs many tokens and no meaning."""
-    return _model("tiny")
+    with _alone():
+        return _model("tiny")
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,7 @@ def test_too_little_memory_is_an_error_and_no_crash(sample_model: Path, tmp_path
     texts.write_text(("word " * 300 + "\n") * 64)
     command = [*_CLI, "embed", str(sample_model), str(texts), "--threads", "1", "--output", str(tmp_path / "x.npy")]
     failed = []
-    for megabytes in (200, 260, 320, 380, 440, 500, 2000):
+    for megabytes in (200, 260, 350, 2000):
         limited = ["sh", "-c", f'ulimit -v {megabytes * 1024}; exec "$@"', "sh", *command]
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # it maps 30 MB a thread
         done = subprocess.run(limited, env=environment, capture_output=True, text=True, check=False, timeout=300)
@@ -92,7 +92,7 @@ def calls(number):
         encoder.encode(["word " * random.randrange(1, 500) for _ in range(random.choice([1, 1, 1, 9]))])
 calls(500)
 before = resident()
-calls(2500)
+calls(1200)
 print(resident() - before)
 """
 

@@ -59,6 +59,15 @@ def test_the_openai_client_gets_the_encoders_vectors(server: Server, encoder: En
         client.embeddings.create(model="text-embedding-3-small", input="a")
 
 
+def test_the_readmes_example_runs(server: Server, encoder: Encoder) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```py\n(.*?)```", readme, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(example.replace("http://127.0.0.1:8080", server.url).replace("intfloat/", ""), names)
+    near(names["query"].data[0].embedding, encoder.encode_query("how much protein"))
+    near(names["reply"].data[1].embedding, encoder.encode_document("the top of a hill"))
+
+
 def test_the_asynchronous_client_sends_many_at_once(server: Server, encoder: Encoder) -> None:
     async def requests() -> list[Any]:
         async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:

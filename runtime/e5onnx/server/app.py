@@ -111,6 +111,7 @@ class Service:
             QueueFullError: _answer_queue_full,
             ClientDisconnect: _answer_gone,
             E5OnnxError: _answer_failure,
+            Exception: _answer_failure,
         }
         return _Front(Starlette(routes=routes, exception_handlers=handlers), self)
 
@@ -397,6 +398,6 @@ async def _answer_gone(request: Request, error: ClientDisconnect) -> Response:
     return Response(status_code=499)  # nobody reads it; for the log and the metrics
 
 
-async def _answer_failure(request: Request, error: E5OnnxError) -> Response:
+async def _answer_failure(request: Request, error: Exception) -> Response:
     log.error(json.dumps({"event": "failure", "error": type(error).__name__, "message": str(error)[:500]}))
     return _error(request, RequestError("the model failed on this request; see the server's log", status=500))
