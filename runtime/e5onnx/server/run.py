@@ -73,6 +73,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen(2048)  # before anybody is told that it does
     except OSError as error:
         raise AddressError(f"cannot listen on {host}, port {port}: {error.strerror}") from error
     return listening
