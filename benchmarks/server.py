@@ -1,9 +1,10 @@
 """How a server answers under open-loop load, against the same model in process, and against infinity.
 
 Two kinds of requests to `/v1/embeddings`: one short question each, and 32 passages each. First the capacity: requests
-a second of four callers that wait for their replies. Then requests arrive at random (Poisson) at a share of that
-capacity, whether or not earlier ones were answered; latency counts from the moment a request should have been sent.
-What asks runs in a process of its own on the same processors, and takes some of their time.
+a second of four callers that wait for their replies, in turns with the encoder in this process on the same texts. Then
+requests arrive at random (Poisson) at a share of that capacity, whether or not earlier ones were answered; latency
+counts from the moment a request should have been sent. The encoder in this process gets the same texts at the same
+moments, one after the other, where it can keep up. What asks runs on the same processors, and takes some of their time.
 """
 
 from __future__ import annotations
@@ -12,36 +13,44 @@ import asyncio
 import contextlib
 import json
 import random
+import selectors
 import socket
+import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from typing import Any
 
 import numpy as np
 
+from e5onnx import Encoder
+from e5onnx.encoder import Precision
+
 from .environments import environment
 from .forms import SHAPED, form, log_of, offline
-from .peers import THREADS, installed
+from .peers import THREADS, e5onnx_model
 from .report import parser, write
 from .texts import queries, require_data, short_passages
 
-_SERVERS = ("e5onnx", "e5onnx-int8", "infinity")
+PRECISIONS: dict[str, Precision] = {"e5onnx": "fp32", "e5onnx-int8": "int8"}
+_SERVERS = (*PRECISIONS, "infinity")
 _PASSAGES = 32
 _CALLERS = 4
+_LIMITS = ("--max-waiting-tokens", "16384", "--max-waiting-requests", "128")
+"""A few seconds of work on a small machine: what is beyond it is refused at once."""
 Kind = str
 
 
 def main() -> None:
     """Run as a program."""
-    options = parser("server", __doc__, rounds=1)
+    options = parser("server", __doc__, rounds=3)
     options.add_argument("--servers", nargs="+", choices=_SERVERS, default=_SERVERS)
     options.add_argument("--shares", type=float, nargs="+", default=[0.25, 0.5, 0.8, 1.2], help="of capacity")
-    options.add_argument("--seconds", type=float, default=15.0, help="of load at every share (default: %(default)s)")
+    options.add_argument("--seconds", type=float, default=15.0, help="of questions at every share; passages: 4 times")
     arguments = options.parse_args()
     require_data()
     passages = short_passages(256)
@@ -49,33 +58,24 @@ def main() -> None:
         "question": [[text] for text in queries(256)],
         "passages": [passages[i : i + _PASSAGES] for i in range(0, len(passages), _PASSAGES)],
     }
+    seconds = {"question": arguments.seconds, "passages": 4 * arguments.seconds}
     results = {}
     for name in arguments.servers:
-        in_process = _in_process(name, requests) if name != "infinity" else None
-        with _serving(name) as (port, model):
+        with serving(name, *(() if name == "infinity" else _LIMITS)) as (_, port, model):
             sys.stderr.write(f"{name} listens\n")
-            results[name] = {
-                "in_process": in_process,
-                **{
-                    kind: asyncio.run(_load(port, _bodies(kind, model, texts), arguments.shares, arguments.seconds))
-                    for kind, texts in requests.items()
-                },
-            }
-    content = {"seconds": arguments.seconds, "passages_of_a_request": _PASSAGES, "servers": results}
+            loads = (
+                _Load(name, kind, port, _bodies(kind, model, texts), texts, seconds[kind])
+                for kind, texts in requests.items()
+            )
+            results[name] = {load.kind: _run(load.run(arguments.rounds, arguments.shares)) for load in loads}
+    content = {"limits": _LIMITS, "seconds": seconds, "passages_of_a_request": _PASSAGES, "servers": results}
     write(arguments.output, {"benchmark": "server", **content})
 
 
-def _in_process(name: str, requests: dict[Kind, list[list[str]]]) -> dict[str, Any]:
-    """Return what the encoder does without a server: milliseconds of a question, passages a second."""
-    with installed(name).launch() as worker:
-        worker.receive()
-        questions = [request[0] for request in requests["question"]]
-        worker.encode(questions[:50], "query", each=True)
-        seconds = worker.encode(questions, "query", each=True).seconds
-        worker.encode(requests["passages"][0], "document")
-        elapsed = sum(worker.encode(request, "document").elapsed for request in requests["passages"])
-        texts = sum(map(len, requests["passages"]))
-        return {"question_milliseconds": _percentiles(seconds), "passages_per_second": texts / elapsed}
+def _run(load: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """Run it on a loop whose timers are exact: that of epoll is late by up to a millisecond."""
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
+        return runner.run(load)
 
 
 def _bodies(kind: Kind, model: str, requests: Sequence[Sequence[str]]) -> list[bytes]:
@@ -84,21 +84,21 @@ def _bodies(kind: Kind, model: str, requests: Sequence[Sequence[str]]) -> list[b
 
 
 @contextmanager
-def _serving(name: str) -> Iterator[tuple[int, str]]:
-    """Start a server, and yield its port and the name of its model when it answers."""
+def serving(name: str, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], int, str]]:
+    """Start a server, and yield it, its port and the name of its model when it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
     if name == "infinity":
-        model = form("onnx", SHAPED)
+        model = form("", SHAPED)
         command = [str(environment("infinity").with_name("infinity_emb")), "v2", "--model-id", str(model)]
         command += ["--engine", "torch", "--device", "cpu", "--dtype", "float32", "--no-bettertransformer"]
         command += ["--url-prefix", "/v1", "--served-model-name", "e5", "--host", "127.0.0.1", "--port", str(port)]
         served = "e5"
     else:
-        model, served = form("e5onnx", SHAPED), "e5-small-v2"
+        model, served = e5onnx_model(), "e5-small-v2"
         command = [str(environment("server")), "-m", "e5onnx", "serve", str(model), "--port", str(port)]
-        command += ["--precision", "int8" if name.endswith("int8") else "fp32", "--threads", str(THREADS)]
+        command += ["--precision", PRECISIONS[name], "--threads", str(THREADS), *options]
     with log_of(f"server-{name}").open("w") as log:
         # S603: fixed commands on paths of the harness
         process = subprocess.Popen(command, stdout=log, stderr=log, env=offline())  # noqa: S603
@@ -108,7 +108,7 @@ def _serving(name: str) -> Iterator[tuple[int, str]]:
             if process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(f"{name} does not start; see {log_of(f'server-{name}')}")
             time.sleep(0.1)
-        yield port, served
+        yield process, port, served
     finally:
         process.terminate()
         process.wait()
@@ -121,67 +121,111 @@ def _answers(port: int) -> bool:
     return False
 
 
-async def _load(port: int, bodies: Sequence[bytes], shares: Sequence[float], seconds: float) -> dict[str, Any]:
-    client = _Client(port)
-    async with client.open():
-        for body in bodies[:8]:
-            await client.post(body)
-        capacity = await _capacity(client, bodies, seconds / 2)
-        levels = []
-        for share in shares:
-            sys.stderr.write(f"  {share:.0%} of {capacity:.1f} requests/s\n")
-            levels.append({"share": share, **await _arrivals(client, bodies, share * capacity, seconds)})
-            await asyncio.sleep(1)
-    return {"capacity_requests_per_second": capacity, "levels": levels}
+class _Load:
+    """One kind of requests to one server."""
+
+    def __init__(
+        self, name: str, kind: Kind, port: int, bodies: Sequence[bytes], texts: Sequence[Sequence[str]], seconds: float
+    ) -> None:
+        self.kind = kind
+        self._texts, self._bodies, self._seconds = texts, bodies, seconds
+        self._client = Client(port)
+        self._encoder = None
+        if name in PRECISIONS:
+            self._encoder = Encoder(e5onnx_model(), precision=PRECISIONS[name], threads=THREADS)
+
+    async def run(self, rounds: int, shares: Sequence[float]) -> dict[str, Any]:
+        """Return capacity, and what came back at each share of it."""
+        async with self._client.open():
+            for texts, body in zip(self._texts[:8], self._bodies[:8], strict=True):
+                self._encode(texts)
+                await self._client.post(body)
+            in_process, served = [], []
+            for _ in range(rounds):
+                in_process.append(self._rate_in_process())
+                served.append(await self._rate())
+            result: dict[str, Any] = {"capacity_requests_per_second": statistics.median(served)}
+            if self._encoder is not None:
+                result["in_process_requests_per_second"] = statistics.median(in_process)
+                shares_reached = [rate / alone for rate, alone in zip(served, in_process, strict=True)]
+                result["share_of_in_process"] = statistics.median(shares_reached)
+            levels = []
+            for share in shares:
+                rate = share * statistics.median(served)
+                sys.stderr.write(f"  {self.kind}: {share:.0%}, {rate:.1f} requests/s\n")
+                moments = list(_moments(rate, self._seconds))
+                level: dict[str, Any] = {"share": share, "requests_per_second": rate}
+                if self._encoder is not None and share < 1:
+                    level["in_process_milliseconds"] = self._arrivals_in_process(moments)
+                levels.append(level | await self._arrivals(moments))
+                await asyncio.sleep(1)
+        return {**result, "levels": levels}
+
+    def _encode(self, texts: Sequence[str]) -> None:
+        if self._encoder is not None:
+            (self._encoder.encode_query if self.kind == "question" else self._encoder.encode_document)(texts)
+
+    def _rate_in_process(self) -> float:
+        start = time.perf_counter()
+        for texts in self._texts:
+            self._encode(texts)
+        return len(self._texts) / (time.perf_counter() - start)
+
+    async def _rate(self) -> float:
+        """Return the requests a second of callers that wait for their replies."""
+        waiting = chain(self._bodies, self._bodies)
+        start = time.perf_counter()
+
+        async def caller() -> None:
+            for body in waiting:
+                await self._client.post(body)
+
+        await asyncio.gather(*(caller() for _ in range(_CALLERS)))
+        return 2 * len(self._bodies) / (time.perf_counter() - start)
+
+    def _arrivals_in_process(self, moments: Sequence[float]) -> dict[str, float]:
+        latencies = []
+        start = time.perf_counter()
+        for moment, texts in zip(moments, cycle(self._texts), strict=False):
+            time.sleep(max(0.0, start + moment - time.perf_counter()))
+            self._encode(texts)
+            latencies.append(time.perf_counter() - start - moment)
+        return _percentiles(latencies)
+
+    async def _arrivals(self, moments: Sequence[float]) -> dict[str, Any]:
+        """Send requests at these moments, and return how they were answered."""
+        statuses: Counter[int] = Counter()
+        latencies: dict[int, list[float]] = {}
+        start = time.perf_counter()
+
+        async def request(moment: float, body: bytes) -> None:
+            status = await self._client.post(body)
+            statuses[status] += 1
+            latencies.setdefault(status, []).append(time.perf_counter() - start - moment)
+
+        tasks = []
+        for moment, body in zip(moments, islice(cycle(self._bodies), len(moments)), strict=True):
+            await asyncio.sleep(max(0.0, start + moment - time.perf_counter()))
+            tasks.append(asyncio.create_task(request(moment, body)))
+        await asyncio.gather(*tasks)
+        return {
+            "requests": len(moments),
+            "statuses": {str(status): number for status, number in sorted(statuses.items())},
+            "answered_per_second": statuses[200] / (time.perf_counter() - start),
+            "milliseconds": {str(status): _percentiles(seconds) for status, seconds in sorted(latencies.items())},
+        }
 
 
-async def _capacity(client: _Client, bodies: Sequence[bytes], seconds: float) -> float:
-    """Return the requests a second of callers that wait for their replies."""
-    waiting = cycle(bodies)
-    start, done = time.perf_counter(), 0
-
-    async def caller() -> None:
-        nonlocal done
-        while time.perf_counter() - start < seconds:
-            await client.post(next(waiting))
-            done += 1
-
-    await asyncio.gather(*(caller() for _ in range(_CALLERS)))
-    return done / (time.perf_counter() - start)
-
-
-async def _arrivals(client: _Client, bodies: Sequence[bytes], rate: float, seconds: float) -> dict[str, Any]:
-    """Send requests at random moments for so long, and return how they were answered."""
+def _moments(rate: float, seconds: float) -> Iterator[float]:
+    """Yield the seconds at which requests arrive."""
     generator = random.Random(0)  # noqa: S311 - no secret
-    moments: list[float] = []
     moment = generator.expovariate(rate)
     while moment < seconds:
-        moments.append(moment)
+        yield moment
         moment += generator.expovariate(rate)
-    statuses: Counter[int] = Counter()
-    latencies: list[float] = []
-    start = time.perf_counter()
-
-    async def request(moment: float, body: bytes) -> None:
-        status = await client.post(body)
-        statuses[status] += 1
-        if status == 200:
-            latencies.append(time.perf_counter() - start - moment)
-
-    tasks = []
-    for moment, body in zip(moments, islice(cycle(bodies), len(moments)), strict=True):
-        await asyncio.sleep(max(0.0, start + moment - time.perf_counter()))
-        tasks.append(asyncio.create_task(request(moment, body)))
-    await asyncio.gather(*tasks)
-    return {
-        "requests": len(moments),
-        "statuses": {str(status): number for status, number in sorted(statuses.items())},
-        "answered_per_second": statuses[200] / (time.perf_counter() - start),
-        "latency_milliseconds": _percentiles(latencies) if latencies else None,
-    }
 
 
-class _Client:
+class Client:
     """HTTP/1.1 with connections kept alive, as little of it as the load needs."""
 
     def __init__(self, port: int) -> None:
@@ -190,6 +234,7 @@ class _Client:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
+        """Close the connections at the end."""
         yield
         for _, writer in self._idle:
             writer.close()

@@ -143,6 +143,9 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         "--max-waiting-tokens", type=int, default=65_536, metavar="N", help="beyond it: 429 (default: %(default)s)"
     )
     serve.add_argument(
+        "--max-waiting-requests", type=int, default=512, metavar="N", help="beyond it: 429 (default: %(default)s)"
+    )
+    serve.add_argument(
         "--request-timeout", type=float, default=60.0, metavar="S", help="seconds until 503 (default: %(default)s)"
     )
     serve.add_argument(
@@ -222,6 +225,7 @@ def _serve(options: argparse.Namespace) -> None:
         max_body=options.max_body,
         limits=Limits(texts=options.max_texts, characters=options.max_characters),
         max_waiting_tokens=options.max_waiting_tokens,
+        max_waiting_requests=options.max_waiting_requests,
         request_timeout=options.request_timeout,
         api_keys=[key.strip() for key in keys if key.strip()],
     )

@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .cpu import processors_for_threads
 from .errors import InferenceError, ModelFolderError
 
 # onnxruntime's official builds report usage to Microsoft unless this is set before the import (Privacy.md, "Disabling
@@ -114,6 +115,9 @@ class OnnxRuntimeEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        if processors := processors_for_threads(threads):
+            numbers = ";".join(str(processor + 1) for processor in processors[1:])  # onnxruntime counts from 1
+            options.add_session_config_entry("session.intra_op_thread_affinities", numbers)
         # The graph is final: optimising it again would bring back operators that are slow on a CPU.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         # Batches have hundreds of shapes, and a memory pattern would be kept for each.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from e5onnx.cpu import available_processors
+from e5onnx.cpu import available_processors, processors_for_threads
 
 CONTAINER = "/docker/6f1c7a0f5d1e"
 CGROUP_V2 = "30 24 0:26 {mounted} {point} rw,nosuid,nodev,noexec,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -237,6 +237,30 @@ def test_systems_without_affinity_count_all_processors(
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: counted)
     assert available_processors(tmp_path) == processors
+
+
+@pytest.mark.parametrize(("threads", "processors"), [(1, []), (2, []), (3, [3, 5, 8]), (4, [])])
+def test_threads_have_processors_of_their_own_only_where_they_take_all(
+    monkeypatch: pytest.MonkeyPatch, threads: int, processors: list[int]
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {8, 3, 5})
+    assert processors_for_threads(threads) == processors
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert processors_for_threads(threads) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has affinity masks")
+def test_an_encoders_threads_stay_where_they_are_put(tiny_model: Path) -> None:
+    program = (
+        "import os, pathlib, sys; from e5onnx import Encoder; from e5onnx.cpu import run_beside_threads\n"
+        "processors = sorted(os.sched_getaffinity(0))\n"
+        "encoder = Encoder(sys.argv[1], threads=len(processors)); encoder.warmup()\n"
+        "run_beside_threads(encoder.threads)\n"
+        "masks = [os.sched_getaffinity(int(task.name)) for task in pathlib.Path('/proc/self/task').iterdir()]\n"
+        "print(len(processors) == 1 or all({each} in masks for each in processors))"
+    )
+    command = [sys.executable, "-c", program, str(tiny_model)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has affinity masks")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from e5onnx import Encoder, InferenceError, TokenizedText
+from e5onnx.batching import plan_batches
 from e5onnx.server.scheduler import QueueFullError, Run, Scheduler
 from texts import TEXTS
 
@@ -21,6 +22,7 @@ class Gate:
 
     def __init__(self, encoder: Encoder) -> None:
         self.dimension = encoder.dimension
+        self.threads = encoder.threads
         self.encoder = encoder
         self.runs: list[list[int]] = []
         self.entered = threading.Semaphore(0)
@@ -48,7 +50,7 @@ def gate(encoder: Encoder) -> Gate:
 
 @pytest.fixture
 def scheduler(gate: Any) -> Iterator[Scheduler]:
-    scheduler = Scheduler(gate, max_waiting_tokens=2000)
+    scheduler = Scheduler(gate, max_waiting_tokens=2000, max_waiting_requests=50)
     yield scheduler
     gate.open.set()
     scheduler.close()
@@ -67,7 +69,7 @@ async def started(scheduler: Scheduler, texts: list[TokenizedText], normalize: b
 
 def test_vectors_are_the_encoders_whatever_runs_together(encoder: Encoder) -> None:
     runs: list[Run] = []
-    scheduler = Scheduler(encoder, max_waiting_tokens=10**6, observe=runs.append)
+    scheduler = Scheduler(encoder, max_waiting_tokens=10**6, max_waiting_requests=1000, observe=runs.append)
     tokenized = encoder.tokenizer.tokenize(TEXTS)
 
     async def requests() -> list[Any]:
@@ -81,7 +83,8 @@ def test_vectors_are_the_encoders_whatever_runs_together(encoder: Encoder) -> No
         expected = encoder.encode(TEXTS[first:], normalize_embeddings=first % 2 == 0)
         np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-6 * max(1, np.abs(expected).max()))
     assert sum(run.texts for run in runs) == sum(len(answer) for answer in answers)
-    assert len(runs) < len(answers)
+    alone = sum(len(plan_batches([len(text.ids) for text in tokenized[i // 5 :]])) for i in range(len(answers)))
+    assert len(runs) < alone
 
 
 def test_small_requests_that_wait_run_together(gate: Gate, scheduler: Scheduler, encoder: Encoder) -> None:
@@ -105,7 +108,7 @@ def test_a_long_text_is_not_made_to_pad_short_ones(gate: Gate, scheduler: Schedu
         await asyncio.gather(*tasks)
 
     asyncio.run(requests())
-    assert [sorted(run) for run in gate.runs] == [[10], [400], [8, 9]]
+    assert [sorted(run) for run in gate.runs] == [[10], [8, 9], [400]]
 
 
 def test_a_huge_request_and_small_ones_take_turns(gate: Gate, scheduler: Scheduler, encoder: Encoder) -> None:
@@ -128,6 +131,45 @@ def test_a_huge_request_and_small_ones_take_turns(gate: Gate, scheduler: Schedul
     asyncio.run(asyncio.wait_for(requests(), 60))
     assert finished[-1] == "huge"
     assert [20, 20, 20] in gate.runs[:3]
+
+
+def test_of_equal_requests_the_first_is_done_first(gate: Gate, scheduler: Scheduler, encoder: Encoder) -> None:
+    async def requests() -> None:
+        tasks = [await started(scheduler, texts_of(encoder, *[500 + i] * 5)) for i in range(3)]
+        gate.open.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(requests())
+    lengths = [length for run in gate.runs for length in run]
+    assert lengths == sorted(lengths)
+
+
+def test_small_requests_do_not_shut_out_one_that_is_due(gate: Gate, scheduler: Scheduler, encoder: Encoder) -> None:
+    scheduler._tokens_per_second = 1e9  # whatever came first is due first
+
+    async def requests() -> None:
+        tasks = [await started(scheduler, texts_of(encoder, *[500] * 12))]
+        await asyncio.to_thread(gate.entered.acquire)
+        tasks += [await started(scheduler, texts_of(encoder, 300 + i)) for i in range(5)]
+        gate.open.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(requests())
+    large = [position for position, run in enumerate(gate.runs) if run[0] == 500]
+    assert large[:4] == [0, 1, 3, 5] or large[:4] == [0, 2, 4, 6]
+
+
+def test_too_many_waiting_requests_are_refused(gate: Gate, scheduler: Scheduler, encoder: Encoder) -> None:
+    async def requests() -> None:
+        tasks = [await started(scheduler, texts_of(encoder, 10))]
+        await asyncio.to_thread(gate.entered.acquire)
+        tasks += [await started(scheduler, texts_of(encoder, 10)) for _ in range(50)]
+        with pytest.raises(QueueFullError, match="50 requests with 500 tokens are waiting already"):
+            await scheduler.embed(texts_of(encoder, 10), normalize=True)
+        gate.open.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(requests())
 
 
 def test_too_much_waiting_is_refused_and_one_large_request_is_not_too_much(

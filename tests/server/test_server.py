@@ -89,6 +89,14 @@ def test_langchain_embeds_queries_and_documents(server: Server, encoder: Encoder
     near(queries.embed_query("a question"), encoder.encode_query("a question"))
 
 
+def test_another_provider_serves_its_own_vectors(sample_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    expected = Encoder(sample_model, provider="openvino", precision="fp32").encode_document(TEXTS)
+    with serving(sample_model, tmp_path / "log", "--provider", "openvino", "--precision", "fp32") as running:
+        assert httpx.get(f"{running.url}/info").json()["provider"] == "openvino"
+        near(httpx.post(f"{running.url}/embed", json={"inputs": TEXTS}, timeout=60).json(), expected)
+
+
 def test_curl_with_the_shapes_of_text_embeddings_inference(server: Server, encoder: Encoder) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")

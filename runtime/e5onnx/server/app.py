@@ -68,6 +68,7 @@ class Settings:
     max_body: int = 8 * 2**20
     limits: Limits = field(default_factory=Limits)
     max_waiting_tokens: int = 65_536
+    max_waiting_requests: int = 512
     request_timeout: float = 60.0
     body_timeout: float = 15.0
     api_keys: Sequence[str] = ()
@@ -83,7 +84,10 @@ class Service:
         self.model = encoder.manifest.checkpoint
         self.draining = False
         self.scheduler = Scheduler(
-            encoder, max_waiting_tokens=settings.max_waiting_tokens, observe=lambda run: self.metrics.observe(run)
+            encoder,
+            max_waiting_tokens=settings.max_waiting_tokens,
+            max_waiting_requests=settings.max_waiting_requests,
+            observe=lambda run: self.metrics.observe(run),
         )
         self.metrics = Metrics(
             waiting_requests=lambda: self.scheduler.waiting_requests,
@@ -201,6 +205,7 @@ class Service:
                 "max_input_length": manifest.max_tokens,
                 "max_client_batch_size": settings.limits.texts,
                 "max_batch_tokens": settings.max_waiting_tokens,
+                "max_concurrent_requests": settings.max_waiting_requests,
                 "version": __version__,
             }
         )

@@ -11,10 +11,16 @@ import sys
 from types import FrameType
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..encoder import Encoder
 from ..errors import E5OnnxError
 from .app import Service, Settings, log
+
+_KEEP_ALIVE = 75
+"""Seconds that an idle connection is kept: longer than load balancers do (60), which answer 502 at times otherwise."""
+_HEAD_TIMEOUT = 15.0
+"""Seconds in which the head of a request has to arrive."""
 
 
 class AddressError(E5OnnxError, OSError):
@@ -34,7 +40,15 @@ def serve(encoder: Encoder, settings: Settings, *, host: str, port: int, drain_s
     _log_to_standard_error()
     service = Service(encoder, settings)
     encoder.warmup()
-    config = uvicorn.Config(service.app(), log_config=None, access_log=False, server_header=False, lifespan="off")
+    config = uvicorn.Config(
+        service.app(),
+        http=_Protocol,
+        timeout_keep_alive=_KEEP_ALIVE,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+    )
     name, bound = listening.getsockname()[:2]
     log.info(json.dumps({"event": "listening", "url": f"http://{f'[{name}]' if ':' in name else name}:{bound}"}))
     try:
@@ -63,6 +77,37 @@ class _Server(uvicorn.Server):
 
     def _end_later(self) -> None:
         asyncio.get_running_loop().call_later(self._drain_seconds, setattr, self, "should_exit", True)
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's protocol, which hangs up on clients whose requests never get beyond their head."""
+
+    _hang_up: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        super().connection_made(transport)
+        self._expect_head()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        self._stop_expecting()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_expecting()
+        super().connection_lost(exc)
+
+    def _expect_head(self) -> None:
+        self._stop_expecting()
+        self._hang_up = self.loop.call_later(_HEAD_TIMEOUT, self.transport.close)
+
+    def _stop_expecting(self) -> None:
+        if self._hang_up is not None:
+            self._hang_up.cancel()
+            self._hang_up = None
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -2,9 +2,10 @@
 
 One thread runs the model, since one run uses all the processors that the encoder may. Nobody waits for a timer: when
 the model is free it runs what there is. A request is cut into batches as :meth:`Encoder.encode` would cut it; a batch
-of the request that has waited longest is filled up with batches of others where running them together is cheaper than
-one after the other, and a request with more to run goes to the end of the line. So a large request delays a small one
-by a run of the model, and not by all its texts.
+of the request whose turn it is is filled up with batches of others where running them together is cheaper than one
+after the other. Turns go in alternation to the request with the least left to run, and to the one that is due first:
+at the moment it would have been done, had it been alone. So a large request delays a small one by a run of the model,
+small ones never shut out a large one, and of equal ones the first is done first, not both of them last.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..batching import TOKEN_BUDGET, plan_batches
+from ..cpu import run_beside_threads
 from ..encoder import Encoder
 from ..errors import E5OnnxError
 from ..tokenizer import TokenizedText
@@ -38,8 +40,9 @@ class QueueFullError(E5OnnxError, RuntimeError):
         retry_after: seconds until what waits now will have been run, at the speed of late.
     """
 
-    def __init__(self, waiting: int, retry_after: float) -> None:
-        super().__init__(f"{waiting:,} tokens are waiting already; try again in {retry_after:.0f} s")
+    def __init__(self, requests: int, tokens: int, retry_after: float) -> None:
+        waiting = f"{requests:,} requests with {tokens:,} tokens are waiting already"
+        super().__init__(f"{waiting}; try again in {retry_after:.0f} s")
         self.retry_after = retry_after
 
 
@@ -61,6 +64,7 @@ class _Job:
     normalize: bool
     vectors: NDArray[np.float32]
     done: asyncio.Future[None]
+    due: float = 0.0
     batches: deque[NDArray[np.intp]] = field(default_factory=deque)
     waiting: int = 0
     running: int = 0
@@ -81,21 +85,29 @@ class Scheduler:
     """Runs an encoder on the texts of many requests. :meth:`embed` belongs to one event loop."""
 
     def __init__(
-        self, encoder: Encoder, *, max_waiting_tokens: int, observe: Callable[[Run], object] = lambda run: None
+        self,
+        encoder: Encoder,
+        *,
+        max_waiting_tokens: int,
+        max_waiting_requests: int,
+        observe: Callable[[Run], object] = lambda run: None,
     ) -> None:
         """Start the thread that runs the model.
 
         Args:
             encoder: the model.
             max_waiting_tokens: most tokens that may wait. Of one request an eighth of that counts at most.
+            max_waiting_requests: most requests of which something may wait.
             observe: is told of every run, in the thread that runs the model.
         """
         self._encoder = encoder
         self._max_waiting_tokens = max_waiting_tokens
+        self._max_waiting_requests = max_waiting_requests
         self._most_of_one = max(1, int(max_waiting_tokens * _LARGEST_SHARE))
         self._observe = observe
-        self._jobs: deque[_Job] = deque()
+        self._jobs: list[_Job] = []  # as they came
         self._tokens_per_second = 1000.0
+        self._least_left_first = True
         self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="e5onnx-scheduler", daemon=True)
@@ -125,11 +137,13 @@ class Scheduler:
         job = _Job(texts, normalize, vectors, loop.create_future())
         job.batches.extend(plan_batches([len(text.ids) for text in texts]))
         job.waiting = sum(len(text.ids) for text in texts)
+        job.due = time.monotonic() + job.waiting / self._tokens_per_second
         with self._changed:
             counted = sum(min(each.waiting, self._most_of_one) for each in (*self._jobs, job))
-            if counted > self._max_waiting_tokens:
-                waiting = self.waiting_tokens
-                raise QueueFullError(waiting, max(1, math.ceil(waiting / self._tokens_per_second)))
+            if counted > self._max_waiting_tokens or len(self._jobs) >= self._max_waiting_requests:
+                tokens = self.waiting_tokens
+                retry_after = max(1, math.ceil(tokens / self._tokens_per_second))
+                raise QueueFullError(len(self._jobs), tokens, retry_after)
             self._jobs.append(job)
             self._changed.notify()
         try:
@@ -154,6 +168,7 @@ class Scheduler:
                 self._jobs.remove(job)
 
     def _work(self) -> None:
+        run_beside_threads(self._encoder.threads)
         while True:
             with self._changed:
                 while not self._jobs and not self._closed:
@@ -179,11 +194,12 @@ class Scheduler:
             self._finish(shares)
 
     def _next_batch(self) -> list[_Share]:
-        """Take the next batch of the job at the front, and what others have that goes well with it."""
-        front = self._jobs[0]
+        """Take a batch of the job whose turn it is, and what others have that goes well with it."""
+        front = min(self._jobs, key=(lambda job: job.waiting) if self._least_left_first else (lambda job: job.due))
+        self._least_left_first = not self._least_left_first
         shares = [_Share(front, front.batches.popleft())]
         texts, longest = _shape(shares[0])
-        for job in list(self._jobs):
+        for job in self._jobs:
             while job.batches and job.normalize == front.normalize:
                 more, their_longest = _shape(_Share(job, job.batches[0]))
                 together = (texts + more) * max(longest, their_longest)
@@ -194,8 +210,7 @@ class Scheduler:
         for share in shares:
             share.job.running += 1
             share.job.waiting -= sum(len(text.ids) for text in share.texts())
-        self._jobs.rotate(-1)
-        self._jobs = deque(job for job in self._jobs if job.batches)
+        self._jobs = [job for job in self._jobs if job.batches]
         return shares
 
     def _finish(self, shares: Sequence[_Share], error: Exception | None = None) -> None:
