@@ -19,7 +19,8 @@ from e5onnx.model_folder import ModelFolder
 from .peers import e5onnx_model
 from .report import parser, write
 
-_WORDS = "time person year way day thing man world life hand part child eye woman place work week case point company"
+_WORDS = ["time", "person", "year", "way", "day", "thing", "man", "world", "life", "hand", "part", "child"]
+_WORDS += ["eye", "woman", "place", "work", "week", "case", "point", "company"]
 _BATCH = 8
 
 
@@ -35,18 +36,17 @@ def main() -> None:
     model = arguments.model or e5onnx_model()
     encoder = Encoder(model, precision=arguments.precision, threads=arguments.threads)
     generator = random.Random(0)  # noqa: S311 - no secret
-    words = _WORDS.split()
     samples: list[tuple[int, float, float]] = []
     tokens, start, sampled = 0, time.perf_counter(), 0
     for call in count(1):
-        texts = [_text(generator, words) for _ in range(_BATCH if call % 10 == 0 else 1)]
+        texts = [random_text(generator) for _ in range(_BATCH if call % 10 == 0 else 1)]
         encoder.encode(texts, prompt="")
         tokens += sum(text.count(" ") + 3 for text in texts)
         seconds = time.perf_counter() - start
         share = max(call / arguments.calls, seconds / 60 / arguments.minutes)
         if share * 100 >= sampled:
             sampled += 1
-            samples.append((call, seconds, _resident_megabytes()))
+            samples.append((call, seconds, resident_megabytes()))
             sys.stderr.write(f"{call:>9} calls, {seconds:8.1f} s, {samples[-1][2]:.1f} MB\n")
         if share >= 1:
             break
@@ -66,16 +66,17 @@ def main() -> None:
     write(arguments.output, {"benchmark": "soak", **content})
 
 
-def _text(generator: random.Random, words: list[str]) -> str:
+def random_text(generator: random.Random) -> str:
     """Return a text of 1 to 500 words, every order of magnitude as often as another."""
-    return " ".join(generator.choices(words, k=round(math.exp(generator.uniform(0, math.log(500))))))
+    return " ".join(generator.choices(_WORDS, k=round(math.exp(generator.uniform(0, math.log(500))))))
 
 
-def _resident_megabytes() -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
+def resident_megabytes(status: Path = Path("/proc/self/status")) -> float:
+    """Return the memory of a process in use."""
+    for line in status.read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1024
-    raise RuntimeError("/proc/self/status has no VmRSS")
+    raise RuntimeError(f"{status} has no VmRSS")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -83,23 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("--architecture", choices=["x86_64", "arm64"], default="x86_64", help="default: x86_64")
     pack.set_defaults(command=_pack_lambda)
 
-    embed = commands.add_parser("embed", help="embed lines of text")
-    _add_model(embed)
-    embed.add_argument(
-        "files", metavar="FILE", nargs="*", help="text files, one text a line; - or none: standard input"
-    )
-    embed.add_argument(
-        "--as",
-        dest="role",
-        choices=["query", "document", "raw"],
-        default="document",
-        help="which of the model's prompts to put before each line; raw: none (default: document)",
-    )
-    embed.add_argument("--output", metavar="X.npy", type=Path, help="write a float32 array [lines, dimension] there")
-    embed.add_argument("--truncate", choices=["warn", "error"], default="warn", help="what to do with too long lines")
-    embed.add_argument("--json", action="store_true", help="with --output: say what was written as JSON")
-    embed.set_defaults(command=_embed)
-
+    _add_embed(commands.add_parser("embed", help="embed lines of text, or files of any size into a folder"))
     _add_serve(commands.add_parser("serve", help="serve embeddings over HTTP, as OpenAI does (extra: e5onnx[serve])"))
 
     similarity = commands.add_parser("similarity", help="score documents against queries")
@@ -119,6 +104,56 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", action="store_true", help="the files as JSON")
     verify.set_defaults(command=_verify)
     return parser
+
+
+def _add_embed(embed: argparse.ArgumentParser) -> None:
+    _add_model(embed)
+    embed.add_argument(
+        "files", metavar="FILE", nargs="*", help="text files, one text a line; - or none: standard input"
+    )
+    embed.add_argument(
+        "--as",
+        dest="role",
+        choices=["query", "document", "raw"],
+        default="document",
+        help="which of the model's prompts to put before each text; raw: none (default: document)",
+    )
+    embed.add_argument(
+        "--output", metavar="X.npy", type=Path, help="a float32 array [lines, dimension]; any other name: a folder"
+    )
+    embed.add_argument("--truncate", choices=["warn", "error"], default="warn", help="what to do with too long texts")
+    embed.add_argument("--json", action="store_true", help="with --output: say what was written as JSON")
+    embed.set_defaults(command=_embed, usage_error=embed.error)
+
+    folder = embed.add_argument_group(
+        "with --output FOLDER (extra: e5onnx[bulk])",
+        "FILE may be JSON lines, CSV, Parquet or text, compressed or not, a folder of them, or a quoted glob. The same "
+        "command after a crash goes on where it stood.",
+    )
+    folder.add_argument("--text-column", default="text", metavar="NAME", help="what to embed (default: text)")
+    folder.add_argument("--title-column", metavar="NAME", help="put before the text, with a space in between")
+    folder.add_argument("--id-column", metavar="NAME[:TYPE]", help="becomes `id` (default: the row's number, from 0)")
+    folder.add_argument(
+        "--keep-columns",
+        nargs="+",
+        default=[],
+        metavar="NAME[:TYPE]",
+        help="columns to keep beside the vectors; TYPE is Arrow's, such as int64 (default: that of the first rows)",
+    )
+    folder.add_argument("--input-format", choices=["jsonl", "csv", "tsv", "parquet", "text"], help="default: by name")
+    folder.add_argument("--format", choices=["parquet", "npy"], default="parquet", help="of the output")
+    folder.add_argument("--dtype", choices=["float32", "float16", "int8"], default="float32", help="of the vectors")
+    folder.add_argument(
+        "--on-error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="what a row without a text does: stop, or be skipped and noted in rejects.jsonl (default: stop)",
+    )
+    folder.add_argument("--part-rows", type=int, default=10_000, metavar="N", help="rows of a part (default: 10000)")
+    folder.add_argument("--engine", choices=["local", "ray"], default="local", help="ray: extra e5onnx[ray]")
+    folder.add_argument(
+        "--address", help="of a Ray cluster; --threads are then the processors of an actor (default: 1)"
+    )
 
 
 def _add_serve(serve: argparse.ArgumentParser) -> None:
@@ -232,7 +267,60 @@ def _serve(options: argparse.Namespace) -> None:
     serve(_load(options), settings, host=options.host, port=options.port, drain_seconds=options.drain_seconds)
 
 
+def _embed_files(options: argparse.Namespace) -> None:
+    try:
+        from .files import embed_files
+        from .files.rows import Columns, named_types
+    except ModuleNotFoundError as error:
+        if error.name not in ("pyarrow", "tqdm"):
+            raise
+        raise MissingDependencyError("embedding into a folder needs more: pip install 'e5onnx[bulk]'") from error
+    if not options.files:
+        options.usage_error("--output FOLDER needs at least one FILE")
+    if options.engine == "ray" and options.threads is None:
+        options.threads = 1
+    types: dict[str, str] = {}
+    identifier, *keep = named_types([options.id_column or "", *options.keep_columns], types)
+    encoder = _load(options)
+    start = time.perf_counter()
+    summary = embed_files(
+        encoder,
+        options.files,
+        options.output,
+        columns=Columns(options.text_column, options.title_column, identifier or None, tuple(keep)),
+        column_types=types,
+        role=options.role,
+        input_format=options.input_format,
+        output_format=options.format,
+        dtype=options.dtype,
+        truncate=options.truncate,
+        on_error=options.on_error,
+        part_rows=options.part_rows,
+        engine=options.engine,
+        address=options.address,
+        show_progress_bar=True,
+    )
+    if options.json:
+        _print(json.dumps({"output": str(options.output), **asdict(summary)}))
+        return
+    seconds = time.perf_counter() - start
+    _note(
+        f"{options.output} holds {summary.rows:,} embeddings of dimension {summary.dimension} in {summary.parts:,} "
+        f"parts ({seconds:,.1f} s)"
+    )
+    if summary.rejected:
+        _note(f"warning: {summary.rejected:,} rows were skipped; {options.output}/_e5onnx/rejects.jsonl says why")
+    if summary.truncated:
+        _note(
+            f"warning: {summary.truncated:,} texts were longer than the model's {encoder.max_tokens} tokens and were "
+            "cut; use --truncate error to refuse them"
+        )
+
+
 def _embed(options: argparse.Namespace) -> None:
+    if options.output is not None and options.output.suffix != ".npy":
+        _embed_files(options)
+        return
     encoder = _load(options)
     role = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS}.get(options.role)
     prompt = encoder.tokenizer.prompt_for(None, None, role) if role else ""

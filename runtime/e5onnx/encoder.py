@@ -361,6 +361,17 @@ class Encoder:
                 stacklevel=4,  # the caller of encode
             )
 
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that load this model in another process, save `threads`.
+
+        Example:
+            >>> encoder = Encoder("models/sample")
+            >>> Encoder(**encoder.arguments(), threads=1).fingerprint == encoder.fingerprint
+            True
+        """
+        path, precision, provider, _, compile_cache = self._pickled
+        return {"model": path, "precision": precision, "provider": provider, "compile_cache": compile_cache}
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickle, self._pickled
 

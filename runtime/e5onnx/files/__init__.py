@@ -1,0 +1,18 @@
+"""Embedding whole corpora, `e5onnx embed --output FOLDER`: extra `bulk` (pyarrow, tqdm), and `ray` beyond one machine.
+
+inputs.py       files in: which, in what format, and their records
+rows.py         records -> rows: texts, ids, kept columns, and what is wrong with a record
+plan.py         which records make up which part of the output
+outputs.py      parts out: Parquet, or .npy beside JSON lines
+job.py          the output folder: plan, journal, lock, summary
+local.py        one machine: reading, running and writing side by side
+ray_engine.py   many machines: the same parts on a pool of Ray actors
+embed.py        `embed_files`, which puts these together
+"""
+
+from __future__ import annotations
+
+from .embed import Summary, embed_files
+from .rows import RowError
+
+__all__ = ["RowError", "Summary", "embed_files"]

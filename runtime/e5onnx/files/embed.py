@@ -1,0 +1,222 @@
+"""`embed_files`: files in, vectors out, from where the last run stood."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from ..encoder import Encoder
+from ..errors import InputValueError
+from ..tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS
+from . import local, ray_engine
+from .inputs import Format, InputFile, describe_file, find_files
+from .job import (
+    Done,
+    Job,
+    JobChangedError,
+    Settings,
+    check_unchanged,
+    is_unchanged,
+    opened_folder,
+    read_plan,
+    write_plan,
+)
+from .local import OnError
+from .outputs import DType, OutputFormat
+from .plan import PART_ROWS, Part, plan_parts
+from .rows import Columns, check_columns, with_types
+
+Engine = Literal["local", "ray"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an output folder holds once all is done. `tokens` are those of the texts, prompts included."""
+
+    rows: int
+    rejected: int
+    truncated: int
+    tokens: int
+    parts: int
+    dimension: int
+    fingerprint: str
+
+
+def embed_files(
+    encoder: Encoder,
+    inputs: Sequence[str],
+    output: Path,
+    *,
+    columns: Columns | None = None,
+    column_types: Mapping[str, str] | None = None,
+    role: Literal["query", "document", "raw"] = "document",
+    input_format: Format | None = None,
+    output_format: OutputFormat = "parquet",
+    dtype: DType = "float32",
+    truncate: Literal["warn", "error"] = "warn",
+    on_error: OnError = "stop",
+    part_rows: int = PART_ROWS,
+    engine: Engine = "local",
+    address: str | None = None,
+    show_progress_bar: bool = False,
+) -> Summary:
+    """Embed the rows of files into an output folder; go on where an earlier run of the same stood.
+
+    Args:
+        encoder: the model. For Ray: its folder and precision are what the actors load, its threads what each holds.
+        inputs: files, globs and folders of JSON lines, CSV, Parquet and text, compressed (gz, bz2, xz, zst) or not.
+        output: a folder; see the layout in `job.py`.
+        columns: which columns hold texts, titles and ids, and which are kept.
+        column_types: Arrow types, by name, of ids and kept columns whose type the first part does not show.
+        role: which of the model's prompts to put before each text.
+        input_format: of files whose name does not say it.
+        output_format: "parquet", or "npy" with ids and kept columns as JSON lines beside it.
+        dtype: of the vectors; "int8" has a scale a row, "embedding_scale".
+        truncate: "error" rejects texts that are longer than the model's maximum.
+        on_error: what a row that cannot be embedded does: "stop" raises, "skip" notes it in `rejects.jsonl`.
+        part_rows: most records of a part.
+        engine: "ray" for a cluster.
+        address: of the Ray cluster.
+        show_progress_bar: rows, tokens/s and the time left, on standard error (needs tqdm).
+
+    Returns:
+        What the folder holds.
+
+    Raises:
+        RowError: a row cannot be embedded; what was done is kept.
+        JobChangedError: the folder was begun with other input, another model or other options.
+        InputValueError: an option is impossible, or a file damaged.
+        OSError: a file cannot be read or written.
+
+    Example:
+        >>> from e5onnx import Encoder
+        >>> from e5onnx.files import embed_files
+        >>> summary = embed_files(Encoder("models/sample"), ["corpus.jsonl"], Path("vectors"))  # doctest: +SKIP
+    """
+    if part_rows < 1:
+        raise InputValueError(f"a part has at least 1 row, got {part_rows}")
+    prompts = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS}.get(role)
+    wanted = Settings(
+        checkpoint=encoder.manifest.checkpoint,
+        revision=encoder.manifest.revision,
+        fingerprint=encoder.fingerprint,
+        dimension=encoder.dimension,
+        role=role,
+        prompt=encoder.tokenizer.prompt_for(None, None, prompts) if prompts else "",
+        columns=columns or Columns(),
+        truncate=truncate,
+        output_format=output_format,
+        dtype=dtype,
+    )
+    paths = find_files(inputs)
+    with opened_folder(output):
+        files, parts, settings = _planned(output, paths, wanted, dict(column_types or {}), input_format, part_rows)
+        job = Job(output, files, parts, settings)
+        try:
+            todo = job.todo()
+            rows = sum(part.rows for part in todo)
+            with _progress(show_progress_bar, rows, sum(part.rows for part in parts)) as advance:
+                for done in _run(encoder, job, todo, on_error, engine, address, advance):
+                    job.note(done)
+            return _finished(job)
+        finally:
+            job.write_rejects()
+            job.close()
+
+
+def _planned(
+    output: Path,
+    paths: Sequence[Path],
+    wanted: Settings,
+    types: dict[str, str],
+    input_format: Format | None,
+    part_rows: int,
+) -> tuple[Sequence[InputFile], Sequence[Part], Settings]:
+    """Return the plan of the folder, which is made and written if there is none."""
+    plan = read_plan(output)
+    if plan is None:
+        files = [describe_file(path, input_format) for path in paths]
+        check_columns(files, wanted.columns)
+        parts = plan_parts(files, part_rows=part_rows)
+        settings = wanted
+        if parts:
+            settings = replace(wanted, columns=with_types(wanted.columns, types, files, parts[0]))
+        write_plan(output, files, parts, settings)
+        return files, parts, settings
+    files, parts, planned = plan
+    if [str(path) for path in paths] != [file.path for file in files]:
+        raise JobChangedError(f"{output} was begun with other input files: name another output folder")
+    for file in files:
+        if not is_unchanged(file):
+            raise JobChangedError(f"{file.path} has changed since {output} was begun: name another output folder")
+    begun = dict(planned["columns"]["types"]) | types
+    settings = replace(wanted, columns=replace(wanted.columns, types=tuple(sorted(begun.items()))))
+    check_unchanged(output, planned, settings)
+    if any(part.rows > part_rows for part in parts):
+        raise JobChangedError(f"{output} was begun with larger parts: name another output folder")
+    return files, parts, settings
+
+
+def _run(
+    encoder: Encoder,
+    job: Job,
+    todo: Sequence[Part],
+    on_error: OnError,
+    engine: Engine,
+    address: str | None,
+    advance: Callable[[int, int], object],
+) -> Iterator[Done]:
+    if not todo:
+        return
+    if engine == "local":
+        yield from local.run_parts(
+            encoder, job.files, todo, job.folder, job.settings, on_error=on_error, advance=advance
+        )
+        return
+    parts = ray_engine.run_parts(
+        encoder.arguments(),
+        job.files,
+        todo,
+        job.folder,
+        job.settings,
+        on_error=on_error,
+        address=address,
+        processors=encoder.threads,
+    )
+    for done in parts:
+        advance(done.rows + len(done.rejects), done.tokens)
+        yield done
+
+
+def _finished(job: Job) -> Summary:
+    rows = rejected = truncated = tokens = parts = 0
+    for done in job.done():
+        rows, rejected, parts = rows + done.rows, rejected + len(done.rejects), parts + 1
+        truncated, tokens = truncated + done.truncated, tokens + done.tokens
+    settings = job.settings
+    summary = Summary(rows, rejected, truncated, tokens, parts, settings.dimension, settings.fingerprint)
+    job.write_summary({**asdict(summary), "settings": asdict(settings)})
+    return summary
+
+
+@contextmanager
+def _progress(show: bool, rows: int, of: int) -> Iterator[Callable[[int, int], object]]:
+    if not show:
+        yield lambda rows, tokens: None
+        return
+    from tqdm import tqdm
+
+    start, tokens_run = time.monotonic(), 0
+    with tqdm(total=of, initial=of - rows, desc="Embedding", unit="row", unit_scale=True, disable=None) as bar:
+
+        def advance(rows: int, tokens: int) -> None:
+            nonlocal tokens_run
+            tokens_run += tokens
+            bar.set_postfix_str(f"{tokens_run / max(1e-3, time.monotonic() - start):,.0f} tokens/s", refresh=False)
+            bar.update(rows)
+
+        yield advance

@@ -1,0 +1,111 @@
+"""Parts out: Parquet with the vectors as lists of fixed size, or .npy with ids and kept columns beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ..atomic import written_whole
+
+OutputFormat = Literal["parquet", "npy"]
+DType = Literal["float32", "float16", "int8"]
+
+
+def quantized(vectors: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Return vectors `[rows, dimension]` in int8, and the scale of each: a vector is about its scale times its int8.
+
+    The scale is the largest component's magnitude over 127, so every row uses the whole range.
+    """
+    scales = (np.abs(vectors).max(axis=1, initial=0) / 127).astype(np.float32)
+    divisors = np.where(scales > 0, scales, 1)[:, None]
+    return np.rint(vectors / divisors).astype(np.int8), scales
+
+
+def write_part(
+    folder: Path,
+    name: str,
+    columns: pa.Table,
+    vectors: NDArray[np.float32],
+    *,
+    output_format: OutputFormat,
+    dtype: DType,
+    metadata: Mapping[str, str],
+) -> dict[str, int]:
+    """Write a part, and return the size in bytes of each of its files.
+
+    Every file appears whole, and is on the disk, before the next is begun.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    scales: NDArray[np.float32] | None = None
+    stored: NDArray[Any] = vectors
+    if dtype == "int8":
+        stored, scales = quantized(vectors)
+    elif dtype == "float16":
+        stored = vectors.astype(np.float16)
+    if output_format == "npy":
+        arrays = {f"{name}.npy": stored} | ({} if scales is None else {f"{name}.scale.npy": scales})
+        writers: dict[str, Callable[[Path], None]] = {f"{name}.jsonl": lambda path: _write_json_lines(path, columns)}
+        writers |= {file: partial(_write_npy, array=array) for file, array in arrays.items()}
+    else:
+        flat = pa.array(stored.reshape(-1))
+        table = columns.append_column("embedding", pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
+        if scales is not None:
+            table = table.append_column("embedding_scale", pa.array(scales))
+        table = table.replace_schema_metadata(dict(metadata))
+        writers = {f"{name}.parquet": lambda path: _write_parquet(path, table)}
+    return {file: _write(folder / file, write) for file, write in writers.items()}
+
+
+def _write(path: Path, write: Callable[[Path], None]) -> int:
+    with written_whole(path) as temporary:
+        write(temporary)
+        sync(temporary)
+        size = temporary.stat().st_size
+    sync(path.parent)
+    return size
+
+
+def sync(path: Path) -> None:
+    """Have a file or folder written to the disk."""
+    if path.is_dir() and os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_parquet(path: Path, table: pa.Table) -> None:
+    others = [name for name in table.column_names if name != "embedding"]
+    pq.write_table(
+        table,
+        path,
+        row_group_size=max(1, table.num_rows),
+        use_dictionary=False,
+        # vectors do not compress, and nobody looks for the smallest
+        compression={**dict.fromkeys(others, "zstd"), "embedding.list.element": "none"},
+        write_statistics=others,
+    )
+
+
+def _write_npy(path: Path, array: NDArray[Any]) -> None:
+    with path.open("xb") as stream:
+        np.save(stream, array)
+
+
+def _write_json_lines(path: Path, columns: pa.Table) -> None:
+    with path.open("x", encoding="utf-8") as stream:
+        for row in columns.to_pylist():
+            stream.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")

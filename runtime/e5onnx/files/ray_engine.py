@@ -1,0 +1,164 @@
+"""Many machines: the parts of a plan on a pool of Ray actors, one Encoder an actor.
+
+Input, model folder and output folder must be at the same paths on every node (a shared file system; the model may be a
+hub id), and e5onnx installed there. An actor has as many threads as it holds processors of the cluster. When a node is
+lost, Ray gives its parts to others; a part that was written twice has the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..encoder import Encoder
+from ..errors import E5OnnxError, InputValueError, MissingDependencyError
+from .inputs import InputFile
+from .job import Done, Settings
+from .local import OnError, embed, prepare, write
+from .plan import Part
+
+_TASKS_AHEAD = 2
+"""Parts handed to an actor: it begins the next one without asking."""
+
+
+class ClusterError(E5OnnxError, RuntimeError):
+    """Ray or one of its actors failed."""
+
+
+def run_parts(
+    model: Mapping[str, Any],
+    files: Sequence[InputFile],
+    parts: Sequence[Part],
+    folder: Path,
+    settings: Settings,
+    *,
+    on_error: OnError,
+    address: str | None,
+    processors: int,
+) -> Iterator[Done]:
+    """Yield parts as they are done, in any order.
+
+    Args:
+        model: arguments of :class:`Encoder` save `threads`.
+        files: the input.
+        parts: what to do.
+        folder: where the parts go.
+        settings: how.
+        on_error: "stop" raises at the first row that cannot be embedded.
+        address: of the cluster; None for one that is running here, or else one of this machine's own.
+        processors: that one actor holds.
+
+    Raises:
+        RowError, InputValueError, OSError, InferenceError: as from the local engine.
+        ClusterError: Ray failed.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingDependencyError("--engine ray needs Ray: pip install 'e5onnx[ray]'") from error
+    begun_here = not ray.is_initialized()
+    if begun_here:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ClusterError(f"there is no Ray cluster at {address or 'this machine'}: {error}") from error
+    try:
+        yield from _on_actors(model, files, parts, folder, settings, on_error, processors)
+    finally:
+        if begun_here:
+            ray.shutdown()
+
+
+def _on_actors(
+    model: Mapping[str, Any],
+    files: Sequence[InputFile],
+    parts: Sequence[Part],
+    folder: Path,
+    settings: Settings,
+    on_error: OnError,
+    processors: int,
+) -> Iterator[Done]:
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    actors = int(ray.cluster_resources().get("CPU", 0)) // processors
+    if actors < 1:
+        raise InputValueError(f"no node of the cluster has {processors} processors for an actor: lower --threads")
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    shared = ray.put({part.number: part for part in parts})
+    # the work is in the actors: rows of these data sets are the numbers of parts
+    numbers = ray.data.from_items([{"part": part.number} for part in parts], override_num_blocks=len(parts))
+    done = numbers.map_batches(
+        _Worker,
+        fn_constructor_args=(dict(model), list(files), shared, folder.absolute(), settings, on_error),
+        batch_size=1,
+        num_cpus=processors,
+        compute=ActorPoolStrategy(
+            min_size=1,
+            max_size=min(actors, len(parts)),
+            initial_size=min(actors, len(parts)),
+            max_tasks_in_flight_per_actor=_TASKS_AHEAD,
+        ),
+    )
+    try:
+        for row in done.iter_rows():
+            if row["error"] is not None:
+                raise _raised(row["error"])
+            yield Done.from_line(row["line"])
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"Ray failed: {str(error).strip().splitlines()[-1]}") from error
+
+
+class _Worker:
+    """An actor: one encoder, which runs the parts it is given."""
+
+    def __init__(
+        self,
+        model: dict[str, Any],
+        files: list[InputFile],
+        parts: Any,
+        folder: Path,
+        settings: Settings,
+        on_error: OnError,
+    ) -> None:
+        import ray
+
+        held = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+        self._encoder = Encoder(**model, threads=max(1, int(held)))
+        if self._encoder.fingerprint != settings.fingerprint:
+            raise ClusterError("the model is another one on this node")
+        self._files, self._parts = files, ray.get(parts)
+        self._folder, self._settings, self._on_error = folder, settings, on_error
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        lines: list[str | None] = []
+        errors: list[str | None] = []
+        for number in batch["part"]:
+            try:
+                part = self._parts[int(number)]
+                prepared = prepare(self._encoder, self._files, part, self._settings, on_error=self._on_error)
+                done = write(self._folder, embed(self._encoder, prepared, lambda rows, tokens: None), self._settings)
+            except (E5OnnxError, OSError) as error:
+                # told as a value: Ray would retry it, and wrap it in pages of traces
+                lines.append(None)
+                errors.append(_told(error))
+            else:
+                lines.append(done.line())
+                errors.append(None)
+        return {"line": np.array(lines, object), "error": np.array(errors, object)}
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}\n{error}"
+
+
+def _raised(told: str) -> Exception:
+    from .rows import RowError
+
+    name, _, message = told.partition("\n")
+    return {"RowError": RowError, "InputValueError": InputValueError}.get(name, ClusterError)(message)

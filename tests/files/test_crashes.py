@@ -1,0 +1,161 @@
+"""Killed at any moment, out of disk, or interrupted: the same command goes on, and ends with the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from texts import TEXTS
+
+ROWS = 400
+PART = 16
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    generator = random.Random(0)
+    rows: list[dict[str, Any]] = [
+        {"id": f"row {number}", "text": generator.choice(TEXTS) + str(number)} for number in range(ROWS)
+    ]
+    rows[37]["text"] = None
+    rows[250]["text"] = 5
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def command(model: Path, corpus: Path, output: Path, *options: str) -> list[str]:
+    options = ("--id-column", "id", "--on-error", "skip", "--part-rows", str(PART), "--threads", "1", *options)
+    return [sys.executable, "-m", "e5onnx", "embed", str(model), str(corpus), "--output", str(output), *options]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All files of an output folder but the order of the journal."""
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    journal = files.pop("_e5onnx/journal.jsonl")
+    return files | {"journal": b"".join(sorted(journal.splitlines(keepends=True)))}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    subprocess.run(command(tiny_model, corpus, output), check=True, capture_output=True)
+    found = content(output)
+    assert len([name for name in found if name.endswith(".parquet")]) == ROWS // PART
+    assert len(found["_e5onnx/rejects.jsonl"].splitlines()) == 2
+    return found
+
+
+# Each round kills once at a random moment, and lets the next run end.
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is POSIX")
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(
+    tiny_model: Path, corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    generator = random.Random()
+    killed_between = 0
+    for number in range(6):
+        output = tmp_path / f"out{number}"
+        for _ in range(3):
+            process = subprocess.Popen(command(tiny_model, corpus, output), stderr=subprocess.DEVNULL)
+            until = time.monotonic() + 30
+            parts = len(list(output.glob("part-*.parquet")))
+            # after some more parts, and a moment that is no part's end
+            more = generator.randrange(8)
+            while process.poll() is None and len(list(output.glob("part-*.parquet"))) < parts + more:
+                assert time.monotonic() < until
+                time.sleep(0.001)
+            time.sleep(generator.uniform(0, 0.03))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            killed_between += 0 < len(list(output.glob("part-*.parquet"))) < ROWS // PART
+        subprocess.run(command(tiny_model, corpus, output), check=True, capture_output=True)
+        assert content(output) == undisturbed
+    assert killed_between > 4
+
+
+def test_every_place_in_the_journal_is_a_place_to_go_on(
+    tiny_model: Path, corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    subprocess.run(command(tiny_model, corpus, output), check=True, capture_output=True)
+    journal = output / "_e5onnx/journal.jsonl"
+    whole = journal.read_bytes()
+    generator = random.Random(1)
+    for _ in range(4):
+        journal.write_bytes(whole[: generator.randrange(len(whole))])
+        (output / f"part-{generator.randrange(ROWS // PART):06d}.parquet").write_bytes(b"half")
+        (output / "_e5onnx/summary.json").unlink(missing_ok=True)
+        subprocess.run(command(tiny_model, corpus, output), check=True, capture_output=True)
+        assert content(output) == undisturbed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full and small file systems are Linux'")
+def test_a_full_disk_is_one_line_and_nothing_is_lost(
+    tiny_model: Path, corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = (
+        f"mount -t tmpfs -o size=120k none {disk} || exit 77; "
+        f"{' '.join(command(tiny_model, corpus, disk / 'out'))}; echo code $?; "
+        f"mount -o remount,size=50m {disk} && {' '.join(command(tiny_model, corpus, disk / 'out'))}; "
+        f"cp -r {disk}/out {tmp_path}/out"
+    )
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, check=False)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(f"no file system can be mounted here: {done.stderr}")
+    assert done.stdout.startswith("code 1")
+    first = [line for line in done.stderr.splitlines() if line.startswith("e5onnx: error")]
+    assert len(first) == 1
+    assert "No space left" in first[0]
+    assert content(tmp_path / "out") == undisturbed
+
+
+def test_an_interrupt_stops_soon_and_keeps_what_is_done(
+    tiny_model: Path, corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    process = subprocess.Popen(command(tiny_model, corpus, output), stderr=subprocess.PIPE)
+    while not list(output.glob("part-*.parquet")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert b"Traceback" not in stderr
+    subprocess.run(command(tiny_model, corpus, output), check=True, capture_output=True)
+    assert content(output) == undisturbed
+
+
+def test_the_command_says_what_it_did(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    done = subprocess.run(command(tiny_model, corpus, output, "--json"), capture_output=True, text=True, check=True)
+    summary = json.loads(done.stdout)
+    assert (summary["rows"], summary["rejected"], summary["parts"]) == (ROWS - 2, 2, ROWS // PART)
+    done = subprocess.run(command(tiny_model, corpus, output), capture_output=True, text=True, check=True)
+    assert "holds 398 embeddings of dimension 48 in 25 parts" in done.stderr
+    assert "2 rows were skipped" in done.stderr
+    stopped = [
+        option for option in command(tiny_model, corpus, tmp_path / "other") if option not in ("--on-error", "skip")
+    ]
+    failed = subprocess.run(stopped, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"e5onnx: error: {corpus}, row 38: its text, column 'text', is null")
+
+
+def test_without_the_extra_it_says_what_to_install(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "pyarrow.py").write_text("raise ModuleNotFoundError('no', name='pyarrow')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    arguments = command(tiny_model, corpus, tmp_path / "out")
+    failed = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment)
+    assert failed.returncode == 1
+    assert failed.stderr == "e5onnx: error: embedding into a folder needs more: pip install 'e5onnx[bulk]'\n"

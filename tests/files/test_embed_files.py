@@ -1,0 +1,298 @@
+"""Files of every format in, vectors out: compared with the encoder, row by row."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import json
+import lzma
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from e5onnx import Encoder, InputValueError
+from e5onnx.files import RowError, embed_files
+from e5onnx.files.inputs import describe_file, find_files
+from e5onnx.files.job import JobChangedError, JobRunningError, opened_folder
+from e5onnx.files.plan import plan_parts
+from e5onnx.files.rows import Columns, read_rows
+from texts import TEXTS
+
+ROWS = [
+    {"name": f"row {number}", "text": text, "title": None if number % 3 else f"Title {number}", "year": 1900 + number}
+    for number, text in enumerate(text for text in TEXTS * 3 if text.strip() and "\n" not in text)
+]
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_model: Path) -> Encoder:
+    return Encoder(tiny_model, threads=1)
+
+
+def write_jsonl(path: Path, rows: Sequence[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]], delimiter: str = ",") -> Path:
+    with path.open("w", newline="", encoding="utf-8-sig") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    pq.write_table(pa.Table.from_pylist(list(rows)), path, row_group_size=7)
+    return path
+
+
+def compressed(path: Path, compress: Callable[[bytes], bytes], suffix: str) -> Path:
+    packed = path.with_name(path.name + suffix)
+    packed.write_bytes(compress(path.read_bytes()))
+    path.unlink()
+    return packed
+
+
+def zstd(content: bytes) -> bytes:
+    packed: bytes = pa.compress(content, codec="zstd", asbytes=True)
+    return packed
+
+
+def near(vectors: Any, expected: Any) -> None:
+    np.testing.assert_allclose(np.asarray(vectors, np.float32), expected, rtol=0, atol=1e-6)
+
+
+COLUMNS = Columns(title="title", id="name", keep=("year",))
+EXPECTED = [f"{row['title']} {row['text']}" if row["title"] else str(row["text"]) for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda folder: write_jsonl(folder / "a.jsonl", ROWS),
+        lambda folder: write_csv(folder / "a.csv", ROWS),
+        lambda folder: write_csv(folder / "a.tsv", ROWS, "\t"),
+        lambda folder: write_parquet(folder / "a.parquet", ROWS),
+        lambda folder: compressed(write_jsonl(folder / "a.jsonl", ROWS), gzip.compress, ".gz"),
+        lambda folder: compressed(write_jsonl(folder / "a.ndjson", ROWS), bz2.compress, ".bz2"),
+        lambda folder: compressed(write_csv(folder / "a.csv", ROWS), lzma.compress, ".xz"),
+        lambda folder: compressed(write_jsonl(folder / "a.json", ROWS), zstd, ".zst"),
+        lambda folder: [write_jsonl(folder / f"{i}.jsonl", ROWS[5 * i : 5 * i + 5]) for i in range(10)],
+    ],
+    ids=["jsonl", "csv", "tsv", "parquet", "gz", "bz2", "xz", "zst", "many files"],
+)
+def test_every_format_gives_the_encoders_vectors(make: Any, encoder: Encoder, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    make(corpus)
+    types = {"year": "int64"}
+    summary = embed_files(encoder, [str(corpus)], tmp_path / "out", columns=COLUMNS, column_types=types, part_rows=8)
+    table = ds.dataset(tmp_path / "out").to_table()
+    assert table.column("id").to_pylist() == [row["name"] for row in ROWS]
+    assert table.column("year").to_pylist() == [row["year"] for row in ROWS]
+    near(table.column("embedding").to_pylist(), encoder.encode_document(EXPECTED))
+    assert (summary.rows, summary.rejected, summary.parts) == (len(ROWS), 0, -(-len(ROWS) // 8))
+    metadata = pq.read_schema(tmp_path / "out/part-000000.parquet").metadata
+    assert metadata[b"e5onnx.fingerprint"].decode() == encoder.fingerprint
+    assert metadata[b"e5onnx.role"] == b"document"
+
+
+def test_lines_of_text_and_numbers_as_ids(encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("\ufefffirst\r\n\nthird".encode())
+    embed_files(encoder, [str(tmp_path / "*.txt")], tmp_path / "out", role="query")
+    table = pq.read_table(tmp_path / "out/part-000000.parquet")
+    assert table.column("id").to_pylist() == [0, 1, 2]
+    near(table.column("embedding").to_pylist(), encoder.encode_query(["first", "", "third"]))
+
+
+def test_npy_has_ids_beside_it(encoder: Encoder, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    embed_files(encoder, [str(tmp_path / "a.jsonl")], tmp_path / "out", columns=COLUMNS, output_format="npy")
+    near(np.load(tmp_path / "out/part-000000.npy"), encoder.encode_document(EXPECTED))
+    lines = (tmp_path / "out/part-000000.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"id": row["name"], "year": row["year"]} for row in ROWS]
+
+
+@pytest.mark.parametrize(("output_format", "dtype"), [(f, d) for f in ("parquet", "npy") for d in ("float16", "int8")])
+def test_smaller_vectors_are_close_and_say_their_scale(
+    encoder: Encoder, tmp_path: Path, output_format: Any, dtype: Any
+) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    embed_files(encoder, [str(tmp_path / "a.jsonl")], tmp_path / "out", output_format=output_format, dtype=dtype)
+    expected = encoder.encode_document([str(row["text"]) for row in ROWS])
+    if output_format == "npy":
+        vectors = np.load(tmp_path / "out/part-000000.npy")
+        scales = np.load(tmp_path / "out/part-000000.scale.npy") if dtype == "int8" else 1
+    else:
+        table = pq.read_table(tmp_path / "out/part-000000.parquet")
+        vectors = np.array(table.column("embedding").to_pylist(), dtype)
+        scales = table.column("embedding_scale").to_numpy() if dtype == "int8" else 1
+    assert str(vectors.dtype) == dtype
+    restored = vectors.astype(np.float32) * np.reshape(scales, (-1, 1))
+    most = np.abs(expected).max(axis=1, keepdims=True) / 127 / 2 if dtype == "int8" else np.abs(expected) / 2048
+    assert (np.abs(restored - expected) <= most + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"title": "x"}', "its text, column 'text', is missing"),
+        (b'{"text": null}', "its text, column 'text', is null"),
+        (b'{"text": 3}', "column 'text' is a number, not a text"),
+        (b'{"text": ["a"]}', "column 'text' is a list, not a text"),
+        (b'{"text": "\\ud800"}', "is not valid Unicode"),
+        (b'{"text": "\xff"}', "it is not valid UTF-8"),
+        (b'{"text": ', "it is not valid JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[1]", "not a JSON object"),
+        (b'{"text": "a", "name": "x", "year": "soon"}', "column 'year' is 'soon', which is no int64"),
+        (b'{"text": "a", "year": 1}', "its id, column 'name', is missing"),
+    ],
+)
+def test_bad_rows_stop_or_are_noted(encoder: Encoder, tmp_path: Path, line: bytes, reason: str) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:12], line + b"\n", b"\n", *lines[12:]]))
+    columns = Columns(id="name", keep=("year",))
+    with pytest.raises(RowError, match=r"a\.jsonl, row 13: ") as caught:
+        embed_files(encoder, [str(path)], tmp_path / "out", columns=columns, part_rows=5)
+    assert reason in str(caught.value)
+    assert len(list((tmp_path / "out").glob("*.parquet"))) == 2  # what was done is kept
+    summary = embed_files(encoder, [str(path)], tmp_path / "out", columns=columns, part_rows=5, on_error="skip")
+    assert (summary.rows, summary.rejected) == (len(ROWS), 1)
+    (reject,) = map(json.loads, (tmp_path / "out/_e5onnx/rejects.jsonl").read_text().splitlines())
+    assert (reject["file"], reject["row"]) == (str(path), 13)
+    assert reason in reject["reason"]
+    table = ds.dataset(tmp_path / "out").to_table()
+    near(table.column("embedding").to_pylist(), encoder.encode_document([str(row["text"]) for row in ROWS]))
+
+
+def test_bad_rows_of_csv_and_parquet_are_named(encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b'text,n\nfine,1\n"a\nb",2\nno\n"bad \xff",4\nfine,x\n')
+    broken = pa.array(["fine", "bad", None]).cast(pa.binary()).to_pylist()
+    broken[1] = b"bad \xff"
+    strings = pa.Array.from_buffers(pa.string(), 3, pa.array(broken, pa.binary()).buffers())
+    pq.write_table(pa.table({"text": strings, "n": [1, 2, 3]}), tmp_path / "b.parquet")
+    columns = Columns(keep=("n",))
+    embed_files(
+        encoder, [str(tmp_path)], tmp_path / "out", columns=columns, column_types={"n": "int64"}, on_error="skip"
+    )
+    rejects = [json.loads(line) for line in (tmp_path / "out/_e5onnx/rejects.jsonl").read_text().splitlines()]
+    assert [(Path(each["file"]).name, each["row"]) for each in rejects] == [
+        ("a.csv", 3), ("a.csv", 4), ("a.csv", 5), ("b.parquet", 2), ("b.parquet", 3),
+    ]  # fmt: skip
+    table = ds.dataset(tmp_path / "out").to_table()
+    near(table.column("embedding").to_pylist(), encoder.encode_document(["fine", "a\nb", "fine"]))
+    assert table.column("id").to_pylist() == [0, 1, 5]
+
+
+def test_too_long_texts_can_be_refused(encoder: Encoder, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "short"}, {"text": "word " * 600}])
+    assert embed_files(encoder, [str(path)], tmp_path / "cut").truncated == 1
+    with pytest.raises(RowError, match="row 2: its text has 602 tokens, the model's maximum is 512"):
+        embed_files(encoder, [str(path)], tmp_path / "out", truncate="error")
+
+
+def test_nothing_to_embed_is_no_error(encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").touch()
+    assert embed_files(encoder, [str(tmp_path / "a.jsonl")], tmp_path / "out").parts == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.parquet", b"PAR1 no", "is damaged"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 1000, mtime=0)[:40], "is damaged"),
+        ("a.jsonl.zst", b"nothing like it", "is damaged"),
+        ("a.csv", b"a,b\n1,2\n", "has no column 'text'; it has 'a', 'b'"),
+        ("a.csv", b"text,text\n1,2\n", "names a column twice"),
+        ("a.bin", b"", "the format of .* cannot be told from its name"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(
+    encoder: Encoder, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputValueError, match=message):
+        embed_files(encoder, [str(tmp_path / name)], tmp_path / "out")
+
+
+def test_what_changed_since_is_noticed(encoder: Encoder, sample_model: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+
+    def embed(with_encoder: Encoder = encoder, **options: Any) -> Any:
+        return embed_files(with_encoder, [str(path)], tmp_path / "out", **options)
+
+    first = embed()
+    path.touch()  # another date, the same bytes
+    assert embed() == first
+    for options in ({"role": "query"}, {"dtype": "int8"}, {"columns": Columns(title="title")}):
+        with pytest.raises(JobChangedError, match="was begun with other options"):
+            embed(**options)
+    with pytest.raises(JobChangedError, match="fingerprint"):
+        embed(Encoder(sample_model))
+    write_jsonl(path, ROWS[1:])
+    with pytest.raises(JobChangedError, match="has changed since"):
+        embed()
+    with pytest.raises(InputValueError, match="is no output folder of e5onnx, and not empty"):
+        embed_files(encoder, [str(path)], tmp_path)
+
+
+def test_two_processes_do_not_write_into_one_folder(encoder: Encoder, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    with opened_folder(tmp_path / "out"), pytest.raises(JobRunningError, match="another process writes"):
+        embed_files(encoder, [str(path)], tmp_path / "out")
+
+
+def test_folders_and_globs_mean_files_once_and_in_order(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.csv", "sub/c.txt.gz", ".hidden.txt", "_success.txt", "notes.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_files([str(tmp_path / "b*"), str(tmp_path)])
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["b.jsonl", "a.csv", "sub/c.txt.gz"]
+    with pytest.raises(InputValueError, match="there are no files at"):
+        find_files([str(tmp_path / "z*")])
+
+
+KIND = st.sampled_from(["jsonl", "csv", "parquet", "jsonl.gz"])
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    files=st.lists(st.tuples(KIND, st.lists(TEXT, max_size=12)), min_size=1, max_size=4),
+    part_rows=st.integers(1, 7),
+    part_bytes=st.integers(1, 200),
+)
+def test_every_row_is_in_exactly_one_part(
+    tmp_path: Path, files: list[tuple[str, list[str]]], part_rows: int, part_bytes: int
+) -> None:
+    described, expected = [], []
+    for number, (kind, texts) in enumerate(files):
+        path = tmp_path / f"{number}.{kind}"
+        rows = [{"text": text, "n": str(position)} for position, text in enumerate(texts)]
+        if kind == "csv":
+            write_csv(path, rows or [{"text": "", "n": ""}])
+            rows = rows or [{"text": "", "n": ""}]
+        elif kind == "parquet":
+            pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), path, row_group_size=3)
+        else:
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+            path.write_bytes(gzip.compress(lines) if kind.endswith("gz") else lines)
+        described.append(describe_file(path))
+        expected += [row["text"] for row in rows]
+    parts = plan_parts(described, part_rows=part_rows, part_bytes=part_bytes)
+    read = [read_rows(described, part, Columns()) for part in reversed(parts)]
+    assert [text for rows in reversed(read) for text in rows.texts] == expected
+    assert [number for rows in reversed(read) for number in rows.stored["id"]] == list(range(len(expected)))
+    assert all(1 <= part.rows <= part_rows for part in parts)

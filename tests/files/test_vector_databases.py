@@ -1,0 +1,53 @@
+"""The programs of docs/vector_databases.md run, and find what an exact search finds."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from e5onnx import Encoder
+
+REPOSITORY = Path(__file__).parents[2]
+PAGE = (REPOSITORY / "docs/vector_databases.md").read_text(encoding="utf-8")
+PROGRAMS = {program.splitlines()[0].split()[1]: program for program in re.findall(r"```py\n(.*?)```", PAGE, re.DOTALL)}
+TEXTS = [
+    line
+    for line in (REPOSITORY / "export/e5onnx_export/calibration.txt").read_text(encoding="utf-8").splitlines()
+    if line.strip()
+]
+
+
+@pytest.fixture(scope="module")
+def folder(sample_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with models, corpus and vectors, as the page has them."""
+    folder = tmp_path_factory.mktemp("databases")
+    (folder / "models").mkdir()
+    (folder / "models/e5-small-v2").symlink_to(sample_model)
+    (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    (command,) = re.findall(r"^e5onnx (embed .*)$", PAGE, re.MULTILINE)
+    subprocess.run([sys.executable, "-m", "e5onnx", *command.split()], check=True, cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize("program", list(PROGRAMS))
+@pytest.mark.filterwarnings("ignore")  # the databases' own
+def test_a_program_finds_what_exact_search_finds(
+    program: str, folder: Path, sample_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    exec(PROGRAMS[program], names)
+    encoder = Encoder(sample_model)
+    scores = encoder.encode_document(TEXTS) @ encoder.encode_query("how much protein should a female eat")
+    best = np.argsort(-scores, kind="stable")[:10]
+    found = names["found"]
+    assert {row[0] for row in found} == set(best.tolist())
+    np.testing.assert_allclose([row[2] for row in found], scores[best], rtol=0, atol=1e-5)
+    assert all(row[1] == TEXTS[row[0]] for row in found)
