@@ -42,6 +42,7 @@ def main() -> None:
         "latency": (_latency, ("latency",)),
         "cold_start": (_cold_start, ("cold_start",)),
         "memory": (_memory, ("memory",)),
+        "server": (_server, ("server",)),
         "quality": (_quality, ("quality", "throughput")),
     }
     for name, (draw, needed) in drawings.items():
@@ -162,6 +163,36 @@ def _memory(document: dict[str, Any]) -> Figure:
         fontsize=8,
         frameon=False,
     )
+    return figure
+
+
+def _server(document: dict[str, Any]) -> Figure:
+    """Lines of latency, p50 and p95 of what was answered, against requests that arrive."""
+    kinds = {"question": "One question a request", "passages": "32 passages a request"}
+    figure, panels = _panels(len(kinds), height=4.2)
+    for axes, (kind, title) in zip(panels, kinds.items(), strict=True):
+        for color, (server, results) in zip(_LINES, document["servers"].items(), strict=False):
+            levels = results[kind]["levels"]
+            rates = [level["requests_per_second"] for level in levels]
+            for percentile, style in (("p50", "o-"), ("p95", "s:")):
+                answered = [level["milliseconds"]["200"][percentile] for level in levels]
+                axes.plot(rates, answered, style, color=color, label=f"{server}, {percentile}", markersize=4)
+            axes.axvline(results[kind]["capacity_requests_per_second"], color=color, linestyle="--", linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        ticks = [digit * 10.0**power for power in range(-1, 4) for digit in (1, 2, 5)]
+        for axis, (least, most) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            inside = [tick for tick in ticks if least <= tick <= most]
+            axis.set_ticks(inside, labels=[f"{tick:g}" for tick in inside])
+        axes.minorticks_off()
+        axes.set_title(title, fontsize=11)
+        axes.set_xlabel("requests/s that arrive; dashed: capacity")
+        axes.set_ylabel("ms to the reply")
+        axes.grid(color="#e5e5e5")
+        axes.set_axisbelow(True)
+        _plain(axes)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8, frameon=False)
     return figure
 
 

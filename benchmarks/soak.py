@@ -68,7 +68,12 @@ def main() -> None:
 
 def random_text(generator: random.Random) -> str:
     """Return a text of 1 to 500 words, every order of magnitude as often as another."""
-    return " ".join(generator.choices(_WORDS, k=round(math.exp(generator.uniform(0, math.log(500))))))
+    return random_words(generator, round(math.exp(generator.uniform(0, math.log(500)))))
+
+
+def random_words(generator: random.Random, number: int) -> str:
+    """Return a text of so many words."""
+    return " ".join(generator.choices(_WORDS, k=number))
 
 
 def resident_megabytes(status: Path = Path("/proc/self/status")) -> float:

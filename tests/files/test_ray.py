@@ -70,10 +70,6 @@ def test_a_cluster_writes_the_same_bytes_even_if_a_node_is_lost(
     assert parts(tmp_path / "ray") == parts(tmp_path / "local")
 
     bad = tmp_path / "bad.jsonl"
-    bad.write_bytes(corpus.read_bytes() + b'{"text": 1}\n')
-    with pytest.raises(RowError, match="row 601: column 'text' is a number"):
+    bad.write_bytes(b'{"text": "fine"}\n{"text": 1}\n')
+    with pytest.raises(RowError, match="row 2: column 'text' is a number"):
         embed_files(encoder, [str(bad)], tmp_path / "bad", part_rows=50, engine="ray", address=cluster.address)
-    skipped = embed_files(
-        encoder, [str(bad)], tmp_path / "bad", part_rows=50, engine="ray", address=cluster.address, on_error="skip"
-    )
-    assert (skipped.rows, skipped.rejected) == (ROWS, 1)

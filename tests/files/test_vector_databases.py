@@ -1,4 +1,4 @@
-"""The programs of docs/vector_databases.md run, and find what an exact search finds."""
+"""The programs of docs/vector_databases.md and of the README's corpus run, and find what an exact search finds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from e5onnx import Encoder
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs/vector_databases.md").read_text(encoding="utf-8")
-PROGRAMS = {program.splitlines()[0].split()[1]: program for program in re.findall(r"```py\n(.*?)```", PAGE, re.DOTALL)}
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PROGRAMS = {
+    f"{page} {number}": program
+    for page, text in (("page", PAGE), ("README", README))
+    for number, program in enumerate(re.findall(r"```py\n(.*?)```", text, re.DOTALL))
+    if "found = " in program
+}
 TEXTS = [
     line
     for line in (REPOSITORY / "export/e5onnx_export/calibration.txt").read_text(encoding="utf-8").splitlines()
