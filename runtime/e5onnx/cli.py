@@ -130,30 +130,41 @@ def _add_embed(embed: argparse.ArgumentParser) -> None:
         "FILE may be JSON lines, CSV, Parquet or text, compressed or not, a folder of them, or a quoted glob. The same "
         "command after a crash goes on where it stood.",
     )
-    folder.add_argument("--text-column", default="text", metavar="NAME", help="what to embed (default: text)")
-    folder.add_argument("--title-column", metavar="NAME", help="put before the text, with a space in between")
-    folder.add_argument("--id-column", metavar="NAME[:TYPE]", help="becomes `id` (default: the row's number, from 0)")
-    folder.add_argument(
-        "--keep-columns",
-        nargs="+",
-        default=[],
-        metavar="NAME[:TYPE]",
-        help="columns to keep beside the vectors; TYPE is Arrow's, such as int64 (default: that of the first rows)",
-    )
-    folder.add_argument("--input-format", choices=["jsonl", "csv", "tsv", "parquet", "text"], help="default: by name")
-    folder.add_argument("--format", choices=["parquet", "npy"], default="parquet", help="of the output")
-    folder.add_argument("--dtype", choices=["float32", "float16", "int8"], default="float32", help="of the vectors")
-    folder.add_argument(
-        "--on-error",
-        choices=["stop", "skip"],
-        default="stop",
-        help="what a row without a text does: stop, or be skipped and noted in rejects.jsonl (default: stop)",
-    )
-    folder.add_argument("--part-rows", type=int, default=10_000, metavar="N", help="rows of a part (default: 10000)")
-    folder.add_argument("--engine", choices=["local", "ray"], default="local", help="ray: extra e5onnx[ray]")
-    folder.add_argument(
-        "--address", help="of a Ray cluster; --threads are then the processors of an actor (default: 1)"
-    )
+    actions = [
+        folder.add_argument("--text-column", default="text", metavar="NAME", help="what to embed (default: text)"),
+        folder.add_argument("--title-column", metavar="NAME", help="put before the text, with a space in between"),
+        folder.add_argument(
+            "--id-column", metavar="NAME[:TYPE]", help="becomes `id` (default: the row's number, from 0)"
+        ),
+        folder.add_argument(
+            "--keep-columns",
+            nargs="+",
+            default=[],
+            metavar="NAME[:TYPE]",
+            help="columns to keep beside the vectors; TYPE is Arrow's, such as int64 (default: that of the first rows)",
+        ),
+        folder.add_argument(
+            "--input-format", choices=["jsonl", "csv", "tsv", "parquet", "text"], help="default: by name"
+        ),
+        folder.add_argument("--format", choices=["parquet", "npy"], default="parquet", help="of the output"),
+        folder.add_argument(
+            "--dtype", choices=["float32", "float16", "int8"], default="float32", help="of the vectors"
+        ),
+        folder.add_argument(
+            "--on-error",
+            choices=["stop", "skip"],
+            default="stop",
+            help="what a row without a text does: stop, or be skipped and noted in rejects.jsonl (default: stop)",
+        ),
+        folder.add_argument(
+            "--part-rows", type=int, default=10_000, metavar="N", help="rows of a part (default: 10000)"
+        ),
+        folder.add_argument("--engine", choices=["local", "ray"], default="local", help="ray: extra e5onnx[ray]"),
+        folder.add_argument(
+            "--address", help="of a Ray cluster; --threads are then the processors of an actor (default: 1)"
+        ),
+    ]
+    embed.set_defaults(folder_options={action.dest: (action.option_strings[0], action.default) for action in actions})
 
 
 def _add_serve(serve: argparse.ArgumentParser) -> None:
@@ -268,6 +279,8 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _embed_files(options: argparse.Namespace) -> None:
+    if not options.files:
+        options.usage_error("--output FOLDER needs at least one FILE")
     try:
         from .files import embed_files
         from .files.rows import Columns, named_types
@@ -275,8 +288,6 @@ def _embed_files(options: argparse.Namespace) -> None:
         if error.name not in ("pyarrow", "tqdm"):
             raise
         raise MissingDependencyError("embedding into a folder needs more: pip install 'e5onnx[bulk]'") from error
-    if not options.files:
-        options.usage_error("--output FOLDER needs at least one FILE")
     if options.engine == "ray" and options.threads is None:
         options.threads = 1
     types: dict[str, str] = {}
@@ -321,6 +332,9 @@ def _embed(options: argparse.Namespace) -> None:
     if options.output is not None and options.output.suffix != ".npy":
         _embed_files(options)
         return
+    for name, (option, default) in options.folder_options.items():
+        if getattr(options, name) != default:
+            options.usage_error(f"{option} needs --output FOLDER")
     encoder = _load(options)
     role = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS}.get(options.role)
     prompt = encoder.tokenizer.prompt_for(None, None, role) if role else ""
