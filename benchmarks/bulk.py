@@ -1,7 +1,8 @@
 """What embedding files costs beside the model: throughput against the encoder alone, Ray's overhead, memory.
 
 Throughput: the same passages through `Encoder.encode_document` and, from JSON lines into Parquet, through
-`embed_files`, in turns; then through two Ray actors of one thread each on this machine. Memory: that of the command
+`embed_files`, in turns; then through two Ray actors of one thread each, where a cluster of this machine runs already:
+their start counts, its start does not. Memory: that of the command
 over a million generated short rows, read every second; what the first tenth needed at most is what the rest is
 compared with.
 """
@@ -22,6 +23,8 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from e5onnx import Encoder
 from e5onnx.files import embed_files
 from e5onnx.model_folder import ModelFolder
@@ -35,7 +38,7 @@ from .texts import require_data, short_passages
 def main() -> None:
     """Run as a program."""
     options = parser("bulk", __doc__, rounds=3)
-    options.add_argument("--rows", type=int, default=1500, help="passages of a round (default: %(default)s)")
+    options.add_argument("--rows", type=int, default=2000, help="passages of a round (default: %(default)s)")
     options.add_argument("--memory-rows", type=int, default=1_000_000, help="0 for none (default: %(default)s)")
     options.add_argument("--memory-model", type=Path, help="model folder for them (default: that of E5-small's shape)")
     options.add_argument("--no-throughput", action="store_true", help="memory only")
@@ -66,7 +69,9 @@ def _throughput(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
             local, cluster = folder / f"local-{precision}-{number}", folder / f"ray-{precision}-{number}"
             seconds["encoder"].append(_seconds(partial(encoder.encode_document, texts)))
             seconds["files"].append(_seconds(partial(files, encoder, output=local)))
+            ray.init(log_to_driver=False, logging_level="ERROR")
             seconds["ray"].append(_seconds(partial(files, one_thread, output=cluster, engine="ray")))
+            ray.shutdown()
             sys.stderr.write(f"{precision}: " + ", ".join(f"{k} {v[-1]:.1f} s" for k, v in seconds.items()) + "\n")
         result[precision] = {
             "rows_per_second": {name: rows / statistics.median(each) for name, each in seconds.items()},

@@ -22,10 +22,13 @@ PART = 16
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.jsonl", ROWS)
+
+
+def write_corpus(path: Path, number_of_rows: int) -> Path:
     generator = random.Random(0)
     rows: list[dict[str, Any]] = [
-        {"id": f"row {number}", "text": generator.choice(TEXTS) + str(number)} for number in range(ROWS)
+        {"id": f"row {number}", "text": generator.choice(TEXTS) + str(number)} for number in range(number_of_rows)
     ]
     rows[37]["text"] = None
     rows[250]["text"] = 5
@@ -120,9 +123,9 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
     assert content(tmp_path / "out") == undisturbed
 
 
-def test_an_interrupt_stops_soon_and_keeps_what_is_done(
-    tiny_model: Path, corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_an_interrupt_stops_soon_and_keeps_what_is_done(tiny_model: Path, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus.jsonl", 20 * ROWS)  # so much that it is not done before
+    subprocess.run(command(tiny_model, corpus, tmp_path / "undisturbed"), check=True, capture_output=True)
     output = tmp_path / "out"
     process = subprocess.Popen(command(tiny_model, corpus, output), stderr=subprocess.PIPE)
     while not list(output.glob("part-*.parquet")):
@@ -133,7 +136,7 @@ def test_an_interrupt_stops_soon_and_keeps_what_is_done(
     assert process.returncode == 130
     assert b"Traceback" not in stderr
     subprocess.run(command(tiny_model, corpus, output), check=True, capture_output=True)
-    assert content(output) == undisturbed
+    assert content(output) == content(tmp_path / "undisturbed")
 
 
 def test_the_command_says_what_it_did(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
