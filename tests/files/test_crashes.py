@@ -127,7 +127,12 @@ def test_an_interrupt_stops_soon_and_keeps_what_is_done(tiny_model: Path, tmp_pa
     corpus = write_corpus(tmp_path / "corpus.jsonl", 20 * ROWS)  # so much that it is not done before
     subprocess.run(command(tiny_model, corpus, tmp_path / "undisturbed"), check=True, capture_output=True)
     output = tmp_path / "out"
-    process = subprocess.Popen(command(tiny_model, corpus, output), stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command(tiny_model, corpus, output),
+        stderr=subprocess.PIPE,
+        # a process started in the background hands down that interrupts are ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not list(output.glob("part-*.parquet")):
         assert process.poll() is None
         time.sleep(0.001)
