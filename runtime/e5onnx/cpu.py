@@ -7,6 +7,8 @@ quota of its control group (version 1 or 2). More threads than that only wait fo
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from .errors import InputValueError
@@ -64,10 +66,18 @@ def processors_for_threads(threads: int) -> list[int]:
     return processors if len(processors) == threads > 1 else []
 
 
-def run_beside_threads(threads: int) -> None:
-    """Keep the calling thread on the processor that :func:`processors_for_threads` leaves to it, if any."""
-    if processors := processors_for_threads(threads):
-        os.sched_setaffinity(0, processors[:1])
+@contextmanager
+def kept_on_processor(processor: int | None) -> Iterator[None]:
+    """Keep the calling thread on a processor meanwhile, one of :func:`processors_for_threads`; None for any."""
+    if processor is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, (processor,))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _affinity() -> int:

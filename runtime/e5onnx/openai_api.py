@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .encoder import Encoder
 from .errors import InputTypeError, InputValueError
-from .tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS, TokenizedText, check_texts
+from .tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS, TokenizedText, Tokenizer, check_texts
 
 Role = Literal["query", "document", "raw"]
 """Which of the model's prompts a text gets; "raw" none."""
@@ -33,6 +33,8 @@ _INPUT_TYPES: dict[str, Role] = {
     "clustering": "query",
 }
 """E5's card: symmetric tasks and features take the prompt of queries."""
+_MOST_SHOWN = 80
+"""Characters of what was sent that are repeated in a message."""
 _KEYS = ("input", "model", "encoding_format", "dimensions", "user", "input_type", "truncate")
 
 
@@ -40,7 +42,7 @@ class RequestError(InputValueError):
     """A request that cannot be answered as it is.
 
     Attributes:
-        status: the HTTP status that fits, 4xx.
+        status: the HTTP status that fits.
         param: the key of the request that is wrong, if it is one.
         code: a word for programs, as OpenAI has them for some errors.
     """
@@ -48,7 +50,7 @@ class RequestError(InputValueError):
     def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.status = status
-        self.param = param
+        self.param = None if param is None else param[:_MOST_SHOWN].encode(errors="backslashreplace").decode()
         self.code = code
 
     def body(self) -> dict[str, Any]:
@@ -58,10 +60,11 @@ class RequestError(InputValueError):
             >>> RequestError("no texts", param="input").body()["error"]["type"]
             'invalid_request_error'
         """
+        kind = "rate_limit_error" if self.status == 429 else "invalid_request_error"
         return {
             "error": {
                 "message": str(self),
-                "type": "invalid_request_error",
+                "type": "server_error" if self.status >= 500 else kind,
                 "param": self.param,
                 "code": self.code,
             }
@@ -109,17 +112,15 @@ class EmbeddingsRequest:
             raise RequestError(f"the request must be a JSON object with the key 'input', got {kind_of(content)}")
         for name in content:
             if name not in _KEYS:
-                raise RequestError(f"unknown key {name!r}; known are {', '.join(_KEYS)}", param=name)
+                raise RequestError(f"unknown key {shown(name)}; known are {', '.join(_KEYS)}", param=name)
         wanted = content.get("model")
         if wanted is not None and not isinstance(wanted, str):
             raise RequestError(f"'model' must be a string, got {kind_of(wanted)}", param="model")
         if wanted not in (None, model):
-            message = f"the model {wanted!r} is not here; this is {model!r}"
+            message = f"the model {shown(wanted)} is not here; this is {model!r}"
             raise RequestError(message, status=404, param="model", code="model_not_found")
-        dimensions = content.get("dimensions")
-        if dimensions is not None and (isinstance(dimensions, bool) or dimensions != dimension):
-            message = f"this model's vectors have {dimension} dimensions and cannot be shortened, got {dimensions!r}"
-            raise RequestError(message, param="dimensions")
+        if wrong := wrong_dimensions(content, dimension):
+            raise RequestError(wrong, param="dimensions")
         return cls(
             texts=_texts(content.get("input"), limits or Limits()),
             role=_INPUT_TYPES[_choice(content, "input_type", tuple(_INPUT_TYPES), default_role)],
@@ -133,18 +134,25 @@ class EmbeddingsRequest:
         Raises:
             RequestError: `truncate` is "error", and a text is too long.
         """
-        tokenizer = encoder.tokenizer
+        tokenized = encoder.tokenizer.tokenize(self.texts, self.prompt(encoder.tokenizer))
+        self.check(tokenized, encoder.max_tokens)
+        return tokenized
+
+    def prompt(self, tokenizer: Tokenizer) -> str:
+        """Return the prompt of the texts' role."""
         names = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS}.get(self.role)
-        tokenized = tokenizer.tokenize(self.texts, tokenizer.prompt_for(None, None, names) if names else "")
+        return tokenizer.prompt_for(None, None, names) if names else ""
+
+    def check(self, tokenized: Sequence[TokenizedText], max_tokens: int) -> None:
+        """Raise :class:`RequestError` where `truncate` is "error", and a text is too long."""
         for position, text in enumerate(tokenized):
-            if self.truncate == "error" and text.tokens > encoder.max_tokens:
+            if self.truncate == "error" and text.tokens > max_tokens:
                 raise RequestError(
                     f"the text at position {position} has {text.tokens} tokens, the model's maximum is "
-                    f'{encoder.max_tokens}; split it, or let it be cut with "truncate": "warn"',
+                    f'{max_tokens}; split it, or let it be cut with "truncate": "warn"',
                     param="input",
                     code="context_length_exceeded",
                 )
-        return tokenized
 
     def reply(
         self,
@@ -211,22 +219,24 @@ def _texts(given: Any, limits: Limits) -> list[str]:
         raise RequestError(f"'input' must be a text or a list of texts, got {kind_of(given)}", param="input")
     if not texts:
         raise RequestError("'input' is an empty list; send at least one text", param="input")
-    if isinstance(texts[0], (int, list)) and not isinstance(texts[0], bool):
-        message = "'input' holds token ids, which depend on the tokenizer of another model: send the texts themselves"
-        raise RequestError(message, param="input")
-    try:
-        check_texts(texts)
-    except (InputTypeError, InputValueError) as error:
-        raise RequestError(f"'input': {error}", param="input") from error
-    check_length(texts, limits, "input")
+    check_all(texts, limits, "input", status=400)
     return texts
 
 
-def check_length(texts: Sequence[str], limits: Limits, param: str) -> None:
-    """Raise :class:`RequestError` with status 413 for too many or too long texts."""
+def check_all(texts: Sequence[Any], limits: Limits, param: str, *, status: int) -> None:
+    """Raise :class:`RequestError`: with that status for what is no text, with 413 for too many or too long ones."""
     if len(texts) > limits.texts:
         message = f"{param!r} has {len(texts)} texts, the limit is {limits.texts}: send several requests"
         raise RequestError(message, status=413, param=param)
+    if texts and isinstance(texts[0], (int, list)) and not isinstance(texts[0], bool):
+        message = (
+            f"{param!r} holds token ids, which belong to the tokenizer of another model: send the texts themselves"
+        )
+        raise RequestError(message, status=status, param=param)
+    try:
+        check_texts(texts)
+    except (InputTypeError, InputValueError) as error:
+        raise RequestError(f"{param!r}: {error}", status=status, param=param) from error
     for position, text in enumerate(texts):
         if len(text) > limits.characters:
             message = (
@@ -241,8 +251,29 @@ def _choice(content: dict[str, Any], name: str, choices: Sequence[str], default:
     if given is None:
         return default
     if not isinstance(given, str) or given not in choices:
-        raise RequestError(f"{name!r} must be one of {', '.join(choices)}, got {given!r}", param=name)
+        raise RequestError(f"{name!r} must be one of {', '.join(choices)}, got {shown(given)}", param=name)
     return given
+
+
+def wrong_dimensions(content: Mapping[str, Any], dimension: int) -> str | None:
+    """Return what is wrong with the wish for vectors of another dimension, if there is one."""
+    wanted = content.get("dimensions")
+    if wanted is None or (wanted == dimension and not isinstance(wanted, bool)):
+        return None
+    return f"this model's vectors have {dimension} dimensions and cannot be shortened, got {shown(wanted)}"
+
+
+def shown(value: Any) -> str:
+    """Return a value of a request for a message, short.
+
+    Example:
+        >>> shown("model"), shown({"a": 1})
+        ("'model'", 'an object')
+    """
+    if not isinstance(value, (str, int, float)):
+        return kind_of(value)
+    text = repr(value[:_MOST_SHOWN] if isinstance(value, str) else value)
+    return text if len(text) <= _MOST_SHOWN + 2 else f"{text[:_MOST_SHOWN]}…"
 
 
 def _base64(vector: NDArray[np.float32]) -> str:

@@ -29,11 +29,16 @@ class TokenizedText:
 
 
 class Token(NamedTuple):
-    """A token of a text: its id, its text in the vocabulary, and whether the tokenizer put it there."""
+    """A token of a text: its id, its text in the vocabulary, and whether the tokenizer put it there.
+
+    `start` and `stop` are its place in the text with its prompt, in characters; None for what the tokenizer put there.
+    """
 
     id: int
     text: str
     special: bool
+    start: int | None
+    stop: int | None
 
 
 class Tokenizer:
@@ -107,14 +112,15 @@ class Tokenizer:
         described = []
         for text in texts:
             with _explained(f"{self._path} cannot tokenize {text[:40]!r}"):
-                encoding = self._tokenizer.encode(
-                    text if text.startswith(prompt) else prompt + text, add_special_tokens=special_tokens
+                # the batch method releases the interpreter lock
+                (encoding,) = self._tokenizer.encode_batch(
+                    [text if text.startswith(prompt) else prompt + text], add_special_tokens=special_tokens
                 )
             described.append(
                 [
-                    Token(number, token, bool(special))
-                    for number, token, special in zip(
-                        encoding.ids, encoding.tokens, encoding.special_tokens_mask, strict=True
+                    Token(number, token, bool(special), *((None, None) if special else offsets))
+                    for number, token, special, offsets in zip(
+                        encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True
                     )
                 ]
             )

@@ -252,15 +252,17 @@ def test_threads_have_processors_of_their_own_only_where_they_take_all(
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has affinity masks")
 def test_an_encoders_threads_stay_where_they_are_put(tiny_model: Path) -> None:
     program = (
-        "import os, pathlib, sys; from e5onnx import Encoder; from e5onnx.cpu import run_beside_threads\n"
+        "import os, pathlib, sys; from e5onnx import Encoder; from e5onnx.cpu import kept_on_processor, processors_for_threads\n"
         "processors = sorted(os.sched_getaffinity(0))\n"
         "encoder = Encoder(sys.argv[1], threads=len(processors)); encoder.warmup()\n"
-        "run_beside_threads(encoder.threads)\n"
-        "masks = [os.sched_getaffinity(int(task.name)) for task in pathlib.Path('/proc/self/task').iterdir()]\n"
-        "print(len(processors) == 1 or all({each} in masks for each in processors))"
+        "first = next(iter(processors_for_threads(encoder.threads)), None)\n"
+        "with kept_on_processor(first):\n"
+        "    masks = [os.sched_getaffinity(int(task.name)) for task in pathlib.Path('/proc/self/task').iterdir()]\n"
+        "print(len(processors) == 1 or all({each} in masks for each in processors))\n"
+        "print(sorted(os.sched_getaffinity(0)) == processors)"
     )
     command = [sys.executable, "-c", program, str(tiny_model)]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True\n"
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True\nTrue\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has affinity masks")

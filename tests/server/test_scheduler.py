@@ -12,22 +12,25 @@ import numpy as np
 import pytest
 
 from e5onnx import Encoder, InferenceError, TokenizedText
-from e5onnx.batching import plan_batches
-from e5onnx.server.scheduler import QueueFullError, Run, Scheduler
+from e5onnx.server.scheduler import Run, Scheduler
+from e5onnx.server.turns import QueueFullError
 from texts import TEXTS
 
 
 class Gate:
     """An encoder whose runs wait until they are let through, and are noted."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, threads: int = 1) -> None:
         self.dimension = encoder.dimension
-        self.threads = encoder.threads
+        self.threads = threads
         self.encoder = encoder
         self.runs: list[list[int]] = []
         self.entered = threading.Semaphore(0)
         self.open = threading.Event()
         self.failure: Exception | None = None
+
+    async def is_entered(self) -> None:
+        assert await asyncio.to_thread(self.entered.acquire, timeout=60)
 
     def encode_tokenized(self, texts: Sequence[TokenizedText], *, normalize_embeddings: bool) -> Any:
         self.runs.append([len(text.ids) for text in texts])
@@ -56,6 +59,18 @@ def scheduler(gate: Any) -> Iterator[Scheduler]:
     scheduler.close()
 
 
+@pytest.fixture
+def workers(encoder: Encoder) -> Iterator[tuple[Scheduler, Gate, Gate]]:
+    """A scheduler with two workers, the model that both of them share, and the model for long texts."""
+    together: Any = Gate(encoder, threads=2)
+    worker: Any = Gate(encoder)
+    scheduler = Scheduler(together, worker_encoder=worker, max_waiting_tokens=5000, max_waiting_requests=50)
+    yield scheduler, worker, together
+    for gate in (worker, together):
+        gate.open.set()
+    scheduler.close()
+
+
 def texts_of(encoder: Encoder, *lengths: int) -> list[TokenizedText]:
     return [TokenizedText(np.arange(1000, 1000 + length, dtype=np.int32), length) for length in lengths]
 
@@ -67,9 +82,16 @@ async def started(scheduler: Scheduler, texts: list[TokenizedText], normalize: b
     return task
 
 
-def test_vectors_are_the_encoders_whatever_runs_together(encoder: Encoder) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_vectors_are_the_encoders_whatever_runs_together(tiny_model: Path, encoder: Encoder, threads: int) -> None:
     runs: list[Run] = []
-    scheduler = Scheduler(encoder, max_waiting_tokens=10**6, max_waiting_requests=1000, observe=runs.append)
+    scheduler = Scheduler(
+        Encoder(tiny_model, threads=threads),
+        worker_encoder=encoder if threads > 1 else None,
+        max_waiting_tokens=10**6,
+        max_waiting_requests=1000,
+        observe=runs.append,
+    )
     tokenized = encoder.tokenizer.tokenize(TEXTS)
 
     async def requests() -> list[Any]:
@@ -83,14 +105,13 @@ def test_vectors_are_the_encoders_whatever_runs_together(encoder: Encoder) -> No
         expected = encoder.encode(TEXTS[first:], normalize_embeddings=first % 2 == 0)
         np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-6 * max(1, np.abs(expected).max()))
     assert sum(run.texts for run in runs) == sum(len(answer) for answer in answers)
-    alone = sum(len(plan_batches([len(text.ids) for text in tokenized[i // 5 :]])) for i in range(len(answers)))
-    assert len(runs) < alone
+    assert len(runs) < sum(run.texts for run in runs) / 2
 
 
 def test_small_requests_that_wait_run_together(gate: Gate, scheduler: Scheduler, encoder: Encoder) -> None:
     async def requests() -> None:
         tasks = [await started(scheduler, texts_of(encoder, 10))]
-        await asyncio.to_thread(gate.entered.acquire)  # runs alone: nothing else was there
+        await gate.is_entered()  # runs alone: nothing else was there
         tasks += [await started(scheduler, texts_of(encoder, length)) for length in (8, 12, 9)]
         gate.open.set()
         await asyncio.gather(*tasks)
@@ -102,7 +123,7 @@ def test_small_requests_that_wait_run_together(gate: Gate, scheduler: Scheduler,
 def test_a_long_text_is_not_made_to_pad_short_ones(gate: Gate, scheduler: Scheduler, encoder: Encoder) -> None:
     async def requests() -> None:
         tasks = [await started(scheduler, texts_of(encoder, 10))]
-        await asyncio.to_thread(gate.entered.acquire)
+        await gate.is_entered()
         tasks += [await started(scheduler, texts_of(encoder, length)) for length in (400, 8, 9)]
         gate.open.set()
         await asyncio.gather(*tasks)
@@ -120,7 +141,7 @@ def test_a_huge_request_and_small_ones_take_turns(gate: Gate, scheduler: Schedul
 
     async def requests() -> None:
         huge = asyncio.create_task(request("huge", texts_of(encoder, *[500] * 20)))
-        await asyncio.to_thread(gate.entered.acquire)
+        await gate.is_entered()
         small = [asyncio.create_task(request(f"small {i}", texts_of(encoder, 20))) for i in range(3)]
         for task in small:
             task.add_done_callback(lambda _: None)
@@ -149,7 +170,7 @@ def test_small_requests_do_not_shut_out_one_that_is_due(gate: Gate, scheduler: S
 
     async def requests() -> None:
         tasks = [await started(scheduler, texts_of(encoder, *[500] * 12))]
-        await asyncio.to_thread(gate.entered.acquire)
+        await gate.is_entered()
         tasks += [await started(scheduler, texts_of(encoder, 300 + i)) for i in range(5)]
         gate.open.set()
         await asyncio.gather(*tasks)
@@ -162,7 +183,7 @@ def test_small_requests_do_not_shut_out_one_that_is_due(gate: Gate, scheduler: S
 def test_too_many_waiting_requests_are_refused(gate: Gate, scheduler: Scheduler, encoder: Encoder) -> None:
     async def requests() -> None:
         tasks = [await started(scheduler, texts_of(encoder, 10))]
-        await asyncio.to_thread(gate.entered.acquire)
+        await gate.is_entered()
         tasks += [await started(scheduler, texts_of(encoder, 10)) for _ in range(50)]
         with pytest.raises(QueueFullError, match="50 requests with 500 tokens are waiting already"):
             await scheduler.embed(texts_of(encoder, 10), normalize=True)
@@ -177,7 +198,7 @@ def test_too_much_waiting_is_refused_and_one_large_request_is_not_too_much(
 ) -> None:
     async def requests() -> None:
         tasks = [await started(scheduler, texts_of(encoder, *[500] * 10))]  # counted as 250, an eighth
-        await asyncio.to_thread(gate.entered.acquire)
+        await gate.is_entered()
         tasks += [await started(scheduler, texts_of(encoder, 300)) for _ in range(7)]
         with pytest.raises(QueueFullError, match="tokens are waiting already; try again in") as caught:
             await scheduler.embed(texts_of(encoder, 10), normalize=True)
@@ -193,7 +214,7 @@ def test_too_much_waiting_is_refused_and_one_large_request_is_not_too_much(
 def test_what_is_cancelled_is_not_run(gate: Gate, scheduler: Scheduler, encoder: Encoder) -> None:
     async def requests() -> None:
         first = await started(scheduler, texts_of(encoder, 10))
-        await asyncio.to_thread(gate.entered.acquire)
+        await gate.is_entered()
         gone = await started(scheduler, texts_of(encoder, 300, 301))
         half_run = await started(scheduler, texts_of(encoder, 40))
         gone.cancel()
@@ -225,3 +246,111 @@ def test_a_failure_reaches_those_it_concerns_and_the_thread_lives_on(
 
 def test_no_texts_are_no_vectors(scheduler: Scheduler) -> None:
     assert asyncio.run(scheduler.embed([], normalize=True)).shape == (0, 48)
+
+
+def test_workers_run_side_by_side(workers: tuple[Scheduler, Gate, Gate], encoder: Encoder) -> None:
+    scheduler, worker, together = workers
+
+    async def requests() -> None:
+        tasks = [await started(scheduler, texts_of(encoder, 300, 301))]
+        for _ in range(2):
+            await worker.is_entered()  # both are in a run at the same time
+        tasks += [await started(scheduler, texts_of(encoder, length)) for length in (12, 13, 14)]
+        worker.open.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(asyncio.wait_for(requests(), 60))
+    assert sorted(worker.runs[:2]) == [[300], [301]]
+    assert sorted(length for run in worker.runs[2:] + together.runs for length in run) == [12, 13, 14]
+
+
+def test_workers_that_are_free_share_a_request(workers: tuple[Scheduler, Gate, Gate], encoder: Encoder) -> None:
+    scheduler, worker, _ = workers
+
+    async def requests() -> None:
+        task = await started(scheduler, texts_of(encoder, *[50] * 5))
+        for _ in range(2):
+            await worker.is_entered()
+        worker.open.set()
+        await task
+
+    asyncio.run(asyncio.wait_for(requests(), 60))
+    assert sorted(worker.runs) == [[50] * 2, [50] * 3]
+
+
+def test_a_text_that_is_alone_is_run_by_all_threads_and_a_short_one_is_waited_for(
+    workers: tuple[Scheduler, Gate, Gate], encoder: Encoder
+) -> None:
+    scheduler, worker, together = workers
+    worker.open.set()
+
+    async def requests() -> None:
+        tasks = [await started(scheduler, texts_of(encoder, 10))]
+        await together.is_entered()
+        tasks += [await started(scheduler, texts_of(encoder, length)) for length in (11, 12)]
+        await asyncio.sleep(0.05)
+        assert worker.runs == []
+        together.open.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(asyncio.wait_for(requests(), 60))
+    assert together.runs[0] == [10]
+    assert sorted(length for run in worker.runs + together.runs[1:] for length in run) == [11, 12]
+
+
+def test_nobody_waits_for_a_long_text(workers: tuple[Scheduler, Gate, Gate], encoder: Encoder) -> None:
+    scheduler, worker, together = workers
+    worker.open.set()
+
+    async def requests() -> None:
+        long = await started(scheduler, texts_of(encoder, 300))
+        await together.is_entered()
+        await (await started(scheduler, texts_of(encoder, 10)))
+        together.open.set()
+        await long
+
+    asyncio.run(asyncio.wait_for(requests(), 60))
+    assert (together.runs, worker.runs) == ([[300]], [[10]])
+
+
+def test_it_ends_while_a_text_is_run_by_all_threads(workers: tuple[Scheduler, Gate, Gate], encoder: Encoder) -> None:
+    scheduler, _, together = workers
+
+    async def requests() -> None:
+        task = await started(scheduler, texts_of(encoder, 10))
+        await together.is_entered()
+        closing = asyncio.create_task(asyncio.to_thread(scheduler.close))
+        await asyncio.sleep(0.05)
+        together.open.set()
+        await asyncio.gather(task, closing)
+
+    asyncio.run(asyncio.wait_for(requests(), 60))
+    assert not scheduler.works
+
+
+def test_what_waits_and_fails_is_told(gate: Gate, encoder: Encoder) -> None:
+    runs: list[Run] = []
+    observed: Any = gate
+    scheduler = Scheduler(observed, max_waiting_tokens=2000, max_waiting_requests=50, observe=runs.append)
+    gate.open.set()
+    asyncio.run(scheduler.embed(texts_of(encoder, 500, 501, 502), normalize=True))
+    gate.failure = InferenceError("no memory")
+    with pytest.raises(InferenceError):
+        asyncio.run(scheduler.embed(texts_of(encoder, 10), normalize=True))
+    assert scheduler.works
+    scheduler.close()
+    assert [(len(run.waited), run.failed) for run in runs] == [(1, False), (0, False), (0, True)]
+    assert runs[0].waited[0] >= 0
+
+
+def test_large_requests_leave_room_for_small_ones(gate: Gate, scheduler: Scheduler, encoder: Encoder) -> None:
+    async def requests() -> None:
+        tasks = [await started(scheduler, texts_of(encoder, *[500] * 10)) for _ in range(6)]  # 250 each, an eighth
+        await gate.is_entered()
+        with pytest.raises(QueueFullError):
+            await scheduler.embed(texts_of(encoder, *[500] * 10), normalize=True)
+        tasks.append(await started(scheduler, texts_of(encoder, 10)))
+        gate.open.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(asyncio.wait_for(requests(), 60))

@@ -20,9 +20,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from huggingface_hub import InferenceClient
 from openai import AsyncOpenAI, AuthenticationError, BadRequestError, NotFoundError, OpenAI
 
 from e5onnx import Encoder
+from e5onnx.cli import main
 from serving import Server, serving
 from texts import TEXTS
 
@@ -163,6 +165,9 @@ def test_the_log_has_a_line_a_request_and_no_text(http: httpx.Client, server: Se
         ("/v1/embeddings", b"{", 400),
         ("/v1/embeddings", b'{"input": NaN}', 400),
         ("/v1/embeddings", b'{"input": "\\ud800"}', 400),
+        ("/v1/embeddings", b'{"input": "a", "\\ud800": 1}', 400),
+        ("/v1/embeddings", json.dumps({"input": "a", "model": "m" * 100_000}).encode(), 404),
+        ("/v1/embeddings", json.dumps({"input": "a", "dimensions": [[]] * 100_000}).encode(), 400),
         ("/v1/embeddings", b'{"input": "\xff"}', 400),
         ("/v1/embeddings", b"[" * 200_000, 400),
         ("/v1/embeddings", b'{"input": ["a", 1]}', 400),
@@ -184,8 +189,9 @@ def test_the_log_has_a_line_a_request_and_no_text(http: httpx.Client, server: Se
     ],
 )
 def test_what_is_wrong_is_said_and_the_server_lives_on(http: httpx.Client, path: str, body: bytes, status: int) -> None:
-    reply = http.post(path, content=body)
+    reply = http.post(path, content=body, headers={"content-type": "application/json"})
     assert reply.status_code == status, reply.text
+    assert len(reply.content) < 1000  # what was sent is not sent back
     error = reply.json()["error"]
     assert error if isinstance(error, str) else error["message"]
     assert http.get("/health").status_code == 200
@@ -196,7 +202,35 @@ def test_a_body_without_a_length_is_limited_too(http: httpx.Client) -> None:
         for _ in range(300):
             yield b" " * 10_000
 
-    assert http.post("/v1/embeddings", content=parts()).status_code == 413
+    reply = http.post("/v1/embeddings", content=parts(), headers={"content-type": "application/json"})
+    assert reply.status_code == 413
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"content-type": "text/plain"}, {"content-type": "application/json", "content-encoding": "gzip"}],
+)
+def test_only_json_is_read(http: httpx.Client, headers: dict[str, str]) -> None:
+    reply = http.post("/v1/embeddings", content=b'{"input": "a"}', headers=headers)
+    assert reply.status_code == 415
+    assert reply.headers["connection"] == "close"
+
+
+def test_requests_have_an_id(http: httpx.Client, server: Server) -> None:
+    reply = http.post("/v1/embeddings", json={"input": ["a", "b"]}, headers={"x-request-id": "mine-1"})
+    assert reply.headers["x-request-id"] == "mine-1"
+    other = http.get("/nothing", headers={"x-request-id": 'no"line'}).headers["x-request-id"]
+    assert re.fullmatch("[0-9a-f]{32}", other)
+    lines = {line["id"]: line for line in server.log() if line.get("event") == "request"}
+    assert (lines["mine-1"]["texts"], lines["mine-1"]["status"]) == (2, 200)
+    assert (lines[other]["path"], lines[other]["status"]) == ("other", 404)
+
+
+def test_hugging_faces_client_finds_its_paths(server: Server, encoder: Encoder) -> None:
+    client = InferenceClient(server.url, timeout=60)
+    near(client.feature_extraction("a passage"), encoder.encode_document(["a passage"]))
+    first, *others = encoder.encode_query(["one", "two", "three"])
+    near(client.sentence_similarity("one", ["two", "three"]), encoder.similarity(first, others)[0])
 
 
 def test_no_other_origin_is_let_in(http: httpx.Client) -> None:
@@ -206,7 +240,7 @@ def test_no_other_origin_is_let_in(http: httpx.Client) -> None:
 
 def test_keys_are_asked_for_and_never_logged(tiny_model: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("first-key\n\nsecond-key\n")
+    keys.write_text("\ufefffirst-key\n\nsecond-key\n")
     log = tmp_path / "log"
     with serving(tiny_model, log, "--api-key-file", str(keys), E5ONNX_API_KEY="third-key") as running:
         for key in ("first-key", "second-key", "third-key"):
@@ -215,7 +249,10 @@ def test_keys_are_asked_for_and_never_logged(tiny_model: Path, tmp_path: Path) -
         with pytest.raises(AuthenticationError):
             OpenAI(base_url=f"{running.url}/v1", api_key="fourth-key").models.list()
         assert httpx.get(f"{running.url}/metrics").status_code == 401
-        for path in ("/health", "/", "/page.js", "/openapi.json"):
+        refused = httpx.post(f"{running.url}/embed", json={"inputs": "a"})
+        assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+        assert refused.json()["error"].startswith("the API key is missing or wrong")
+        for path in ("/health", "/ping", "/", "/page.js", "/openapi.json"):
             assert httpx.get(f"{running.url}{path}").status_code == 200
     assert "-key" not in log.read_text()
 
@@ -255,17 +292,20 @@ def test_a_request_that_takes_too_long_is_503(e5_model: Path, tmp_path: Path) ->
 def test_work_of_clients_that_left_is_dropped(http: httpx.Client, server: Server) -> None:
     body = json.dumps({"input": ["word " * 500] * 100}).encode()  # some ten seconds of work
     address = httpx.URL(server.url)
+
+    def given_up() -> int:
+        return sum(line.get("status") == 499 for line in server.log())
+
+    before = given_up()
     for _ in range(3):
         with socket.create_connection((address.host, address.port)) as leaving:
-            head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-            leaving.sendall(head + body)
+            head = "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             time.sleep(0.3)
     until = time.monotonic() + 60
-    while "e5onnx_waiting_tokens 0.0" not in http.get("/metrics").text:
+    while given_up() < before + 3 or "e5onnx_waiting_tokens 0.0" not in http.get("/metrics").text:
         assert time.monotonic() < until
         time.sleep(0.05)
-    time.sleep(0.2)
-    assert [line["status"] for line in server.log() if line.get("path") == "/v1/embeddings"][-3:] == [499] * 3
 
 
 def test_slow_clients_hold_nobody_up(http: httpx.Client, server: Server) -> None:
@@ -273,7 +313,8 @@ def test_slow_clients_hold_nobody_up(http: httpx.Client, server: Server) -> None
     slow = [socket.create_connection((address.host, address.port)) for _ in range(50)]
     try:
         for connection in slow:
-            connection.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            connection.sendall(head + b"Content-Length: 100\r\n\r\n{")
         assert http.post("/v1/embeddings", json={"input": "a"}).status_code == 200
     finally:
         for connection in slow:
@@ -308,9 +349,11 @@ def test_a_signal_turns_health_red_first_and_what_is_in_flight_is_answered(
     [
         (["/nowhere"], "there is no folder /nowhere"),
         (["MODEL", "--port", "TAKEN"], "cannot listen on 127.0.0.1, port [0-9]+: Address already in use"),
-        (["MODEL", "--port", "70000"], "cannot listen on 127.0.0.1, port 70000: ports are 0 to 65535"),
+        (["MODEL", "--host", "a..b"], "cannot listen on a..b, port 8080: this is no name of a host"),
         (["MODEL", "--host", "203.0.113.1"], "cannot listen on 203.0.113.1"),
         (["MODEL", "--api-key-file", "EMPTY"], "holds no key"),
+        (["MODEL", "--api-key-file", "LATIN"], "latin is not UTF-8 text"),
+        (["MODEL", "--api-key-file", "GREEK"], "holds a key with other characters than ASCII's"),
         (["MODEL", "--api-key-file", "/nowhere"], "No such file"),
     ],
 )
@@ -319,10 +362,38 @@ def test_what_it_cannot_start_with_is_one_line(
 ) -> None:
     empty = tmp_path / "empty"
     empty.touch()
+    latin, greek = tmp_path / "latin", tmp_path / "greek"
+    latin.write_bytes(b"cl\xe9")
+    greek.write_text("κλειδί")
     names = {"MODEL": str(tiny_model), "TAKEN": str(httpx.URL(server.url).port), "EMPTY": str(empty)}
+    names |= {"LATIN": str(latin), "GREEK": str(greek)}
     command = [sys.executable, "-m", "e5onnx", "serve", *(names.get(option, option) for option in options)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
     assert done.stderr.startswith("e5onnx: error: ")
     assert done.stderr.count("\n") == 1
     assert re.search(message, done.stderr), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--port", "70000"], "must be 0 to 65535"),
+        (["--max-texts", "0"], "must be at least 1"),
+        (["--request-timeout", "nan"], "must be 0 to 86400 seconds"),
+        (["--drain-seconds", "-1"], "must be 0 to 86400 seconds"),
+    ],
+)
+def test_impossible_options_are_wrong_usage(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", "MODEL", *options])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_blank_key_is_no_open_server(tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("E5ONNX_API_KEY", "  ")
+    assert main(["serve", str(tiny_model)]) == 1
+    assert "E5ONNX_API_KEY holds no key" in capsys.readouterr().err

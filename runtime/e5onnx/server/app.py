@@ -7,15 +7,12 @@ its. No text of a request is logged.
 from __future__ import annotations
 
 import asyncio
-import hmac
-import json
-import logging
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import anyio
 import numpy as np
 import orjson
 from numpy.typing import NDArray
@@ -24,22 +21,22 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from .. import __version__
 from ..encoder import Encoder
 from ..errors import E5OnnxError, InputValueError
-from ..openai_api import EmbeddingsRequest, Limits, RequestError, Role, kind_of, parse_json
-from ..tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS, TokenizedText
+from ..openai_api import EmbeddingsRequest, Limits, RequestError, Role, kind_of
+from ..tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS, Token, TokenizedText
+from .body import Bodies
+from .front import Front, exchange_of, failure, log_failure
 from .metrics import Metrics
 from .openapi import document
-from .scheduler import QueueFullError, Scheduler
+from .scheduler import Scheduler
 from .tei import read_embed, read_flag, read_object, read_texts
+from .tokenizing import Tokenizing
+from .turns import QueueFullError
 
-log = logging.getLogger("e5onnx.server")
-
-_INLINE_CHARACTERS = 4_000
-"""Texts up to this are tokenised in the event loop, in less time than a thread takes to be woken."""
 _PAGES = {
     "/": ("index.html", "text/html"),
     "/docs": ("docs.html", "text/html"),
@@ -54,8 +51,10 @@ _PAGE_HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
-_OPEN_PATHS = frozenset(("/health", "/openapi.json", *_PAGES))
+_OPEN_PATHS = frozenset(("/health", "/ping", "/openapi.json", *_PAGES))
 """For those who have no key: load balancers and kubelets, and people who have yet to type theirs into the page."""
+_TEI_PATHS = ("/", "/embed", "/similarity", "/tokenize")
+_TEI_KINDS = {429: "Overloaded", 500: "Backend", 503: "Unhealthy"}
 
 Answer = TypeVar("Answer")
 
@@ -78,21 +77,25 @@ class Service:
     """One model being served."""
 
     def __init__(self, encoder: Encoder, settings: Settings) -> None:
-        """Start the thread that runs the model; :meth:`close` ends it."""
+        """Start the threads that run the model; :meth:`close` ends them."""
         self.encoder = encoder
         self.settings = settings
         self.model = encoder.manifest.checkpoint
         self.draining = False
         self.scheduler = Scheduler(
             encoder,
+            worker_encoder=_worker_encoder(encoder),
             max_waiting_tokens=settings.max_waiting_tokens,
             max_waiting_requests=settings.max_waiting_requests,
             observe=lambda run: self.metrics.observe(run),
         )
         self.metrics = Metrics(
+            encoder,
             waiting_requests=lambda: self.scheduler.waiting_requests,
             waiting_tokens=lambda: self.scheduler.waiting_tokens,
         )
+        self._bodies = Bodies(max_body=settings.max_body, seconds=settings.body_timeout)
+        self._tokenizing = Tokenizing()
 
     def app(self) -> ASGIApp:
         """Return the ASGI application."""
@@ -105,8 +108,10 @@ class Service:
             Route("/tokenize", self.tokenize, methods=["POST"]),
             Route("/info", self.info, methods=["GET"]),
             Route("/health", self.health, methods=["GET"]),
+            Route("/ping", self.ping, methods=["GET"]),
             Route("/metrics", self.metrics_page, methods=["GET"]),
             Route("/openapi.json", self.openapi, methods=["GET"]),
+            Route("/", self.embed_or_compare, methods=["POST"]),
             *(Route(path, _static(path), methods=["GET"]) for path in _PAGES),
         ]
         handlers: dict[Any, Any] = {
@@ -117,15 +122,27 @@ class Service:
             E5OnnxError: _answer_failure,
             Exception: _answer_failure,
         }
-        return _Front(Starlette(routes=routes, exception_handlers=handlers), self)
+        app = Starlette(routes=routes, exception_handlers=handlers)
+        app.router.redirect_slashes = False  # to a host that the client names
+        return Front(
+            app,
+            metrics=self.metrics,
+            paths=frozenset(route.path for route in routes),
+            open_paths=_OPEN_PATHS,
+            api_keys=self.settings.api_keys,
+            refuse=_error,
+            is_draining=lambda: self.draining,
+            release=self._bodies.release,
+        )
 
     def close(self) -> None:
-        """Run what waits, then end the thread that runs the model."""
+        """Run what waits, then end the threads."""
         self.scheduler.close()
+        self._tokenizing.close()
 
     async def embeddings(self, request: Request) -> Response:
         """`POST /v1/embeddings`, as OpenAI's."""
-        content = await self._content(request)
+        content = await self._bodies.read_json(request)
         asked = EmbeddingsRequest.from_json(
             content,
             model=self.model,
@@ -133,8 +150,13 @@ class Service:
             default_role=self.settings.default_role,
             limits=self.settings.limits,
         )
-        tokenized = await _tokenized(asked.texts, lambda: asked.tokenize(self.encoder))
-        vectors = await self._run(request, tokenized)
+
+        def check(tokenized: Sequence[TokenizedText]) -> None:
+            asked.check(tokenized, self.encoder.max_tokens)
+
+        prompt = asked.prompt(self.encoder.tokenizer)
+        embedding = self._embedded(request, asked.texts, prompt, check, self.encoder.manifest.normalize)
+        tokenized, vectors = await self._unless_gone(request, embedding)
         return _json(asked.reply(vectors, tokenized, model=self.model, floats=lambda vector: vector))
 
     async def models(self, request: Request) -> Response:
@@ -151,38 +173,31 @@ class Service:
 
     async def embed(self, request: Request) -> Response:
         """`POST /embed`, as text-embeddings-inference's: a list of vectors."""
-        content = read_embed(await self._content(request), self.encoder.dimension)
-        texts = read_texts(content.get("inputs"), self.settings.limits)
-        normalize = read_flag(content, "normalize", True)
-        truncate = read_flag(content, "truncate", False)
-        prompt = self._prompt(content.get("prompt_name"))
-        vectors = await self._embed(request, texts, prompt, truncate, normalize)
-        return _json(list(vectors))
+        return await self._embed(request, await self._bodies.read_json(request))
 
     async def similarity(self, request: Request) -> Response:
         """`POST /similarity`, as text-embeddings-inference's: the cosine of one sentence with each of several."""
-        content = read_object(await self._content(request), ("inputs", "parameters"))
-        inputs = read_object(content.get("inputs"), ("source_sentence", "sentences"))
-        parameters = read_object(content.get("parameters") or {}, ("truncate", "truncation_direction", "prompt_name"))
-        source = inputs.get("source_sentence")
-        if not isinstance(source, str):
-            message = f"'source_sentence' must be a text, got {kind_of(source)}"
-            raise RequestError(message, status=422, param="source_sentence")
-        sentences = read_texts(inputs.get("sentences"), self.settings.limits, "sentences")
-        texts = [*read_texts(source, self.settings.limits, "source_sentence"), *sentences]
-        # a symmetric task: one prompt for both sides, that of queries
-        prompt = self._prompt(parameters.get("prompt_name"), "query")
-        vectors = await self._embed(request, texts, prompt, read_flag(parameters, "truncate", False), True)
-        return _json([float(score) for score in self.encoder.similarity(vectors[:1], vectors[1:])[0]])
+        return await self._compare(request, await self._bodies.read_json(request))
+
+    async def embed_or_compare(self, request: Request) -> Response:
+        """`POST /`: one of these two, as clients of Hugging Face's inference endpoints send them."""
+        content = await self._bodies.read_json(request)
+        if isinstance(content, dict) and isinstance(content.get("inputs"), dict):
+            return await self._compare(request, content)
+        return await self._embed(request, content)
 
     async def tokenize(self, request: Request) -> Response:
         """`POST /tokenize`, as text-embeddings-inference's, without the offsets."""
-        content = read_object(await self._content(request), ("inputs", "add_special_tokens", "prompt_name"))
+        content = read_object(await self._bodies.read_json(request), ("inputs", "add_special_tokens", "prompt_name"))
         texts = read_texts(content.get("inputs"), self.settings.limits)
         name = content.get("prompt_name")
         prompt = "" if name is None else self._prompt(name)
         special = read_flag(content, "add_special_tokens", True)
-        tokens = await asyncio.to_thread(self.encoder.tokenizer.tokens, texts, prompt, special_tokens=special)
+
+        def tokenize(piece: Sequence[str]) -> list[list[Token]]:
+            return self.encoder.tokenizer.tokens(piece, prompt, special_tokens=special)
+
+        tokens = await self._unless_gone(request, self._tokenizing.run(texts, tokenize))
         return _json([[token._asdict() for token in each] for each in tokens])
 
     async def info(self, request: Request) -> Response:
@@ -211,12 +226,16 @@ class Service:
         )
 
     async def health(self, request: Request) -> Response:
-        """`GET /health`: 200, or 503 as soon as the server has been told to end."""
-        return _json({"status": "draining"}, 503) if self.draining else _json({"status": "ok"})
+        """`GET /health`: whether to send requests here. 503 as soon as the server has been told to end."""
+        return _json({"status": "draining"}, 503) if self.draining else await self.ping(request)
+
+    async def ping(self, request: Request) -> Response:
+        """`GET /ping`: whether the process is sound. 503 if it should be replaced."""
+        return _json({"status": "ok"}) if self.scheduler.works else _json({"status": "failed"}, 503)
 
     async def metrics_page(self, request: Request) -> Response:
         """`GET /metrics`, for Prometheus."""
-        return Response(self.metrics.page(), media_type="text/plain; version=0.0.4")
+        return Response(self.metrics.page(), media_type=Metrics.media_type)
 
     async def openapi(self, request: Request) -> Response:
         """`GET /openapi.json`."""
@@ -238,127 +257,93 @@ class Service:
         except InputValueError as error:
             raise RequestError(str(error), status=422, param="prompt_name") from error
 
-    async def _embed(
-        self, request: Request, texts: list[str], prompt: str, truncate: bool, normalize: bool
-    ) -> NDArray[np.float32]:
-        tokenized = await _tokenized(texts, lambda: self.encoder.tokenizer.tokenize(texts, prompt))
-        for position, text in enumerate(tokenized):
-            if not truncate and text.tokens > self.encoder.max_tokens:
-                raise RequestError(
-                    f"the text at position {position} has {text.tokens} tokens, the model's maximum is "
-                    f'{self.encoder.max_tokens}; split it, or let it be cut with "truncate": true',
-                    status=413,
-                    param="inputs",
-                )
-        return await self._run(request, tokenized, normalize)
+    async def _embed(self, request: Request, content: Any) -> Response:
+        checked = read_embed(content, self.encoder.dimension)
+        texts = read_texts(checked.get("inputs"), self.settings.limits)
+        prompt = self._prompt(checked.get("prompt_name"))
+        check = self._too_long_unless(read_flag(checked, "truncate", False))
+        embedding = self._embedded(request, texts, prompt, check, read_flag(checked, "normalize", True))
+        _, vectors = await self._unless_gone(request, embedding)
+        return _json(list(vectors))
 
-    async def _run(
-        self, request: Request, tokenized: Sequence[TokenizedText], normalize: bool | None = None
-    ) -> NDArray[np.float32]:
-        if normalize is None:
-            normalize = self.encoder.manifest.normalize
-        embedding = self.scheduler.embed(tokenized, normalize=normalize)
-        vectors = await _unless_gone(request, embedding, self.settings.request_timeout)
+    async def _compare(self, request: Request, content: Any) -> Response:
+        checked = read_object(content, ("inputs", "parameters"))
+        inputs = read_object(checked.get("inputs"), ("source_sentence", "sentences"))
+        parameters = read_object(checked.get("parameters") or {}, ("truncate", "truncation_direction", "prompt_name"))
+        source = inputs.get("source_sentence")
+        if not isinstance(source, str):
+            message = f"'source_sentence' must be a text, got {kind_of(source)}"
+            raise RequestError(message, status=422, param="source_sentence")
+        sentences = read_texts(inputs.get("sentences"), self.settings.limits, "sentences")
+        texts = [*read_texts(source, self.settings.limits, "source_sentence"), *sentences]
+        # a symmetric task: one prompt for both sides, that of queries
+        prompt = self._prompt(parameters.get("prompt_name"), "query")
+        check = self._too_long_unless(read_flag(parameters, "truncate", False))
+        _, vectors = await self._unless_gone(request, self._embedded(request, texts, prompt, check, True))
+        return _json([float(score) for score in self.encoder.similarity(vectors[:1], vectors[1:])[0]])
+
+    def _too_long_unless(self, truncate: bool) -> Callable[[Sequence[TokenizedText]], None]:
+        """Return a check for texts that would be cut."""
+
+        def check(tokenized: Sequence[TokenizedText]) -> None:
+            for position, text in enumerate(tokenized):
+                if not truncate and text.tokens > self.encoder.max_tokens:
+                    raise RequestError(
+                        f"the text at position {position} has {text.tokens} tokens, the model's maximum is "
+                        f'{self.encoder.max_tokens}; split it, or let it be cut with "truncate": true',
+                        status=413,
+                        param="inputs",
+                    )
+
+        return check
+
+    async def _embedded(
+        self,
+        request: Request,
+        texts: Sequence[str],
+        prompt: str,
+        check: Callable[[Sequence[TokenizedText]], None],
+        normalize: bool,
+    ) -> tuple[list[TokenizedText], NDArray[np.float32]]:
+        """Return the tokens of texts and their vectors `[texts, dimension]`; `check` may refuse them in between."""
+        tokenizer = self.encoder.tokenizer
+        tokenized = await self._tokenizing.run(texts, lambda piece: tokenizer.tokenize(piece, prompt))
+        check(tokenized)
+        vectors = await self.scheduler.embed(tokenized, normalize=normalize)
+        exchange = exchange_of(request)
+        exchange.texts, exchange.tokens = len(tokenized), sum(len(text.ids) for text in tokenized)
         self.metrics.texts.inc(len(tokenized))
         self.metrics.truncated.inc(sum(text.tokens > len(text.ids) for text in tokenized))
-        return vectors
+        return tokenized, vectors
 
-    async def _content(self, request: Request) -> Any:
-        """Return the content of the body, which may not be too long nor too slow."""
-        body = bytearray()
-        message = f"the body has more than {self.settings.max_body:,} bytes: send several requests"
-        too_long = RequestError(message, status=413)
-        length = request.headers.get("content-length", "0")
-        if length.isdecimal() and int(length[:20]) > self.settings.max_body:
-            raise too_long
-
-        async def read() -> None:
-            async for part in request.stream():
-                body.extend(part)
-                if len(body) > self.settings.max_body:
-                    raise too_long
-
-        try:
-            await asyncio.wait_for(read(), self.settings.body_timeout)
-        except asyncio.TimeoutError as error:
-            message = f"the body did not arrive within {self.settings.body_timeout:.0f} s"
-            raise RequestError(message, status=408) from error
-        return parse_json(bytes(body))
-
-
-class _Front:
-    """What comes before every route: the key, the time it takes, the line in the log."""
-
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app = app
-        self._service = service
-        self._keys = [key.encode() for key in service.settings.api_keys]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        start, status = time.perf_counter(), 0
-
-        async def noting_status(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        if scope["path"] in _OPEN_PATHS or self._is_allowed(scope):
-            await self._app(scope, receive, noting_status)
-        else:
-            error = RequestError(
-                "the API key is missing or wrong: send Authorization: Bearer KEY", code="invalid_api_key"
-            )
-            response = _json(error.body(), 401, {"www-authenticate": "Bearer"})
-            await response(scope, receive, noting_status)
-        seconds = time.perf_counter() - start
-        route = scope.get("route")
-        path = route.path if isinstance(route, Route) else "other"
-        self._service.metrics.requests.labels(path, str(status)).inc()
-        self._service.metrics.seconds.labels(path).observe(seconds)
-        line = {"event": "request", "method": scope["method"], "path": path, "status": status}
-        log.info(json.dumps({**line, "milliseconds": round(seconds * 1000, 2)}))
-
-    def _is_allowed(self, scope: Scope) -> bool:
-        if not self._keys:
-            return True
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        scheme, _, key = given.partition(b" ")
-        # every key is compared, and in constant time
-        matches = [hmac.compare_digest(key.strip(), known) for known in self._keys]
-        return bool(scheme.lower() == b"bearer" and any(matches))
-
-
-async def _tokenized(texts: Sequence[str], tokenize: Callable[[], list[TokenizedText]]) -> list[TokenizedText]:
-    """Tokenise in this thread if that is quick, and in another if others would wait for it."""
-    if sum(map(len, texts)) <= _INLINE_CHARACTERS:
-        return tokenize()
-    return await asyncio.to_thread(tokenize)
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Answer], timeout: float) -> Answer:
-    """Await work, and cancel it if the client goes away or it takes too long."""
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        if gone.done():
+    async def _unless_gone(self, request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
+        """Await work, and cancel it if the client goes away or it takes too long."""
+        timeout = self.settings.request_timeout
+        with anyio.move_on_after(timeout) as scope:
+            watch = asyncio.create_task(_cancel_if_gone(request, scope))
+            try:
+                return await work
+            finally:
+                gone = watch.done()
+                watch.cancel()
+        if gone:
             raise ClientDisconnect
         raise RequestError(f"not done within {timeout:.0f} s: the server is busy, or the request too large", status=503)
-    finally:
-        for each in (task, gone):
-            each.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
 
 
-async def _disconnected(request: Request) -> None:
+def _worker_encoder(encoder: Encoder) -> Encoder | None:
+    """Return the same model for workers of one thread each, if that is of use: OpenVINO's would run in turns."""
+    if encoder.provider != "cpu" or encoder.threads == 1:
+        return None
+    worker = Encoder(**encoder.arguments(), threads=1)
+    worker.warmup()
+    return worker
+
+
+async def _cancel_if_gone(request: Request, scope: anyio.CancelScope) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    scope.cancel()
 
 
 def _static(path: str) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -376,18 +361,22 @@ def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None
     return Response(body, status, headers, media_type="application/json")
 
 
-def _error(request: Request, error: RequestError, headers: dict[str, str] | None = None) -> Response:
-    if request.url.path.startswith(("/embed", "/similarity", "/tokenize")):
-        kinds = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}
-        kind = kinds.get(error.status, "Validation")
-        return _json({"error": str(error), "error_type": kind}, error.status, headers)
+def _error(request: Request, error: RequestError) -> Response:
+    headers = {401: {"www-authenticate": "Bearer"}, 429: {"retry-after": "1"}, 503: {"retry-after": "1"}}
+    return _error_with(request, error, headers.get(error.status))
+
+
+def _error_with(request: Request, error: RequestError, headers: dict[str, str] | None) -> Response:
+    if request.url.path in _TEI_PATHS:
+        content = {"error": str(error), "error_type": _TEI_KINDS.get(error.status, "Validation")}
+        return _json(content, error.status, headers)
     return _json(error.body(), error.status, headers)
 
 
 async def _answer_http_error(request: Request, error: HTTPException) -> Response:
     what = {404: "there is nothing at", 405: f"{request.method} is not for"}.get(error.status_code, error.detail)
     refused = RequestError(f"{what} {request.url.path}", status=error.status_code)
-    return _error(request, refused, dict(error.headers) if error.headers else None)
+    return _error_with(request, refused, dict(error.headers) if error.headers else None)
 
 
 async def _answer_request_error(request: Request, error: RequestError) -> Response:
@@ -396,7 +385,7 @@ async def _answer_request_error(request: Request, error: RequestError) -> Respon
 
 async def _answer_queue_full(request: Request, error: QueueFullError) -> Response:
     refused = RequestError(str(error), status=429, code="rate_limit_exceeded")
-    return _error(request, refused, {"retry-after": f"{error.retry_after:.0f}"})
+    return _error_with(request, refused, {"retry-after": f"{error.retry_after:.0f}"})
 
 
 async def _answer_gone(request: Request, error: ClientDisconnect) -> Response:
@@ -404,5 +393,5 @@ async def _answer_gone(request: Request, error: ClientDisconnect) -> Response:
 
 
 async def _answer_failure(request: Request, error: Exception) -> Response:
-    log.error(json.dumps({"event": "failure", "error": type(error).__name__, "message": str(error)[:500]}))
-    return _error(request, RequestError("the model failed on this request; see the server's log", status=500))
+    log_failure(error, exchange_of(request).id)
+    return _error(request, failure(error))

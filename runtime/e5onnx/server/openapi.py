@@ -83,6 +83,7 @@ _MODEL = {
     "required": ["id", "object"],
     "properties": {"id": {"type": "string"}, "object": {"const": "model"}},
 }
+_ERRORS = (400, 401, 404, 405, 408, 413, 415, 422, 429, 500, 503)
 _FLAG = {"type": ["boolean", "null"]}
 _NAME = {"type": ["string", "null"], "description": "one of the model's prompts; default: that of the server's role"}
 
@@ -107,7 +108,16 @@ def document(*, secured: bool) -> dict[str, Any]:
         },
     }
     tokenize = {"inputs": _TEXTS, "add_special_tokens": _FLAG, "prompt_name": _NAME}
-    token = _object({"id": {"type": "integer"}, "text": {"type": "string"}, "special": {"type": "boolean"}})
+    place = {"type": ["integer", "null"]}
+    token = _object(
+        {
+            "id": {"type": "integer"},
+            "text": {"type": "string"},
+            "special": {"type": "boolean"},
+            "start": place,
+            "stop": place,
+        }
+    )
     paths = {
         "/v1/embeddings": _post("Vectors of texts, as OpenAI's", _EMBEDDINGS_REQUEST, _EMBEDDINGS_REPLY, _ERROR),
         "/v1/models": _get("The model, as OpenAI's", {"type": "object", "required": ["object", "data"]}),
@@ -125,13 +135,20 @@ def document(*, secured: bool) -> dict[str, Any]:
             _TEI_ERROR,
         ),
         "/tokenize": _post(
-            "Tokens of texts, as text-embeddings-inference's, without offsets",
+            "Tokens of texts, as text-embeddings-inference's",
             _object(tokenize, "inputs"),
             {"type": "array", "items": {"type": "array", "items": token}},
             _TEI_ERROR,
         ),
         "/info": _get("The model and the server's limits", {"type": "object"}),
+        "/": _post(
+            "One of /embed and /similarity, as clients of inference endpoints send them",
+            {"oneOf": [_object(embed, "inputs"), _object(similarity, "inputs")]},
+            {"oneOf": [{"type": "array", "items": _VECTOR}, _VECTOR]},
+            _TEI_ERROR,
+        ),
         "/health": _get("Whether requests should be sent here", {"type": "object"}, errors=(405, 503), secured=False),
+        "/ping": _get("Whether the process is sound", {"type": "object"}, errors=(405, 503), secured=False),
         "/metrics": _get("Metrics for Prometheus", {"type": "string"}, media_type="text/plain"),
     }
     security = {
@@ -151,7 +168,7 @@ def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
 
 
 def _post(summary: str, request: Any, reply: Any, error: Any) -> dict[str, Any]:
-    errors = {str(status): _content("refused", error) for status in (400, 401, 404, 405, 408, 413, 422, 429, 500, 503)}
+    errors = {str(status): _content("refused", error) for status in _ERRORS}
     return {
         "post": {
             "summary": summary,

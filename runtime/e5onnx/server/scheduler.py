@@ -1,84 +1,56 @@
-"""Requests that wait are run together under the token budget, and take turns. Knows token ids, not HTTP.
+"""The threads that run the model on what waits; between an event loop and them. Knows token ids, not HTTP.
 
-One thread runs the model, since one run uses all the processors that the encoder may. Nobody waits for a timer: when
-the model is free it runs what there is. A request is cut into batches as :meth:`Encoder.encode` would cut it; a batch
-of the request whose turn it is is filled up with batches of others where running them together is cheaper than one
-after the other. Turns go in alternation to the request with the least left to run, and to the one that is due first:
-at the moment it would have been done, had it been alone. So a large request delays a small one by a run of the model,
-small ones never shut out a large one, and of equal ones the first is done first, not both of them last.
+A worker for each thread that the model may use, and every worker runs batches by itself: threads that share a run wait
+for each other wherever one is held up, by the event loop above all. Only a text that is alone is run by all of them
+together, which is when that is fastest. Nobody waits for a timer: a worker that is free runs what there is.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..batching import TOKEN_BUDGET, plan_batches
-from ..cpu import run_beside_threads
+from ..batching import TOKEN_BUDGET
+from ..cpu import kept_on_processor, processors_for_threads
 from ..encoder import Encoder
-from ..errors import E5OnnxError
 from ..tokenizer import TokenizedText
+from .turns import Job, Share, Turns, finished
 
-_LARGEST_SHARE = 1 / 8
-"""Of the queue that one request is counted with, however large it is: it takes turns, so it shuts nobody out."""
-_RUN_COST = 64
-"""What a run costs beside its tokens, in tokens: 12 tokens take nearly as long as 40."""
-
-
-class QueueFullError(E5OnnxError, RuntimeError):
-    """Too much is waiting already.
-
-    Attributes:
-        retry_after: seconds until what waits now will have been run, at the speed of late.
-    """
-
-    def __init__(self, requests: int, tokens: int, retry_after: float) -> None:
-        waiting = f"{requests:,} requests with {tokens:,} tokens are waiting already"
-        super().__init__(f"{waiting}; try again in {retry_after:.0f} s")
-        self.retry_after = retry_after
+_WORKER_TOKEN_BUDGET = 512
+"""Tokens in a run on one thread: its activations fit the cache of one processor."""
+_SOON = 128
+"""Tokens up to which a run by all threads is over so soon that it is better not to run anything beside it."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one run of the model took: for the metrics."""
+    """What one run of the model took, for the metrics; `waited` are the seconds of requests that it is the first of."""
 
     texts: int
     tokens: int
     padding: int
     seconds: float
-
-
-@dataclass(eq=False)
-class _Job:
-    """A request: its texts, the batches that are left of it, and where its vectors go."""
-
-    texts: Sequence[TokenizedText]
-    normalize: bool
-    vectors: NDArray[np.float32]
-    done: asyncio.Future[None]
-    due: float = 0.0
-    batches: deque[NDArray[np.intp]] = field(default_factory=deque)
-    waiting: int = 0
-    running: int = 0
+    waited: Sequence[float] = ()
+    failed: bool = False
 
 
 @dataclass(frozen=True)
-class _Share:
-    """Texts of one job in a batch."""
+class _Batch:
+    """What a worker runs: whose texts, whether with all threads together, and how many workers run then."""
 
-    job: _Job
-    rows: NDArray[np.intp]
+    shares: Sequence[Share]
+    together: bool
+    running: int
+    waited: Sequence[float]
 
     def texts(self) -> list[TokenizedText]:
-        return [self.job.texts[row] for row in self.rows]
+        return [text for share in self.shares for text in share.texts()]
 
 
 class Scheduler:
@@ -88,40 +60,57 @@ class Scheduler:
         self,
         encoder: Encoder,
         *,
+        worker_encoder: Encoder | None = None,
         max_waiting_tokens: int,
         max_waiting_requests: int,
         observe: Callable[[Run], object] = lambda run: None,
     ) -> None:
-        """Start the thread that runs the model.
+        """Start the threads that run the model.
 
         Args:
             encoder: the model.
+            worker_encoder: the same with one thread, to be shared by as many workers as `encoder` has threads. None
+                for one worker, which uses `encoder` for everything.
             max_waiting_tokens: most tokens that may wait. Of one request an eighth of that counts at most.
             max_waiting_requests: most requests of which something may wait.
-            observe: is told of every run, in the thread that runs the model.
+            observe: is told of every run, in a thread that runs the model.
         """
         self._encoder = encoder
-        self._max_waiting_tokens = max_waiting_tokens
-        self._max_waiting_requests = max_waiting_requests
-        self._most_of_one = max(1, int(max_waiting_tokens * _LARGEST_SHARE))
+        self._worker_encoder = worker_encoder or encoder
         self._observe = observe
-        self._jobs: list[_Job] = []  # as they came
+        self._workers = 1 if worker_encoder is None else encoder.threads
+        self._turns = Turns(
+            max_tokens=max_waiting_tokens,
+            max_requests=max_waiting_requests,
+            token_budget=TOKEN_BUDGET if worker_encoder is None else _WORKER_TOKEN_BUDGET,
+        )
         self._tokens_per_second = 1000.0
-        self._least_left_first = True
+        self._running = 0  # workers that are in a run
+        self._all_taken = False  # a run by all threads together will soon be over
         self._closed = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="e5onnx-scheduler", daemon=True)
-        self._thread.start()
+        self._processors: Sequence[int | None] = processors_for_threads(encoder.threads) or [None] * self._workers
+        self._threads = [
+            threading.Thread(target=self._work, args=(processor,), name=f"e5onnx-worker-{number}", daemon=True)
+            for number, processor in enumerate(self._processors[: self._workers])
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def works(self) -> bool:
+        """Whether all threads live. One that died of a defect is not replaced: the process should be."""
+        return all(thread.is_alive() for thread in self._threads)
 
     @property
     def waiting_tokens(self) -> int:
         """Tokens that wait to be run."""
-        return sum(job.waiting for job in tuple(self._jobs))
+        return self._turns.waiting_tokens
 
     @property
     def waiting_requests(self) -> int:
         """Requests of which something waits to be run."""
-        return len(self._jobs)
+        return self._turns.waiting_requests
 
     async def embed(self, texts: Sequence[TokenizedText], *, normalize: bool) -> NDArray[np.float32]:
         """Return the vectors `[texts, dimension]`. If this is cancelled, what was not run yet is dropped.
@@ -130,115 +119,103 @@ class Scheduler:
             QueueFullError: too much waits already.
             InferenceError: the engine failed.
         """
-        loop = asyncio.get_running_loop()
         vectors = np.empty((len(texts), self._encoder.dimension), np.float32)
         if not texts:
             return vectors
-        job = _Job(texts, normalize, vectors, loop.create_future())
-        job.batches.extend(plan_batches([len(text.ids) for text in texts]))
-        job.waiting = sum(len(text.ids) for text in texts)
-        job.due = time.monotonic() + job.waiting / self._tokens_per_second
+        job = Job(texts, normalize, vectors, asyncio.get_running_loop().create_future())
         with self._changed:
-            counted = sum(min(each.waiting, self._most_of_one) for each in (*self._jobs, job))
-            if counted > self._max_waiting_tokens or len(self._jobs) >= self._max_waiting_requests:
-                tokens = self.waiting_tokens
-                retry_after = max(1, math.ceil(tokens / self._tokens_per_second))
-                raise QueueFullError(len(self._jobs), tokens, retry_after)
-            self._jobs.append(job)
+            self._turns.add(job, now=time.monotonic(), tokens_per_second=self._tokens_per_second)
             self._changed.notify()
         try:
             await job.done
-        except asyncio.CancelledError:
-            self._drop(job)
-            raise
+        finally:
+            if job.batches:
+                with self._changed:
+                    self._turns.drop(job)
         return vectors
 
     def close(self) -> None:
-        """Run what waits, then end the thread."""
+        """Run what waits, then end the threads."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
-    def _drop(self, job: _Job) -> None:
+    def _work(self, processor: int | None) -> None:
+        with kept_on_processor(processor):
+            while batch := self._next():
+                self._run(batch)
+
+    def _next(self) -> _Batch | None:
+        """Wait for a turn, and take it; None at the end."""
         with self._changed:
-            job.batches.clear()
-            job.waiting = 0
-            if job in self._jobs:
-                self._jobs.remove(job)
+            while self._all_taken or not (self._turns.waiting_requests or self._closed):
+                self._changed.wait()
+            if not self._turns.waiting_requests:
+                return None
+            self._running += 1
+            now = time.monotonic()
+            shares = self._turns.take(free_workers=self._workers - self._running)
+            begun = {share.job for share in shares if not share.job.begun}
+            for job in begun:
+                job.begun = True
+            batch = _Batch(shares, False, self._running, [now - job.came for job in begun])
+            if self._turns.waiting_requests:
+                self._changed.notify()
+            elif self._running == 1 and len(texts := batch.texts()) == 1:
+                batch = replace(batch, together=True)
+                self._all_taken = len(texts[0].ids) <= _SOON
+            return batch
 
-    def _work(self) -> None:
-        run_beside_threads(self._encoder.threads)
-        while True:
-            with self._changed:
-                while not self._jobs and not self._closed:
-                    self._changed.wait()
-                if not self._jobs:
-                    return
-                shares = self._next_batch()
-            texts = [text for share in shares for text in share.texts()]
-            start = time.perf_counter()
-            try:
-                vectors = self._encoder.encode_tokenized(texts, normalize_embeddings=shares[0].job.normalize)
-            except Exception as error:  # noqa: BLE001 - for those who asked; the thread lives on for the others
-                self._finish(shares, error=error)
-                continue
-            seconds = time.perf_counter() - start
-            position = 0
-            for share in shares:
-                share.job.vectors[share.rows] = vectors[position : position + len(share.rows)]
-                position += len(share.rows)
-            run = _describe(texts, seconds)
-            self._tokens_per_second += 0.1 * (run.tokens / max(seconds, 1e-6) - self._tokens_per_second)
-            self._observe(run)
-            self._finish(shares)
+    def _run(self, batch: _Batch) -> None:
+        texts, jobs = batch.texts(), [share.job for share in batch.shares]
+        encoder, processor = self._worker_encoder, None
+        if batch.together:  # its other threads have the other processors
+            encoder, processor = self._encoder, self._processors[0]
+        start = time.perf_counter()
+        try:
+            with kept_on_processor(processor):
+                vectors = encoder.encode_tokenized(texts, normalize_embeddings=jobs[0].normalize)
+        except Exception as error:  # noqa: BLE001 - for those who asked; the thread lives on for the others
+            self._finish(batch, error=error)
+            self._observe(replace(_describe(texts, time.perf_counter() - start), failed=True))
+            return
+        run = replace(_describe(texts, time.perf_counter() - start), waited=batch.waited)
+        position = 0
+        for share in batch.shares:
+            share.job.vectors[share.rows] = vectors[position : position + len(share.rows)]
+            position += len(share.rows)
+        self._finish(batch)
+        speed = batch.running * run.tokens / max(run.seconds, 1e-6)
+        self._tokens_per_second += 0.1 * (speed - self._tokens_per_second)
+        self._observe(run)
 
-    def _next_batch(self) -> list[_Share]:
-        """Take a batch of the job whose turn it is, and what others have that goes well with it."""
-        front = min(self._jobs, key=(lambda job: job.waiting) if self._least_left_first else (lambda job: job.due))
-        self._least_left_first = not self._least_left_first
-        shares = [_Share(front, front.batches.popleft())]
-        texts, longest = _shape(shares[0])
-        for job in self._jobs:
-            while job.batches and job.normalize == front.normalize:
-                more, their_longest = _shape(_Share(job, job.batches[0]))
-                together = (texts + more) * max(longest, their_longest)
-                if together > min(TOKEN_BUDGET, texts * longest + more * their_longest + _RUN_COST):
-                    break
-                shares.append(_Share(job, job.batches.popleft()))
-                texts, longest = texts + more, max(longest, their_longest)
-        for share in shares:
-            share.job.running += 1
-            share.job.waiting -= sum(len(text.ids) for text in share.texts())
-        self._jobs = [job for job in self._jobs if job.batches]
-        return shares
-
-    def _finish(self, shares: Sequence[_Share], error: Exception | None = None) -> None:
-        """Note that batches have run, and wake those of whom that was the last."""
+    def _finish(self, batch: _Batch, error: Exception | None = None) -> None:
+        """Note that a batch has run, and wake those of whom it was the last."""
         with self._changed:
-            for share in shares:
-                share.job.running -= 1
-            finished = {share.job for share in shares if not share.job.batches and not share.job.running}
-        for job in {share.job for share in shares} if error else finished:
+            self._running -= 1
+            if self._all_taken:
+                self._all_taken = False
+                self._changed.notify_all()
+            done = finished(batch.shares)
             if error:
-                self._drop(job)
+                done = {share.job for share in batch.shares}
+                for job in done:
+                    self._turns.drop(job)
+        for job in done:
             loop = job.done.get_loop()
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_resolve, job.done, error)
 
 
 def _resolve(done: asyncio.Future[None], error: Exception | None) -> None:
-    if done.done():  # cancelled in the meantime
+    if done.done():  # given up in the meantime
         return
     if error is None:
         done.set_result(None)
     else:
         done.set_exception(error)
-
-
-def _shape(share: _Share) -> tuple[int, int]:
-    """Return the number of texts and the length of the longest."""
-    return len(share.rows), max(len(text.ids) for text in share.texts())
 
 
 def _describe(texts: Sequence[TokenizedText], seconds: float) -> Run:

@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import InputTypeError, InputValueError
-from ..openai_api import Limits, RequestError, check_length, kind_of
-from ..tokenizer import check_texts
+from ..openai_api import Limits, RequestError, check_all, kind_of, shown, wrong_dimensions
 
 _EMBED_KEYS = ("inputs", "normalize", "truncate", "truncation_direction", "prompt_name", "dimensions")
 
@@ -28,7 +26,7 @@ def read_object(content: Any, keys: Sequence[str]) -> Mapping[str, Any]:
     checked: dict[str, Any] = content
     for name in checked:
         if name not in keys:
-            raise _unprocessable(f"unknown key {name!r}; known are {', '.join(keys)}", name)
+            raise _unprocessable(f"unknown key {shown(name)}; known are {', '.join(keys)}", name)
     return checked
 
 
@@ -36,12 +34,9 @@ def read_texts(given: Any, limits: Limits, param: str = "inputs") -> list[str]:
     """Return the texts of a request, of which there may be one or a list."""
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list) or not texts:
-        raise _unprocessable(f"{param!r} must be a text or a list of texts, got {kind_of(given)}", param)
-    try:
-        check_texts(texts)
-    except (InputTypeError, InputValueError) as error:
-        raise _unprocessable(f"{param!r}: {error}", param) from error
-    check_length(texts, limits, param)
+        what = "an empty list" if texts == [] else kind_of(given)
+        raise _unprocessable(f"{param!r} must be a text or a list of texts, got {what}", param)
+    check_all(texts, limits, param, status=422)
     return texts
 
 
@@ -60,8 +55,6 @@ def read_embed(content: Any, dimension: int) -> Mapping[str, Any]:
     checked = read_object(content, _EMBED_KEYS)
     if checked.get("truncation_direction") not in (None, "Right", "right"):
         raise _unprocessable("texts are cut on the right only", "truncation_direction")
-    dimensions = checked.get("dimensions")
-    if dimensions is not None and (isinstance(dimensions, bool) or dimensions != dimension):
-        message = f"this model's vectors have {dimension} dimensions and cannot be shortened, got {dimensions!r}"
-        raise _unprocessable(message, "dimensions")
+    if wrong := wrong_dimensions(checked, dimension):
+        raise _unprocessable(wrong, "dimensions")
     return checked

@@ -1,0 +1,87 @@
+"""Every text that waits is run exactly once, in runs within the budget, whatever comes and goes meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from e5onnx import TokenizedText
+from e5onnx.server.turns import Job, QueueFullError, Turns, finished
+
+BUDGET = 200
+REQUESTS = st.tuples(st.just("add"), st.lists(st.integers(1, 120), min_size=1, max_size=30), st.booleans())
+STEPS = st.lists(
+    st.one_of(REQUESTS, st.tuples(st.just("take"), st.integers(0, 4)), st.tuples(st.just("drop"), st.integers(0, 9))),
+    max_size=60,
+)
+
+
+def job_of(lengths: list[int], normalize: bool, loop: asyncio.AbstractEventLoop) -> Job:
+    texts = [TokenizedText(np.zeros(length, np.int32), length) for length in lengths]
+    return Job(texts, normalize, np.empty((len(texts), 1), np.float32), loop.create_future())
+
+
+@given(steps=STEPS)
+def test_every_text_is_run_once_or_dropped_with_its_request(steps: list[tuple[Any, ...]]) -> None:
+    loop = asyncio.new_event_loop()
+    turns = Turns(max_tokens=3000, max_requests=8, token_budget=BUDGET)
+    jobs: list[Job] = []
+    runs: Counter[tuple[int, int]] = Counter()
+    dropped: set[int] = set()
+    done: set[Job] = set()
+
+    def take(free_workers: int) -> None:
+        waiting = {number: job.waiting for number, job in enumerate(jobs)}
+        shares = turns.take(free_workers=free_workers)
+        lengths = [len(text.ids) for share in shares for text in share.texts()]
+        assert len({share.job.normalize for share in shares}) == 1
+        assert len(lengths) == 1 or len(lengths) * max(lengths) <= BUDGET
+        assert not free_workers or len(shares) == 1
+        runs.update((jobs.index(share.job), int(row)) for share in shares for row in share.rows)
+        assert sum(waiting.values()) - sum(job.waiting for job in jobs) == sum(lengths)
+        done.update(finished(shares))
+
+    for number, (step, *arguments) in enumerate(steps):
+        if step == "add":
+            job = job_of(arguments[0], arguments[1], loop)
+            try:
+                turns.add(job, now=float(number), tokens_per_second=100.0)
+            except QueueFullError:
+                assert turns.waiting_requests == 8 or turns.waiting_tokens > 3000 * 3 / 4 - 3000 / 8
+            else:
+                jobs.append(job)
+        elif step == "take" and turns.waiting_requests:
+            take(*arguments)
+        elif step == "drop" and arguments[0] < len(jobs):
+            dropped.add(arguments[0])
+            turns.drop(jobs[arguments[0]])
+        assert turns.waiting_tokens == sum(job.waiting for job in jobs)
+    while turns.waiting_requests:
+        take(0)
+    assert set(runs.values()) <= {1}
+    for number, job in enumerate(jobs):
+        if number not in dropped:
+            assert {row for of, row in runs if of == number} == set(range(len(job.texts)))
+            assert job in done
+    loop.close()
+
+
+@given(lengths=st.lists(st.integers(1, 120), min_size=1, max_size=30), workers=st.integers(2, 8))
+def test_a_request_that_is_alone_is_divided_among_free_workers(lengths: list[int], workers: int) -> None:
+    loop = asyncio.new_event_loop()
+    turns = Turns(max_tokens=10**6, max_requests=8, token_budget=10**6)  # one batch, but for those who are free
+    turns.add(job_of(lengths, True, loop), now=0.0, tokens_per_second=100.0)
+    sizes: list[int] = []
+    while turns.waiting_requests:
+        (share,) = turns.take(free_workers=max(0, workers - 1 - len(sizes)))
+        sizes.append(len(share.rows))
+    assert len(sizes) <= workers
+    if min(lengths) * (len(lengths) // workers) >= 64:
+        assert len(sizes) == workers
+        assert max(sizes) - min(sizes) <= 1
+    loop.close()
