@@ -26,4 +26,4 @@ async function show() {
   document.getElementById("operations").append(...operations);
 }
 
-show();
+show().catch(() => document.getElementById("operations").replaceWith(make("p", "The document could not be loaded.")));

@@ -12,8 +12,8 @@ function headers() {
 async function embed(input, inputType) {
   const body = JSON.stringify({ input, input_type: inputType });
   const response = await fetch("v1/embeddings", { method: "POST", headers: headers(), body });
-  const content = await response.json();
-  if (!response.ok) throw new Error(content.error.message);
+  const content = await response.json().catch(() => null); // something in between may answer in its own words
+  if (!response.ok || !content) throw new Error(content?.error?.message ?? `The server answered ${response.status}.`);
   return { vectors: content.data.map((item) => item.embedding), truncated: content.truncated, model: content.model };
 }
 
@@ -72,10 +72,14 @@ function showHeat(texts, vectors) {
     }));
     return line;
   });
-  element("heat").replaceChildren(head, ...rows);
+  const caption = make("caption", "Cosines; the darker, the more similar.");
+  element("heat").replaceChildren(caption, head, ...rows);
 }
 
+let latest = 0; // of questions; an answer that a later one overtook is not shown
+
 async function rank() {
+  const question = ++latest;
   const status = element("status");
   status.className = "";
   status.textContent = "…";
@@ -85,6 +89,7 @@ async function rank() {
     if (!passages.length) throw new Error("Write at least one passage.");
     const start = performance.now();
     const [asked, found] = await Promise.all([embed([query], "query"), embed(passages, "document")]);
+    if (question !== latest) return;
     const milliseconds = Math.round(performance.now() - start);
     showRanking(passages, found.vectors.map((vector) => cosine(asked.vectors[0], vector)));
     showHeat([query, ...passages], [...asked.vectors, ...found.vectors]);
@@ -93,6 +98,7 @@ async function rank() {
     element("model").textContent = asked.model;
     element("results").hidden = false;
   } catch (error) {
+    if (question !== latest) return;
     status.className = "error";
     status.textContent = error.message;
     element("results").hidden = true;
