@@ -72,7 +72,7 @@ function showHeat(texts, vectors) {
     }));
     return line;
   });
-  const caption = make("caption", "Cosines; the darker, the more similar.");
+  const caption = make("caption", "Cosines; the bluer, the more similar.");
   element("heat").replaceChildren(caption, head, ...rows);
 }
 
