@@ -1,8 +1,15 @@
 """The embedding server, `e5onnx serve`: extra `serve` (Starlette, uvicorn, prometheus-client, orjson).
 
-scheduler.py    requests that wait run together, and take turns
-metrics.py      what Prometheus is told
+turns.py        what waits, whose turn it is, and which texts run together
+scheduler.py    the threads that run the model on it
+tokenizing.py   texts -> tokens beside the event loop
 app.py          the HTTP interface
+openapi.py      its document
 tei.py          text-embeddings-inference's requests, as data
+body.py         bodies of requests, within limits
+front.py        what surrounds every request: id, key, log, failures
+metrics.py      what Prometheus is told
+protocol.py     uvicorn's HTTP, with limits on what a client can hold
+logs.py         the log's lines
 run.py          sockets, signals, the end
 """

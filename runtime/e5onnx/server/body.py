@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import anyio
-import orjson
 from starlette.requests import Request
 
-from ..openai_api import RequestError
+from ..openai_api import RequestError, parse_json
 from .front import Exchange, exchange_of
 
 _HELD_BODIES = 8
@@ -54,10 +54,11 @@ class Bodies:
                     self._hold(exchange, len(part))
         except TimeoutError as error:
             raise RequestError(f"the body did not arrive within {self._seconds:.0f} s", status=408) from error
+        gc.disable()  # it would look through millions of lists again and again, if somebody sends them
         try:
-            return orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            raise RequestError(f"the body is not valid JSON in UTF-8: {error}") from error
+            return parse_json(bytes(body))
+        finally:
+            gc.enable()
 
     def release(self, exchange: Exchange) -> None:
         """Note that a request was answered."""
