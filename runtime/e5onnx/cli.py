@@ -26,7 +26,7 @@ from .encoder import Encoder
 from .errors import E5OnnxError, InputValueError, MissingDependencyError, TruncationWarning
 from .host import describe_host, recommendations
 from .model_folder import ModelFolder, open_model
-from .openai_api import Limits
+from .server import cli as server_cli
 from .tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS
 
 _EXAMPLE_QUERIES = ["how much protein should a female eat", "summit define"]
@@ -85,7 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     pack.set_defaults(command=_pack_lambda)
 
     _add_embed(commands.add_parser("embed", help="embed lines of text, or files of any size into a folder"))
-    _add_serve(commands.add_parser("serve", help="serve embeddings over HTTP, as OpenAI does (extra: e5onnx[serve])"))
+
+    serve = commands.add_parser("serve", help="serve embeddings over HTTP, as OpenAI does (extra: e5onnx[serve])")
+    _add_model(serve)
+    server_cli.add_arguments(serve)
+    serve.set_defaults(command=lambda options: server_cli.run(options, lambda: _load(options)))
 
     similarity = commands.add_parser("similarity", help="score documents against queries")
     _add_model(similarity)
@@ -167,45 +171,6 @@ def _add_embed(embed: argparse.ArgumentParser) -> None:
     embed.set_defaults(folder_options={action.dest: (action.option_strings[0], action.default) for action in actions})
 
 
-def _add_serve(serve: argparse.ArgumentParser) -> None:
-    _add_model(serve)
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    serve.add_argument("--port", type=_port, default=8080, help="0 for any that is free (default: %(default)s)")
-    serve.add_argument(
-        "--default-role",
-        choices=["query", "document", "raw"],
-        default="document",
-        help="which prompt texts get whose request does not say (default: document)",
-    )
-    serve.add_argument(
-        "--api-key-file", metavar="FILE", type=Path, help="keys, one a line (or: E5ONNX_API_KEY); default: none needed"
-    )
-    serve.add_argument(
-        "--max-texts", type=_count, default=2048, metavar="N", help="of a request (default: %(default)s)"
-    )
-    serve.add_argument(
-        "--max-characters", type=_count, default=1_000_000, metavar="N", help="of a text (default: %(default)s)"
-    )
-    serve.add_argument("--max-body", type=_count, default=8 * 2**20, metavar="BYTES", help="default: %(default)s")
-    serve.add_argument(
-        "--max-waiting-tokens", type=_count, default=65_536, metavar="N", help="beyond it: 429 (default: %(default)s)"
-    )
-    serve.add_argument(
-        "--max-waiting-requests", type=_count, default=512, metavar="N", help="beyond it: 429 (default: %(default)s)"
-    )
-    serve.add_argument(
-        "--request-timeout", type=_seconds, default=60.0, metavar="S", help="seconds until 503 (default: %(default)s)"
-    )
-    serve.add_argument(
-        "--drain-seconds",
-        type=_seconds,
-        default=2.0,
-        metavar="S",
-        help="after SIGTERM, how long requests are still taken while /health is red (default: %(default)s)",
-    )
-    serve.set_defaults(command=_serve)
-
-
 def _add_model(parser: argparse.ArgumentParser, *, encoder: bool = True, nargs: str | None = None) -> None:
     parser.add_argument("model", metavar="MODEL", nargs=nargs, help="a model folder, or the hub id of one")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
@@ -218,28 +183,6 @@ def _add_model(parser: argparse.ArgumentParser, *, encoder: bool = True, nargs: 
             "--provider", choices=["cpu", "openvino"], default="cpu", help="what runs the graph (default: cpu)"
         )
         parser.add_argument("--compile-cache", metavar="FOLDER", help="where openvino keeps compiled graphs")
-
-
-def _count(text: str) -> int:
-    """Return a whole number from 1; argparse names the option where it is none."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return number
-
-
-def _port(text: str) -> int:
-    number = int(text)
-    if not 0 <= number < 2**16:
-        raise argparse.ArgumentTypeError(f"must be 0 to 65535, got {text}")
-    return number
-
-
-def _seconds(text: str) -> float:
-    number = float(text)
-    if not 0 <= number <= 86_400:  # nor nan
-        raise argparse.ArgumentTypeError(f"must be 0 to 86400 seconds, got {text}")
-    return number
 
 
 def _export(arguments: Sequence[str]) -> None:
@@ -275,47 +218,6 @@ def _pack_lambda(options: argparse.Namespace) -> None:
         revision=options.revision,
         report=_print,
     )
-
-
-def _serve(options: argparse.Namespace) -> None:
-    try:
-        from .server.app import Settings
-        from .server.run import serve
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("e5onnx"):
-            raise
-        raise MissingDependencyError("the command `serve` needs more: pip install 'e5onnx[serve]'") from error
-    settings = Settings(
-        default_role=options.default_role,
-        max_body=options.max_body,
-        limits=Limits(texts=options.max_texts, characters=options.max_characters),
-        max_waiting_tokens=options.max_waiting_tokens,
-        max_waiting_requests=options.max_waiting_requests,
-        request_timeout=options.request_timeout,
-        api_keys=_api_keys(options.api_key_file),
-    )
-    serve(_load(options), settings, host=options.host, port=options.port, drain_seconds=options.drain_seconds)
-
-
-def _api_keys(file: Path | None) -> list[str]:
-    """Return the keys of a file, and that of the environment variable E5ONNX_API_KEY; an error if one holds none."""
-    given = {"the environment variable E5ONNX_API_KEY": os.environ.get("E5ONNX_API_KEY")}
-    if file is not None:
-        try:
-            given[str(file)] = file.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InputValueError(f"{file} is not UTF-8 text: write the keys into it, one a line") from error
-    keys = []
-    for source, text in given.items():
-        if text is None:
-            continue
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if not lines:
-            raise InputValueError(f"{source} holds no key; write one a line, or leave it out")
-        if not all(key.isascii() and key.isprintable() for key in lines):
-            raise InputValueError(f"{source} holds a key with other characters than ASCII's, which no header can carry")
-        keys += lines
-    return keys
 
 
 def _embed_files(options: argparse.Namespace) -> None:

@@ -9,15 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -25,36 +22,20 @@ from starlette.types import ASGIApp
 
 from .. import __version__
 from ..encoder import Encoder
-from ..errors import E5OnnxError, InputValueError
+from ..errors import InputValueError
 from ..openai_api import EmbeddingsRequest, Limits, RequestError, Role, kind_of
 from ..tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS, Token, TokenizedText
 from .body import Bodies
-from .front import Front, exchange_of, failure, log_failure
+from .front import Front, exchange_of
 from .metrics import Metrics
 from .openapi import document
+from .replies import HANDLERS, PAGES, json_reply, page, refusal
 from .scheduler import Scheduler
 from .tei import read_embed, read_flag, read_object, read_texts
 from .tokenizing import Tokenizing
-from .turns import QueueFullError
 
-_PAGES = {
-    "/": ("index.html", "text/html"),
-    "/docs": ("docs.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/docs.js": ("docs.js", "text/javascript"),
-}
-"""Path -> file of the folder `page`, and its type."""
-_PAGE_HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}
-_OPEN_PATHS = frozenset(("/health", "/ping", "/openapi.json", *_PAGES))
+_OPEN_PATHS = frozenset(("/health", "/ping", "/openapi.json", *PAGES))
 """For those who have no key: load balancers and kubelets, and people who have yet to type theirs into the page."""
-_TEI_PATHS = ("/", "/embed", "/similarity", "/tokenize")
-_TEI_KINDS = {429: "Overloaded", 500: "Backend", 503: "Unhealthy"}
 
 Answer = TypeVar("Answer")
 
@@ -112,17 +93,9 @@ class Service:
             Route("/metrics", self.metrics_page, methods=["GET"]),
             Route("/openapi.json", self.openapi, methods=["GET"]),
             Route("/", self.embed_or_compare, methods=["POST"]),
-            *(Route(path, _static(path), methods=["GET"]) for path in _PAGES),
+            *(Route(path, page(path), methods=["GET"]) for path in PAGES),
         ]
-        handlers: dict[Any, Any] = {
-            HTTPException: _answer_http_error,
-            RequestError: _answer_request_error,
-            QueueFullError: _answer_queue_full,
-            ClientDisconnect: _answer_gone,
-            E5OnnxError: _answer_failure,
-            Exception: _answer_failure,
-        }
-        app = Starlette(routes=routes, exception_handlers=handlers)
+        app = Starlette(routes=routes, exception_handlers=HANDLERS)
         app.router.redirect_slashes = False  # to a host that the client names
         return Front(
             app,
@@ -130,7 +103,7 @@ class Service:
             paths=frozenset(route.path for route in routes),
             open_paths=_OPEN_PATHS,
             api_keys=self.settings.api_keys,
-            refuse=_error,
+            refuse=refusal,
             is_draining=lambda: self.draining,
             release=self._bodies.release,
         )
@@ -157,11 +130,11 @@ class Service:
         prompt = asked.prompt(self.encoder.tokenizer)
         embedding = self._embedded(request, asked.texts, prompt, check, self.encoder.manifest.normalize)
         tokenized, vectors = await self._unless_gone(request, embedding)
-        return _json(asked.reply(vectors, tokenized, model=self.model, floats=lambda vector: vector))
+        return json_reply(asked.reply(vectors, tokenized, model=self.model, floats=lambda vector: vector))
 
     async def models(self, request: Request) -> Response:
         """`GET /v1/models`, as OpenAI's."""
-        return _json({"object": "list", "data": [self._model_object()]})
+        return json_reply({"object": "list", "data": [self._model_object()]})
 
     async def named_model(self, request: Request) -> Response:
         """`GET /v1/models/{name}`, as OpenAI's."""
@@ -169,7 +142,7 @@ class Service:
         if name != self.model:
             message = f"the model {name!r} is not here; this is {self.model!r}"
             raise RequestError(message, status=404, param="model", code="model_not_found")
-        return _json(self._model_object())
+        return json_reply(self._model_object())
 
     async def embed(self, request: Request) -> Response:
         """`POST /embed`, as text-embeddings-inference's: a list of vectors."""
@@ -187,7 +160,7 @@ class Service:
         return await self._embed(request, content)
 
     async def tokenize(self, request: Request) -> Response:
-        """`POST /tokenize`, as text-embeddings-inference's, without the offsets."""
+        """`POST /tokenize`, as text-embeddings-inference's."""
         content = read_object(await self._bodies.read_json(request), ("inputs", "add_special_tokens", "prompt_name"))
         texts = read_texts(content.get("inputs"), self.settings.limits)
         name = content.get("prompt_name")
@@ -198,12 +171,12 @@ class Service:
             return self.encoder.tokenizer.tokens(piece, prompt, special_tokens=special)
 
         tokens = await self._unless_gone(request, self._tokenizing.run(texts, tokenize))
-        return _json([[token._asdict() for token in each] for each in tokens])
+        return json_reply([[token._asdict() for token in each] for each in tokens])
 
     async def info(self, request: Request) -> Response:
         """`GET /info`: the model and the limits, with text-embeddings-inference's names where it has them."""
         manifest, settings = self.encoder.manifest, self.settings
-        return _json(
+        return json_reply(
             {
                 "model_id": self.model,
                 "model_sha": manifest.revision,
@@ -227,11 +200,11 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         """`GET /health`: whether to send requests here. 503 as soon as the server has been told to end."""
-        return _json({"status": "draining"}, 503) if self.draining else await self.ping(request)
+        return json_reply({"status": "draining"}, 503) if self.draining else await self.ping(request)
 
     async def ping(self, request: Request) -> Response:
         """`GET /ping`: whether the process is sound. 503 if it should be replaced."""
-        return _json({"status": "ok"}) if self.scheduler.works else _json({"status": "failed"}, 503)
+        return json_reply({"status": "ok"}) if self.scheduler.works else json_reply({"status": "failed"}, 503)
 
     async def metrics_page(self, request: Request) -> Response:
         """`GET /metrics`, for Prometheus."""
@@ -239,7 +212,7 @@ class Service:
 
     async def openapi(self, request: Request) -> Response:
         """`GET /openapi.json`."""
-        return _json(document(secured=bool(self.settings.api_keys)))
+        return json_reply(document(secured=bool(self.settings.api_keys)))
 
     def _model_object(self) -> dict[str, Any]:
         return {"id": self.model, "object": "model", "created": 0, "owned_by": "e5onnx"}
@@ -264,7 +237,7 @@ class Service:
         check = self._too_long_unless(read_flag(checked, "truncate", False))
         embedding = self._embedded(request, texts, prompt, check, read_flag(checked, "normalize", True))
         _, vectors = await self._unless_gone(request, embedding)
-        return _json(list(vectors))
+        return json_reply(list(vectors))
 
     async def _compare(self, request: Request, content: Any) -> Response:
         checked = read_object(content, ("inputs", "parameters"))
@@ -280,7 +253,7 @@ class Service:
         prompt = self._prompt(parameters.get("prompt_name"), "query")
         check = self._too_long_unless(read_flag(parameters, "truncate", False))
         _, vectors = await self._unless_gone(request, self._embedded(request, texts, prompt, check, True))
-        return _json([float(score) for score in self.encoder.similarity(vectors[:1], vectors[1:])[0]])
+        return json_reply([float(score) for score in self.encoder.similarity(vectors[:1], vectors[1:])[0]])
 
     def _too_long_unless(self, truncate: bool) -> Callable[[Sequence[TokenizedText]], None]:
         """Return a check for texts that would be cut."""
@@ -344,54 +317,3 @@ async def _cancel_if_gone(request: Request, scope: anyio.CancelScope) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
     scope.cancel()
-
-
-def _static(path: str) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-    name, media_type = _PAGES[path]
-    content = Path(__file__).with_name("page").joinpath(name).read_bytes()
-
-    async def answer(request: Request) -> Response:
-        return Response(content, headers=_PAGE_HEADERS, media_type=media_type)
-
-    return answer
-
-
-def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(body, status, headers, media_type="application/json")
-
-
-def _error(request: Request, error: RequestError) -> Response:
-    headers = {401: {"www-authenticate": "Bearer"}, 429: {"retry-after": "1"}, 503: {"retry-after": "1"}}
-    return _error_with(request, error, headers.get(error.status))
-
-
-def _error_with(request: Request, error: RequestError, headers: dict[str, str] | None) -> Response:
-    if request.url.path in _TEI_PATHS:
-        content = {"error": str(error), "error_type": _TEI_KINDS.get(error.status, "Validation")}
-        return _json(content, error.status, headers)
-    return _json(error.body(), error.status, headers)
-
-
-async def _answer_http_error(request: Request, error: HTTPException) -> Response:
-    what = {404: "there is nothing at", 405: f"{request.method} is not for"}.get(error.status_code, error.detail)
-    refused = RequestError(f"{what} {request.url.path}", status=error.status_code)
-    return _error_with(request, refused, dict(error.headers) if error.headers else None)
-
-
-async def _answer_request_error(request: Request, error: RequestError) -> Response:
-    return _error(request, error)
-
-
-async def _answer_queue_full(request: Request, error: QueueFullError) -> Response:
-    refused = RequestError(str(error), status=429, code="rate_limit_exceeded")
-    return _error_with(request, refused, {"retry-after": f"{error.retry_after:.0f}"})
-
-
-async def _answer_gone(request: Request, error: ClientDisconnect) -> Response:
-    return Response(status_code=499)  # nobody reads it; for the log and the metrics
-
-
-async def _answer_failure(request: Request, error: Exception) -> Response:
-    log_failure(error, exchange_of(request).id)
-    return _error(request, failure(error))
