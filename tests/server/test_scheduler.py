@@ -59,6 +59,18 @@ def scheduler(gate: Any) -> Iterator[Scheduler]:
     scheduler.close()
 
 
+def test_many_workers_leave_short_texts_to_one_of_them(encoder: Encoder) -> None:
+    together: Any = Gate(encoder, threads=5)
+    worker: Any = Gate(encoder)
+    scheduler = Scheduler(together, worker_encoder=worker, max_waiting_tokens=5000, max_waiting_requests=50)
+    together.open.set()
+    worker.open.set()
+    for length in (10, 300):
+        asyncio.run(scheduler.embed(texts_of(encoder, length), normalize=True))
+    scheduler.close()
+    assert (worker.runs, together.runs) == ([[10]], [[300]])
+
+
 @pytest.fixture
 def workers(encoder: Encoder) -> Iterator[tuple[Scheduler, Gate, Gate]]:
     """A scheduler with two workers, the model that both of them share, and the model for long texts."""

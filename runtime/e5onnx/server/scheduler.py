@@ -24,8 +24,10 @@ from .turns import Job, Share, Turns, finished
 
 _WORKER_TOKEN_BUDGET = 512
 """Tokens in a run on one thread: its activations fit the cache of one processor."""
-_SOON = 128
+_SHORT = 128
 """Tokens up to which a run by all threads is over so soon that it is better not to run anything beside it."""
+_FEW_WORKERS = 4
+"""Up to which short texts are run by all threads, too. Measured with 2; with many, threads gain less than they take."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +166,9 @@ class Scheduler:
             if self._turns.waiting_requests:
                 self._changed.notify()
             elif self._running == 1 and len(texts := batch.texts()) == 1:
-                batch = replace(batch, together=True)
-                self._all_taken = len(texts[0].ids) <= _SOON
+                is_short = len(texts[0].ids) <= _SHORT
+                self._all_taken = is_short and self._workers <= _FEW_WORKERS
+                batch = replace(batch, together=self._all_taken or not is_short)
             return batch
 
     def _run(self, batch: _Batch) -> None:
