@@ -283,7 +283,7 @@ def _embed_files(options: argparse.Namespace) -> None:
         options.usage_error("--output FOLDER needs at least one FILE")
     try:
         from .files import embed_files
-        from .files.rows import Columns, named_types
+        from .files.columns import Columns, named_types
     except ModuleNotFoundError as error:
         if error.name not in ("pyarrow", "tqdm"):
             raise

@@ -19,6 +19,7 @@ from .inputs import InputFile
 from .job import Done, Settings
 from .local import OnError, embed, prepare, write
 from .plan import Part
+from .records import Reader
 
 _TASKS_AHEAD = 2
 """Parts handed to an actor: it begins the next one without asking."""
@@ -132,7 +133,7 @@ class _Worker:
         self._encoder = Encoder(**model, threads=max(1, int(held)))
         if self._encoder.fingerprint != settings.fingerprint:
             raise ClusterError("the model is another one on this node")
-        self._files, self._parts = files, ray.get(parts)
+        self._reader, self._parts = Reader(files, settings.columns.read()), ray.get(parts)
         self._folder, self._settings, self._on_error = folder, settings, on_error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -141,7 +142,7 @@ class _Worker:
         for number in batch["part"]:
             try:
                 part = self._parts[int(number)]
-                prepared = prepare(self._encoder, self._files, part, self._settings, on_error=self._on_error)
+                prepared = prepare(self._encoder, self._reader, part, self._settings, on_error=self._on_error)
                 done = write(self._folder, embed(self._encoder, prepared, lambda rows, tokens: None), self._settings)
             except (E5OnnxError, OSError) as error:
                 # told as a value: Ray would retry it, and wrap it in pages of traces
