@@ -119,7 +119,7 @@ def embed_files(
     found = find_files(inputs)
     if found.ignored:
         warnings.warn(
-            f"{found.ignored:,} files of input folders were ignored, as their names do not end as a format's do",
+            f"files ignored in input folders, as their names do not say a format: {found.ignored:,}",
             IgnoredFilesWarning,
             stacklevel=2,
         )

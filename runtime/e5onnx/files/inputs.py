@@ -25,6 +25,7 @@ _SUFFIXES: dict[str, Format] = {
     ".text": "text",
 }
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+_READ_TWICE = "a run that can be resumed reads its input twice, so write it to a file first"
 JOB_FOLDER = "_e5onnx"
 """What an output folder holds beside the parts, and is known by."""
 
@@ -75,6 +76,8 @@ def find_files(inputs: Sequence[str]) -> Found:
     for given in inputs:
         if not given:
             raise InputValueError("an empty argument names no file")
+        if given == "-":
+            raise InputValueError(f"standard input is no regular file: {_READ_TWICE}")
         path = Path(given)
         if path.is_dir():
             inside = sorted(_walk(path))
@@ -109,9 +112,7 @@ def describe_file(
     """
     kind = given or _SUFFIXES.get(suffixes(path)[0])
     if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for its writer
-        raise InputValueError(
-            f"{path} is no regular file: a run that can be resumed reads its input twice, so write it to a file first"
-        )
+        raise InputValueError(f"{path} is no regular file: {_READ_TWICE}")
     if kind is None:
         formats = ", ".join(get_args(Format))
         raise InputValueError(

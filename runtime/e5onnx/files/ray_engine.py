@@ -7,6 +7,8 @@ lost, Ray gives its parts to others; a part that was written twice has the same 
 
 from __future__ import annotations
 
+import json
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,14 @@ import numpy as np
 
 from ..encoder import Encoder
 from ..errors import E5OnnxError, InputValueError, MissingDependencyError
-from .inputs import InputFile
+from .inputs import InputFile, JobChangedError
 from .job import Done, Settings
 from .local import OnError, embed, prepare, write
 from .plan import Part
 from .records import Reader
+from .rows import RowError
 
+_CONNECT_SECONDS = 5.0
 _TASKS_AHEAD = 2
 """Parts handed to an actor: it begins the next one without asking."""
 
@@ -62,6 +66,7 @@ def run_parts(
         raise MissingDependencyError("--engine ray needs Ray: pip install 'e5onnx[ray]'") from error
     begun_here = not ray.is_initialized()
     if begun_here:
+        _check_reachable(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -71,6 +76,17 @@ def run_parts(
     finally:
         if begun_here:
             ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raise ClusterError if nothing listens at HOST:PORT: Ray itself would try for minutes, and tell in pages."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"there is no Ray cluster at {address}: {error}") from error
 
 
 def _on_actors(
@@ -155,11 +171,10 @@ class _Worker:
 
 
 def _told(error: Exception) -> str:
-    return f"{type(error).__name__}\n{error}"
+    return json.dumps([type(error).__name__, str(error)])  # a file's name need not be UTF-8
 
 
 def _raised(told: str) -> Exception:
-    from .rows import RowError
-
-    name, _, message = told.partition("\n")
-    return {"RowError": RowError, "InputValueError": InputValueError}.get(name, ClusterError)(message)
+    name, message = json.loads(told)
+    kinds: dict[str, type[E5OnnxError]] = {each.__name__: each for each in (RowError, JobChangedError, InputValueError)}
+    return kinds.get(name, ClusterError)(message)

@@ -263,15 +263,22 @@ def _parquet_records(file: InputFile, row: int, columns: Sequence[str] | None) -
 def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
     """Yield rows; Parquet looks neither into its strings nor whether Python has such dates."""
     try:
-        yield from batch.to_pylist()
+        rows = batch.to_pylist()
     except (ValueError, OverflowError):
         for position in range(batch.num_rows):
-            try:
-                (values,) = batch.slice(position, 1).to_pylist()
-            except (ValueError, OverflowError) as error:
-                yield error
-            else:
-                yield values
+            yield _row(batch.slice(position, 1))
+    else:
+        yield from rows
+
+
+def _row(row: pa.RecordBatch) -> dict[str, Any] | Exception:
+    try:
+        (values,) = row.to_pylist()
+    except UnicodeDecodeError as error:
+        return error
+    except (ValueError, OverflowError) as error:
+        return ValueError(f"one of its values cannot be read: {error}")
+    return dict(values)
 
 
 @contextmanager

@@ -101,7 +101,7 @@ def read_rows(reader: Reader, part: Part, columns: Columns) -> Rows:
             origin = Origin(number, path, record.place.row)
             try:
                 _add(rows, origin, content, columns)
-            except (ValueError, OverflowError) as error:
+            except ValueError as error:
                 rows.rejected[number] = Reject(origin.file, origin.row, _reason(error, record))
             number += 1
     _reject_wrong_types(rows, columns)
