@@ -148,8 +148,8 @@ def _add_embed(embed: argparse.ArgumentParser) -> None:
             nargs="+",
             default=[],
             metavar="NAME[:TYPE]",
-            help="columns to keep beside the vectors; TYPE is Arrow's, such as int64, or string, which makes text of numbers "
-            "(default: that of the file, or of the first rows)",
+            help="columns to keep beside the vectors; TYPE is Arrow's, such as int64, or string, which makes text of "
+            "numbers (default: that of the file, or of the first rows)",
         ),
         folder.add_argument(
             "--input-format", choices=["jsonl", "csv", "tsv", "parquet", "text"], help="default: by name"

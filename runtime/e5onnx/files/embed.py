@@ -199,10 +199,8 @@ def _run(
         return
     parts = ray_engine.run_parts(
         encoder.arguments(),
-        job.files,
         todo,
         job.folder,
-        job.settings,
         on_error=on_error,
         address=address,
         processors=encoder.threads,

@@ -8,7 +8,10 @@ lost, Ray gives its parts to others; a part that was written twice has the same 
 from __future__ import annotations
 
 import json
+import logging
+import os
 import socket
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,8 @@ import numpy as np
 
 from ..encoder import Encoder
 from ..errors import E5OnnxError, InputValueError, MissingDependencyError
-from .inputs import InputFile, JobChangedError
-from .job import Done, Settings
+from .inputs import JobChangedError
+from .job import Done, read_plan
 from .local import OnError, embed, prepare, write
 from .plan import Part
 from .records import Reader
@@ -35,10 +38,8 @@ class ClusterError(E5OnnxError, RuntimeError):
 
 def run_parts(
     model: Mapping[str, Any],
-    files: Sequence[InputFile],
     parts: Sequence[Part],
     folder: Path,
-    settings: Settings,
     *,
     on_error: OnError,
     address: str | None,
@@ -48,10 +49,8 @@ def run_parts(
 
     Args:
         model: arguments of :class:`Encoder` save `threads`.
-        files: the input.
         parts: what to do.
-        folder: where the parts go.
-        settings: how.
+        folder: where they go; its plan says what they are made of, and how.
         on_error: "stop" raises at the first row that cannot be embedded.
         address: of the cluster; None for one that is running here, or else one of this machine's own.
         processors: that one actor holds.
@@ -60,6 +59,7 @@ def run_parts(
         RowError, InputValueError, OSError, InferenceError: as from the local engine.
         ClusterError: Ray failed.
     """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # or Ray Data's own actors are complained of on every run
     try:
         import ray
     except ImportError as error:
@@ -72,7 +72,7 @@ def run_parts(
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ClusterError(f"there is no Ray cluster at {address or 'this machine'}: {error}") from error
     try:
-        yield from _on_actors(model, files, parts, folder, settings, on_error, processors)
+        yield from _on_actors(model, parts, folder, on_error, processors)
     finally:
         if begun_here:
             ray.shutdown()
@@ -91,10 +91,8 @@ def _check_reachable(address: str | None) -> None:
 
 def _on_actors(
     model: Mapping[str, Any],
-    files: Sequence[InputFile],
     parts: Sequence[Part],
     folder: Path,
-    settings: Settings,
     on_error: OnError,
     processors: int,
 ) -> Iterator[Done]:
@@ -104,15 +102,17 @@ def _on_actors(
     actors = int(ray.cluster_resources().get("CPU", 0)) // processors
     if actors < 1:
         raise InputValueError(f"no node of the cluster has {processors} processors for an actor: lower --threads")
-    context = DataContext.get_current()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # or it reports on every run
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its defaults are deprecated by itself
+        context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    shared = ray.put({part.number: part for part in parts})
     # the work is in the actors: rows of these data sets are the numbers of parts
     numbers = ray.data.from_items([{"part": part.number} for part in parts], override_num_blocks=len(parts))
     done = numbers.map_batches(
         _Worker,
-        fn_constructor_args=(dict(model), list(files), shared, folder.absolute(), settings, on_error),
+        fn_constructor_args=(dict(model), folder.absolute(), on_error),
         batch_size=1,
         num_cpus=processors,
         compute=ActorPoolStrategy(
@@ -137,20 +137,21 @@ class _Worker:
     def __init__(
         self,
         model: dict[str, Any],
-        files: list[InputFile],
-        parts: Any,
         folder: Path,
-        settings: Settings,
         on_error: OnError,
     ) -> None:
         import ray
 
+        plan = read_plan(folder)
+        if plan is None:
+            raise ClusterError(f"{folder} is not to be seen on this node")
+        files, self._parts, self._settings = plan
+        self._reader = Reader(files, self._settings.columns.read())
+        self._folder, self._on_error = folder, on_error
         held = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
         self._encoder = Encoder(**model, threads=max(1, int(held)))
-        if self._encoder.fingerprint != settings.fingerprint:
+        if self._encoder.fingerprint != self._settings.fingerprint:
             raise ClusterError("the model is another one on this node")
-        self._reader, self._parts = Reader(files, settings.columns.read()), ray.get(parts)
-        self._folder, self._settings, self._on_error = folder, settings, on_error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         lines: list[str | None] = []
