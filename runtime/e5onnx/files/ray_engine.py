@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import socket
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,7 +58,6 @@ def run_parts(
         RowError, InputValueError, OSError, InferenceError: as from the local engine.
         ClusterError: Ray failed.
     """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # or Ray Data's own actors are complained of on every run
     try:
         import ray
     except ImportError as error:

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, dropwhile, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -67,7 +67,7 @@ class Record(NamedTuple):
 
 
 class Reader:
-    """Reads stretches of files. A file stays open as long as each stretch begins where the last one ended."""
+    """Reads stretches of files. A file stays open as long as each begins where the last one ended, or is compressed."""
 
     def __init__(self, files: Sequence[InputFile], columns: Sequence[str]) -> None:
         """Read from these files; `columns` are what is wanted of those in Parquet."""
@@ -83,9 +83,12 @@ class Reader:
             InputValueError: the file is damaged.
             JobChangedError: it has fewer records.
         """
-        following = next(self._records, None) if self._file == file else None
+        rest = self._records if self._file == file else iter(())
+        if suffixes(Path(self.files[file].path))[1]:  # it could only be read from its beginning on
+            rest = dropwhile(lambda record: record.place < place, rest)
+        following = next(rest, None)
         if following is not None and following.place == place:
-            self._records = chain([following], self._records)
+            self._records = chain([following], rest)
         else:
             self._file, self._records = file, read_records(self.files[file], place, self._columns)
         number = 0
