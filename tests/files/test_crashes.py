@@ -165,7 +165,8 @@ def test_without_the_extra_it_says_what_to_install(
     tiny_model: Path, corpus: Path, tmp_path: Path, missing: str
 ) -> None:
     (tmp_path / f"{missing}.py").write_text(f"raise ModuleNotFoundError('no', name='{missing}')")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     arguments = command(tiny_model, corpus, tmp_path / "out")
     failed = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment)
     assert failed.returncode == 1
