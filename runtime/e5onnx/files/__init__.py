@@ -16,8 +16,9 @@ embed.py        `embed_files`, which puts these together
 
 from __future__ import annotations
 
+from .columns import Columns
 from .embed import Summary, embed_files
 from .inputs import IgnoredFilesWarning, JobChangedError
 from .rows import RowError
 
-__all__ = ["IgnoredFilesWarning", "JobChangedError", "RowError", "Summary", "embed_files"]
+__all__ = ["Columns", "IgnoredFilesWarning", "JobChangedError", "RowError", "Summary", "embed_files"]
