@@ -113,7 +113,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_embed(embed: argparse.ArgumentParser) -> None:
     _add_model(embed)
     embed.add_argument(
-        "files", metavar="FILE", nargs="*", help="text files, one text a line; - or none: standard input"
+        "files",
+        metavar="FILE",
+        nargs="*",
+        help="text files, one text a line; - or none: standard input. With --output FOLDER: see below",
     )
     embed.add_argument(
         "--as",
@@ -123,7 +126,11 @@ def _add_embed(embed: argparse.ArgumentParser) -> None:
         help="which of the model's prompts to put before each text; raw: none (default: document)",
     )
     embed.add_argument(
-        "--output", metavar="X.npy", type=Path, help="a float32 array [lines, dimension]; any other name: a folder"
+        "--output",
+        metavar="X.npy|FOLDER",
+        type=Path,
+        help="X.npy: a float32 array [lines, dimension]; any other name: a folder for files of any size; "
+        "default: JSON lines on standard output",
     )
     embed.add_argument("--truncate", choices=["warn", "error"], default="warn", help="what to do with too long texts")
     embed.add_argument("--json", action="store_true", help="with --output: say what was written as JSON")
@@ -131,8 +138,8 @@ def _add_embed(embed: argparse.ArgumentParser) -> None:
 
     folder = embed.add_argument_group(
         "with --output FOLDER (extra: e5onnx[bulk])",
-        "FILE may be JSON lines, CSV, Parquet or text, compressed or not, a folder of them, or a quoted glob. The same "
-        "command after a crash goes on where it stood.",
+        "FILE is JSON lines, CSV, TSV, Parquet or text, compressed or not, a folder of such files, or a quoted glob; "
+        "standard input and pipes are not read. The same command after a crash goes on where it stood.",
     )
     actions = [
         folder.add_argument("--text-column", default="text", metavar="NAME", help="what to embed (default: text)"),
@@ -145,7 +152,8 @@ def _add_embed(embed: argparse.ArgumentParser) -> None:
             nargs="+",
             default=[],
             metavar="NAME[:TYPE]",
-            help="columns to keep beside the vectors; TYPE is Arrow's, such as int64 (default: that of the first rows)",
+            help="columns to keep beside the vectors; TYPE is Arrow's, such as int64, or string, which makes text of "
+            "numbers (default: that of the file, or of the first rows)",
         ),
         folder.add_argument(
             "--input-format", choices=["jsonl", "csv", "tsv", "parquet", "text"], help="default: by name"
@@ -223,9 +231,11 @@ def _pack_lambda(options: argparse.Namespace) -> None:
 def _embed_files(options: argparse.Namespace) -> None:
     if not options.files:
         options.usage_error("--output FOLDER needs at least one FILE")
+    if options.part_rows < 1:
+        options.usage_error(f"--part-rows is at least 1, got {options.part_rows}")
     try:
         from .files import embed_files
-        from .files.rows import Columns, named_types
+        from .files.columns import Columns, named_types
     except ModuleNotFoundError as error:
         if error.name not in ("pyarrow", "tqdm"):
             raise

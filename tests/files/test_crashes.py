@@ -160,9 +160,13 @@ def test_the_command_says_what_it_did(tiny_model: Path, corpus: Path, tmp_path: 
     assert failed.stderr.startswith(f"e5onnx: error: {corpus}, row 38: its text, column 'text', is null")
 
 
-def test_without_the_extra_it_says_what_to_install(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
-    (tmp_path / "pyarrow.py").write_text("raise ModuleNotFoundError('no', name='pyarrow')")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+@pytest.mark.parametrize("missing", ["pyarrow", "tqdm"])
+def test_without_the_extra_it_says_what_to_install(
+    tiny_model: Path, corpus: Path, tmp_path: Path, missing: str
+) -> None:
+    (tmp_path / f"{missing}.py").write_text(f"raise ModuleNotFoundError('no', name='{missing}')")
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     arguments = command(tiny_model, corpus, tmp_path / "out")
     failed = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment)
     assert failed.returncode == 1

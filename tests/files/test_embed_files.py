@@ -21,10 +21,12 @@ from hypothesis import strategies as st
 
 from e5onnx import Encoder, InputValueError
 from e5onnx.files import RowError, embed_files
-from e5onnx.files.inputs import describe_file, find_files
-from e5onnx.files.job import JobChangedError, JobRunningError, opened_folder
+from e5onnx.files.columns import Columns
+from e5onnx.files.inputs import describe_file
+from e5onnx.files.job import JobRunningError, opened_folder
 from e5onnx.files.plan import plan_parts
-from e5onnx.files.rows import Columns, read_rows
+from e5onnx.files.records import Reader
+from e5onnx.files.rows import read_rows
 from texts import TEXTS
 
 ROWS = [
@@ -156,6 +158,7 @@ def test_smaller_vectors_are_close_and_say_their_scale(
         (b"[" * 100_000, "nested too deeply"),
         (b"[1]", "not a JSON object"),
         (b'{"text": "a", "name": "x", "year": "soon"}', "column 'year' is 'soon', which is no int64"),
+        (b'{"text": "a", "name": "x", "year": 2.5}', "column 'year' is 2.5, which is no int64"),
         (b'{"text": "a", "year": 1}', "its id, column 'name', is missing"),
     ],
 )
@@ -168,6 +171,7 @@ def test_bad_rows_stop_or_are_noted(encoder: Encoder, tmp_path: Path, line: byte
         embed_files(encoder, [str(path)], tmp_path / "out", columns=columns, part_rows=5)
     assert reason in str(caught.value)
     assert len(list((tmp_path / "out").glob("*.parquet"))) == 2  # what was done is kept
+    assert len((tmp_path / "out/_e5onnx/journal.jsonl").read_text().splitlines()) == 2
     summary = embed_files(encoder, [str(path)], tmp_path / "out", columns=columns, part_rows=5, on_error="skip")
     assert (summary.rows, summary.rejected) == (len(ROWS), 1)
     (reject,) = map(json.loads, (tmp_path / "out/_e5onnx/rejects.jsonl").read_text().splitlines())
@@ -203,9 +207,59 @@ def test_too_long_texts_can_be_refused(encoder: Encoder, tmp_path: Path) -> None
         embed_files(encoder, [str(path)], tmp_path / "out", truncate="error")
 
 
+def test_rejects_are_in_the_order_of_the_input(encoder: Encoder, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "word " * 600}, {"text": 1}, {"text": "fine"}, {"text": None}])
+    embed_files(encoder, [str(path)], tmp_path / "out", truncate="error", on_error="skip")
+    rejects = [json.loads(line) for line in (tmp_path / "out/_e5onnx/rejects.jsonl").read_text().splitlines()]
+    assert [each["row"] for each in rejects] == [1, 2, 4]
+    with pytest.raises(RowError, match="row 1: its text has 602 tokens"):
+        embed_files(encoder, [str(path)], tmp_path / "stopped", truncate="error")
+
+
+def test_blank_lines_before_a_part_count_as_lines(encoder: Encoder, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('\n\n{"text": "a"}\n{"text": "b"}\n\n\n{"text": 1}\n')
+    with pytest.raises(RowError, match="row 7: "):
+        embed_files(encoder, [str(path)], tmp_path / "out", part_rows=2)
+
+
+STRAY_QUOTE = b'text,n\nfine,1\n"open,2\n' + b"fine,3\n" * 40
+
+
+def test_a_stray_quote_says_what_it_took_in(encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(STRAY_QUOTE)
+    with pytest.raises(RowError, match=r"row 2: no valid CSV: .* \(lines 3 to 43 of the file\)"):
+        embed_files(encoder, [str(tmp_path / "a.csv")], tmp_path / "out")
+    (tmp_path / "b.csv").write_bytes(b'text,n\nfine,1\n"open,2\nfine,3\nfine"\nfine,4\n')
+    with pytest.raises(RowError, match=r"row 2: it has 1 fields, the header has 2 \(lines 3 to 5 of the file\)"):
+        embed_files(encoder, [str(tmp_path / "b.csv")], tmp_path / "other", part_rows=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rejects"),
+    [
+        ("a.csv", STRAY_QUOTE, [(2, "lines 3 to 11 of the file")]),
+        ("a.txt", b"fine\n" + b"long " * 20 + b"\nfine\n", [(2, "it has more than")]),
+        ("a.jsonl", b'{"text": "fine"}\n{"text": "' + b"long " * 20 + b'"}\n{"text": "fine"}\n', [(2, "it has more")]),
+    ],
+)
+def test_a_record_has_a_largest_size(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, rejects: Any
+) -> None:
+    monkeypatch.setattr("e5onnx.files.records.RECORD_BYTES", 60)
+    (tmp_path / name).write_bytes(content)
+    summary = embed_files(encoder, [str(tmp_path / name)], tmp_path / "out", on_error="skip", part_rows=2)
+    found = [json.loads(line) for line in (tmp_path / "out/_e5onnx/rejects.jsonl").read_text().splitlines()]
+    assert [each["row"] for each in found] == [row for row, _ in rejects]
+    assert all(reason in each["reason"] for each, (_, reason) in zip(found, rejects, strict=True))
+    assert summary.rows == (33 if name == "a.csv" else 2)
+
+
 def test_nothing_to_embed_is_no_error(encoder: Encoder, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").touch()
-    assert embed_files(encoder, [str(tmp_path / "a.jsonl")], tmp_path / "out").parts == 0
+    assert embed_files(encoder, [str(tmp_path / "a.jsonl")], tmp_path / "out").rows == 0
+    table = pq.read_table(tmp_path / "out/part-000000.parquet")  # so that readers of part-*.parquet find something
+    assert (table.num_rows, table.column_names) == (0, ["id", "embedding"])
 
 
 @pytest.mark.parametrize(
@@ -216,6 +270,11 @@ def test_nothing_to_embed_is_no_error(encoder: Encoder, tmp_path: Path) -> None:
         ("a.jsonl.zst", b"nothing like it", "is damaged"),
         ("a.csv", b"a,b\n1,2\n", "has no column 'text'; it has 'a', 'b'"),
         ("a.csv", b"text,text\n1,2\n", "names a column twice"),
+        ("a.csv", b"text\rfoo\rbar\r", "is damaged"),
+        ("a.csv", b'"text"b,c\n1,2\n', "is damaged"),
+        ("a.jsonl.gz", gzip.compress(b"", mtime=0)[:10] + b"\xff" * 50, "is damaged"),
+        ("a.json", b'\xef\xbb\xbf[{"text": "a"},\n{"text": "b"}]\n', "is one JSON array"),
+        ("a.jsonl", b'\n[\n{"text": "a"}\n]\n', "is one JSON array"),
         ("a.bin", b"", "the format of .* cannot be told from its name"),
     ],
 )
@@ -227,41 +286,10 @@ def test_what_is_wrong_with_a_file_is_said(
         embed_files(encoder, [str(tmp_path / name)], tmp_path / "out")
 
 
-def test_what_changed_since_is_noticed(encoder: Encoder, sample_model: Path, tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
-
-    def embed(with_encoder: Encoder = encoder, **options: Any) -> Any:
-        return embed_files(with_encoder, [str(path)], tmp_path / "out", **options)
-
-    first = embed()
-    path.touch()  # another date, the same bytes
-    assert embed() == first
-    for options in ({"role": "query"}, {"dtype": "int8"}, {"columns": Columns(title="title")}):
-        with pytest.raises(JobChangedError, match="was begun with other options"):
-            embed(**options)
-    with pytest.raises(JobChangedError, match="fingerprint"):
-        embed(Encoder(sample_model))
-    write_jsonl(path, ROWS[1:])
-    with pytest.raises(JobChangedError, match="has changed since"):
-        embed()
-    with pytest.raises(InputValueError, match="is no output folder of e5onnx, and not empty"):
-        embed_files(encoder, [str(path)], tmp_path)
-
-
 def test_two_processes_do_not_write_into_one_folder(encoder: Encoder, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
     with opened_folder(tmp_path / "out"), pytest.raises(JobRunningError, match="another process writes"):
         embed_files(encoder, [str(path)], tmp_path / "out")
-
-
-def test_folders_and_globs_mean_files_once_and_in_order(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.csv", "sub/c.txt.gz", ".hidden.txt", "_success.txt", "notes.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    found = find_files([str(tmp_path / "b*"), str(tmp_path)])
-    assert [str(path.relative_to(tmp_path)) for path in found] == ["b.jsonl", "a.csv", "sub/c.txt.gz"]
-    with pytest.raises(InputValueError, match="there are no files at"):
-        find_files([str(tmp_path / "z*")])
 
 
 KIND = st.sampled_from(["jsonl", "csv", "parquet", "jsonl.gz"])
@@ -292,7 +320,9 @@ def test_every_row_is_in_exactly_one_part(
         described.append(describe_file(path))
         expected += [row["text"] for row in rows]
     parts = plan_parts(described, part_rows=part_rows, part_bytes=part_bytes)
-    read = [read_rows(described, part, Columns()) for part in reversed(parts)]
+    read = [read_rows(Reader(described, ["text"]), part, Columns()) for part in reversed(parts)]
     assert [text for rows in reversed(read) for text in rows.texts] == expected
     assert [number for rows in reversed(read) for number in rows.stored["id"]] == list(range(len(expected)))
-    assert all(1 <= part.rows <= part_rows for part in parts)
+    assert all(1 <= part.rows <= part_rows for part in parts) or (len(parts) == 1 and not expected)
+    reader = Reader(described, ["text"])  # which goes on where it stands
+    assert [text for part in parts for text in read_rows(reader, part, Columns()).texts] == expected

@@ -1,7 +1,11 @@
 """Embedding whole corpora, `e5onnx embed --output FOLDER`: extra `bulk` (pyarrow, tqdm), and `ray` beyond one machine.
 
-inputs.py       files in: which, in what format, and their records
+inputs.py       files in: which, in what format, and whether they changed
+records.py      files -> records
+columns.py      which columns mean what, and types by name
+values.py       values -> Arrow arrays, nothing lost
 rows.py         records -> rows: texts, ids, kept columns, and what is wrong with a record
+schema.py       whether the columns are there, and their types
 plan.py         which records make up which part of the output
 outputs.py      parts out: Parquet, or .npy beside JSON lines
 job.py          the output folder: plan, journal, lock, summary
@@ -12,7 +16,9 @@ embed.py        `embed_files`, which puts these together
 
 from __future__ import annotations
 
+from .columns import Columns
 from .embed import Summary, embed_files
+from .inputs import IgnoredFilesWarning, JobChangedError
 from .rows import RowError
 
-__all__ = ["RowError", "Summary", "embed_files"]
+__all__ = ["Columns", "IgnoredFilesWarning", "JobChangedError", "RowError", "Summary", "embed_files"]

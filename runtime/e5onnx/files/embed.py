@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from tqdm import tqdm
+
 from ..encoder import Encoder
 from ..errors import InputValueError
 from ..tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS
 from . import local, ray_engine
-from .inputs import Format, InputFile, describe_file, find_files
-from .job import (
-    Done,
-    Job,
+from .columns import Columns
+from .inputs import (
+    Format,
+    IgnoredFilesWarning,
+    InputFile,
     JobChangedError,
-    Settings,
-    check_unchanged,
+    describe_file,
+    find_files,
     is_unchanged,
-    opened_folder,
-    read_plan,
-    write_plan,
 )
+from .job import Done, Job, Settings, check_unchanged, opened_folder, read_plan, write_plan
 from .local import OnError
 from .outputs import DType, OutputFormat
 from .plan import PART_ROWS, Part, plan_parts
-from .rows import Columns, check_columns, with_types
+from .schema import check_columns, typed_columns
 
 Engine = Literal["local", "ray"]
 
@@ -109,12 +111,21 @@ def embed_files(
         prompt=encoder.tokenizer.prompt_for(None, None, prompts) if prompts else "",
         columns=columns or Columns(),
         truncate=truncate,
+        input_format=input_format,
         output_format=output_format,
         dtype=dtype,
+        part_rows=part_rows,
     )
-    paths = find_files(inputs)
+    found = find_files(inputs)
+    if found.ignored:
+        warnings.warn(
+            f"files ignored in input folders, as their names do not say a format: {found.ignored:,}",
+            IgnoredFilesWarning,
+            stacklevel=2,
+        )
     with opened_folder(output):
-        files, parts, settings = _planned(output, paths, wanted, dict(column_types or {}), input_format, part_rows)
+        types = {name: kind for name, kind in (column_types or {}).items() if name in wanted.columns.stored()}
+        files, parts, settings = _planned(output, found.files, wanted, types, show_progress_bar)
         job = Job(output, files, parts, settings)
         try:
             todo = job.todo()
@@ -122,6 +133,8 @@ def embed_files(
             with _progress(show_progress_bar, rows, sum(part.rows for part in parts)) as advance:
                 for done in _run(encoder, job, todo, on_error, engine, address, advance):
                     job.note(done)
+            if todo:
+                _check_files(files, output)  # what was read is not what was planned, if one changed meanwhile
             return _finished(job)
         finally:
             job.write_rejects()
@@ -132,33 +145,40 @@ def _planned(
     output: Path,
     paths: Sequence[Path],
     wanted: Settings,
-    types: dict[str, str],
-    input_format: Format | None,
-    part_rows: int,
+    types: Mapping[str, str],
+    show_progress_bar: bool,
 ) -> tuple[Sequence[InputFile], Sequence[Part], Settings]:
     """Return the plan of the folder, which is made and written if there is none."""
     plan = read_plan(output)
     if plan is None:
-        files = [describe_file(path, input_format) for path in paths]
+        files = _described(paths, wanted.input_format, show_progress_bar)
         check_columns(files, wanted.columns)
-        parts = plan_parts(files, part_rows=part_rows)
-        settings = wanted
-        if parts:
-            settings = replace(wanted, columns=with_types(wanted.columns, types, files, parts[0]))
+        parts = plan_parts(files, part_rows=wanted.part_rows)
+        settings = replace(wanted, columns=typed_columns(wanted.columns, types, files, parts[0]))
         write_plan(output, files, parts, settings)
         return files, parts, settings
     files, parts, planned = plan
-    if [str(path) for path in paths] != [file.path for file in files]:
+    if [path.resolve() for path in paths] != [Path(file.path).resolve() for file in files]:
         raise JobChangedError(f"{output} was begun with other input files: name another output folder")
+    _check_files(files, output)
+    begun = replace(wanted.columns, as_text=planned.columns.as_text)
+    settings = replace(wanted, columns=begun.with_types(dict(planned.columns.types), types))
+    check_unchanged(output, planned, settings)
+    return files, parts, settings
+
+
+def _described(paths: Sequence[Path], input_format: Format | None, show_progress_bar: bool) -> list[InputFile]:
+    size = sum(path.stat().st_size for path in paths)
+    with tqdm(
+        total=size, desc="Reading input", unit="B", unit_scale=True, disable=None if show_progress_bar else True
+    ) as bar:
+        return [describe_file(path, input_format, advance=bar.update) for path in paths]
+
+
+def _check_files(files: Sequence[InputFile], output: Path) -> None:
     for file in files:
         if not is_unchanged(file):
             raise JobChangedError(f"{file.path} has changed since {output} was begun: name another output folder")
-    begun = dict(planned["columns"]["types"]) | types
-    settings = replace(wanted, columns=replace(wanted.columns, types=tuple(sorted(begun.items()))))
-    check_unchanged(output, planned, settings)
-    if any(part.rows > part_rows for part in parts):
-        raise JobChangedError(f"{output} was begun with larger parts: name another output folder")
-    return files, parts, settings
 
 
 def _run(
@@ -179,10 +199,8 @@ def _run(
         return
     parts = ray_engine.run_parts(
         encoder.arguments(),
-        job.files,
         todo,
         job.folder,
-        job.settings,
         on_error=on_error,
         address=address,
         processors=encoder.threads,
@@ -199,7 +217,7 @@ def _finished(job: Job) -> Summary:
         truncated, tokens = truncated + done.truncated, tokens + done.tokens
     settings = job.settings
     summary = Summary(rows, rejected, truncated, tokens, parts, settings.dimension, settings.fingerprint)
-    job.write_summary({**asdict(summary), "settings": asdict(settings)})
+    job.write_summary({**asdict(summary), "settings": settings.to_json()})
     return summary
 
 
@@ -208,8 +226,6 @@ def _progress(show: bool, rows: int, of: int) -> Iterator[Callable[[int, int], o
     if not show:
         yield lambda rows, tokens: None
         return
-    from tqdm import tqdm
-
     start, tokens_run = time.monotonic(), 0
     with tqdm(total=of, initial=of - rows, desc="Embedding", unit="row", unit_scale=True, disable=None) as bar:
 

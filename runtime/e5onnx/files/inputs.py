@@ -1,26 +1,14 @@
-"""Files in: which ones a user means, in what format they are, and their records in order.
-
-A record is what one row is made of, not yet looked into: a line of JSON or text, the fields of a CSV row, the values
-of a Parquet row. Records can be read from the middle of a file on; where a file cannot be entered there (compressed
-ones), what comes before is read and dropped.
-"""
+"""Files in: which ones a user means, what their format is, and whether they are still what they were."""
 
 from __future__ import annotations
 
-import bz2
-import csv
-import gzip
 import hashlib
-import io
-import lzma
+import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, get_args
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Literal, NamedTuple, get_args
 
 from ..errors import InputValueError
 
@@ -36,77 +24,95 @@ _SUFFIXES: dict[str, Format] = {
     ".txt": "text",
     ".text": "text",
 }
-_OPENERS: dict[str, Callable[[Path], Any]] = {
-    "": lambda path: path.open("rb"),
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-    ".zst": lambda path: io.BufferedReader(pa.input_stream(str(path), compression="zstd")),
-}
-"""Compression, by the end of a name -> how it is opened."""
-_PARQUET_ROWS = 1024
-_DAMAGED = (EOFError, lzma.LZMAError, gzip.BadGzipFile, pa.ArrowException)
+_COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+_READ_TWICE = "a run that can be resumed reads its input twice, so write it to a file first"
+JOB_FOLDER = "_e5onnx"
+"""What an output folder holds beside the parts, and is known by."""
 
-csv.field_size_limit(2**31 - 1)  # a text may be longer than the module's 128 KiB
+
+class JobChangedError(InputValueError):
+    """The output folder holds parts of other input, another model or other options."""
+
+
+class IgnoredFilesWarning(UserWarning):
+    """Files of an input folder were ignored, as their names do not say a format."""
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file, with what notices a change: `size` in bytes, `mtime_ns`, and the SHA-256 of its bytes."""
+    """A file as its bytes were read: their SHA-256, and what notices a change without reading them again.
+
+    `path` is absolute, so that it means the same wherever a process runs. The times are in ns.
+    """
 
     path: str
     format: Format
     size: int
     mtime_ns: int
+    ctime_ns: int
+    inode: int
     sha256: str
 
 
-class Record(NamedTuple):
-    """What a row is made of, where it is (`row`, from 1: the line, or the row without the header), and where it ends.
+class Found(NamedTuple):
+    """Input files, by absolute paths, and how many files of folders were ignored."""
 
-    `content` is bytes of a line, a list of CSV fields, a mapping of Parquet values, or an error that is the row's own.
-    """
-
-    row: int
-    content: bytes | list[str] | dict[str, Any] | Exception
-    end: int
+    files: list[Path]
+    ignored: int
 
 
-def find_files(inputs: Sequence[str]) -> list[Path]:
+def find_files(inputs: Sequence[str]) -> Found:
     """Return the files that are meant by paths, globs and folders, each once, those of a glob or folder sorted.
 
-    Of a folder these are the files below it with a known suffix, unless a name on the way begins with `.` or `_`.
+    Of a folder these are the files below it with a known suffix, unless a name on the way begins with `.` or `_`; links
+    to folders are followed. Output folders of e5onnx are input only where they are named themselves: what lies in one
+    below a folder, or behind a wildcard, is the output of an earlier run.
 
     Raises:
         InputValueError: nothing is meant.
     """
-    files: dict[Path, None] = {}
+    files: dict[Path, Path] = {}  # resolved -> as it was named
+    ignored = 0
     for given in inputs:
+        if not given:
+            raise InputValueError("an empty argument names no file")
+        if given == "-":
+            raise InputValueError(f"standard input is no regular file: {_READ_TWICE}")
         path = Path(given)
         if path.is_dir():
-            inside = sorted(each for each in path.rglob("*") if _is_data(each.relative_to(path)) and each.is_file())
-            found = [each for each in inside if _suffixes(each)[0] in _SUFFIXES]
-        elif path.exists() or not set(given) & set("*?["):
+            inside = sorted(_walk(path))
+            found = [each for each in inside if suffixes(each)[0] in _SUFFIXES]
+            ignored += len(inside) - len(found)
+        elif path.exists() or not _is_pattern(given):
             found = [path]
         else:
-            found = [
-                each for each in sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))) if each.is_file()
-            ]
+            found = _matching(path)
         if not found:
             known = " ".join(_SUFFIXES)
             raise InputValueError(f"there are no files at {given} (in folders, those that end in {known} count)")
-        files.update(dict.fromkeys(found))
-    return list(files)
+        for each in found:
+            files.setdefault(each.resolve(), each.absolute())
+    return Found(list(files.values()), ignored)
 
 
-def describe_file(path: Path, given: Format | None = None) -> InputFile:
+def describe_file(
+    path: Path, given: Format | None = None, *, advance: Callable[[int], object] = lambda size: None
+) -> InputFile:
     """Return what is known of a file once all its bytes were read.
 
+    Args:
+        path: the file.
+        given: its format, if its name does not say it.
+        advance: is told of bytes that were read.
+
     Raises:
-        InputValueError: the format cannot be told from the name, and is not given.
+        InputValueError: the format cannot be told from the name, and is not given; or it is no regular file.
+        JobChangedError: it changes meanwhile.
         OSError: it cannot be read.
     """
-    kind = given or _SUFFIXES.get(_suffixes(path)[0])
+    kind = given or _SUFFIXES.get(suffixes(path)[0])
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for its writer
+        raise InputValueError(f"{path} is no regular file: {_READ_TWICE}")
     if kind is None:
         formats = ", ".join(get_args(Format))
         raise InputValueError(
@@ -114,168 +120,69 @@ def describe_file(path: Path, given: Format | None = None) -> InputFile:
         )
     digest = hashlib.sha256()
     with path.open("rb") as stream:
+        before = _state(os.fstat(stream.fileno()))
         while block := stream.read(2**20):
             digest.update(block)
-    status = path.stat()
-    return InputFile(str(path), kind, status.st_size, status.st_mtime_ns, digest.hexdigest())
+            advance(len(block))
+        if _state(os.fstat(stream.fileno())) != before:
+            raise JobChangedError(f"{path} changes while it is read: begin when it is complete")
+    return InputFile(str(path), kind, *before, digest.hexdigest())
 
 
-def columns_of(file: InputFile) -> dict[str, pa.DataType | None] | None:
-    """Return the columns that a file declares, with their types where it does that too; None if it declares none.
-
-    Raises:
-        InputValueError: the file is damaged.
-    """
-    with _explained(file):
-        if file.format == "parquet":
-            schema = pq.read_schema(file.path)
-            return dict(zip(schema.names, schema.types, strict=True))
-        if file.format in ("csv", "tsv"):
-            return dict.fromkeys(_header(file), pa.string())
-    return None
+def is_unchanged(file: InputFile) -> bool:
+    """Tell whether a file is what it was when it was described; its bytes are read only if its state is another."""
+    if _state(Path(file.path).stat()) == (file.size, file.mtime_ns, file.ctime_ns, file.inode):
+        return True
+    return describe_file(Path(file.path), file.format).sha256 == file.sha256
 
 
-def read_records(
-    file: InputFile, *, row: int = 1, offset: int = 0, columns: Sequence[str] | None = None
-) -> Iterator[Record]:
-    """Yield the records of a file.
-
-    Args:
-        file: the file.
-        row: number of the first record wanted.
-        offset: where it begins, as the `end` of the record before it said.
-        columns: what is wanted of Parquet files; None for all.
-
-    Raises:
-        InputValueError: the file is damaged.
-    """
-    with _explained(file):
-        if file.format == "parquet":
-            yield from _parquet_records(file, row, columns)
-        elif file.format in ("csv", "tsv"):
-            yield from _csv_records(file, row, offset)
-        else:
-            yield from _line_records(file, row, offset)
-
-
-def decoded(line: bytes, row: int) -> str:
-    """Return a line as text, without its end, and the first one without the mark that says it is UTF-8."""
-    return line.decode("utf-8-sig" if row == 1 else "utf-8").rstrip("\r\n")
-
-
-def _line_records(file: InputFile, row: int, offset: int) -> Iterator[Record]:
-    skips_blank = file.format == "jsonl"
-    with _opened(file, offset) as stream:
-        for number, line in enumerate(stream, row):
-            offset += len(line)
-            if not (skips_blank and line.isspace()):
-                yield Record(number, line, offset)
-
-
-def _csv_records(file: InputFile, row: int, offset: int) -> Iterator[Record]:
-    """Yield lists of fields; bytes that are no UTF-8 stay in them as lone surrogates."""
-    end = offset
-
-    def lines(stream: IO[bytes]) -> Iterator[str]:
-        nonlocal end
-        for line in stream:
-            # only the very first line of the file may have the mark
-            text = line.decode("utf-8-sig" if end == 0 else "utf-8", errors="surrogateescape")
-            end += len(line)
-            yield text
-
-    with _opened(file, offset) as stream:
-        reader = csv.reader(lines(stream), "excel-tab" if file.format == "tsv" else "excel", strict=True)
-        if offset == 0:
-            next(reader, None)  # the header
-        while True:
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield Record(row, ValueError(f"no valid CSV: {error}"), end)
-            else:
-                if not fields:
-                    continue  # a blank line
-                yield Record(row, fields, end)
-            row += 1
-
-
-def _header(file: InputFile) -> list[str]:
-    with _opened(file, 0) as stream:
-        lines = (line.decode("utf-8-sig" if number == 0 else "utf-8") for number, line in enumerate(stream))
-        header = next(csv.reader(lines, "excel-tab" if file.format == "tsv" else "excel"), [])
-    if len(set(header)) != len(header):
-        raise InputValueError(f"{file.path} names a column twice in its header: {', '.join(header)}")
-    return header
-
-
-def _parquet_records(file: InputFile, row: int, columns: Sequence[str] | None) -> Iterator[Record]:
-    with pq.ParquetFile(file.path) as parquet:
-        first = 1
-        groups: list[int] = []
-        for group in range(parquet.num_row_groups):
-            rows = parquet.metadata.row_group(group).num_rows
-            if groups or first + rows > row:
-                groups.append(group)
-            else:
-                first += rows
-        if not groups:
-            return
-        for batch in parquet.iter_batches(_PARQUET_ROWS, row_groups=groups, columns=columns):
-            if first + batch.num_rows > row:
-                wanted = batch.slice(max(0, row - first))
-                for number, content in enumerate(_values(wanted), max(row, first)):
-                    yield Record(number, content, 0)
-            first += batch.num_rows
-
-
-def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
-    try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:  # Parquet does not look into its strings
-        for position in range(batch.num_rows):
-            try:
-                (values,) = batch.slice(position, 1).to_pylist()
-            except UnicodeDecodeError as error:
-                yield error
-            else:
-                yield values
-
-
-def _suffixes(path: Path) -> tuple[str, str]:
+def suffixes(path: Path) -> tuple[str, str]:
     """Return the suffix that says the format, and that of the compression, "" for none."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    compression = suffixes.pop() if suffixes and suffixes[-1] in _OPENERS else ""
-    return (suffixes[-1] if suffixes else ""), compression
+    names = [suffix.lower() for suffix in path.suffixes]
+    compression = names.pop() if names and names[-1] in _COMPRESSIONS else ""
+    return (names[-1] if names else ""), compression
 
 
-def _is_data(path: Path) -> bool:
-    return not any(name.startswith((".", "_")) for name in path.parts)
+def _state(status: os.stat_result) -> tuple[int, int, int, int]:
+    """Return what another content of a file changes; the time of the last change of its state cannot be set back."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
-@contextmanager
-def _opened(file: InputFile, offset: int) -> Iterator[IO[bytes]]:
-    compression = _suffixes(Path(file.path))[1]
-    with _OPENERS[compression](Path(file.path)) as stream:
-        if compression:
-            while offset:
-                offset -= len(stream.read(min(offset, 2**20))) or offset
-        else:
-            stream.seek(offset)
-        yield stream
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder."""
+    entered: set[str] = set()  # a link may lead back up
+    for where, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        if real in entered or (entered and _is_output(Path(where))):
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(name for name in folders if _is_data(name))
+        files = (Path(where, name) for name in names if _is_data(name))
+        yield from (file for file in files if file.is_file())
 
 
-@contextmanager
-def _explained(file: InputFile) -> Iterator[None]:
+def _matching(pattern: Path) -> list[Path]:
+    """Return the files that a glob means."""
     try:
-        yield
-    except InputValueError:
-        raise
-    except (*_DAMAGED, UnicodeDecodeError) as error:
-        raise InputValueError(f"{file.path} is damaged, or is not what its name says: {error}") from error
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise InputValueError(f"{file.path} is damaged, or is not what its name says: {error}") from error
+        found = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    except (ValueError, NotImplementedError) as error:
+        raise InputValueError(f"{pattern} is no glob: {error}") from error
+    named = next(position for position, name in enumerate(pattern.parts) if _is_pattern(name))
+    return [
+        each
+        for each in found
+        if each.is_file() and not any(_is_output(parent) for parent in each.parents if len(parent.parts) > named)
+    ]
+
+
+def _is_pattern(name: str) -> bool:
+    return bool(set(name) & set("*?["))
+
+
+def _is_output(folder: Path) -> bool:
+    return (folder / JOB_FOLDER).is_dir()
+
+
+def _is_data(name: str) -> bool:
+    return not name.startswith((".", "_"))

@@ -14,24 +14,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from ..atomic import written_whole
 from ..errors import E5OnnxError, InputValueError
-from .inputs import InputFile, describe_file
+from .columns import Columns
+from .inputs import JOB_FOLDER, Format, InputFile, JobChangedError
 from .outputs import DType, OutputFormat, sync
 from .plan import Part, Piece
-from .rows import Columns, Reject
+from .records import Place
+from .rows import Reject
 
-_FORMAT = 1
-
-
-class JobChangedError(InputValueError):
-    """The output folder holds parts of other input, another model or other options."""
+_FORMAT = 2
 
 
 class JobRunningError(E5OnnxError, OSError):
@@ -50,8 +50,25 @@ class Settings:
     prompt: str
     columns: Columns
     truncate: str
+    input_format: Format | None
     output_format: OutputFormat
     dtype: DType
+    part_rows: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as values of JSON."""
+        return {**asdict(replace(self, columns=Columns())), "columns": self.columns.to_json()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Settings:
+        """Return what :meth:`to_json` wrote."""
+        return cls(**{**content, "columns": Columns.from_json(content["columns"])})
+
+    def readable(self) -> dict[str, object]:
+        """Return every setting by the name that a message gives it."""
+        columns = {f"columns.{name}": value for name, value in vars(self.columns).items()}
+        types = ", ".join(f"{name}: {kind}" for name, kind in self.columns.types)
+        return {**vars(self), "columns": None, **columns, "columns.types": types}
 
     def metadata(self) -> dict[str, str]:
         """Return what a Parquet file says of its vectors."""
@@ -156,13 +173,16 @@ class Job:
         _write_json(_inside(self.folder) / "summary.json", content)
 
     def _read_journal(self) -> None:
-        """Take the lines of parts that are there; a last line that was cut off is dropped."""
+        """Take the lines of parts that are there; what follows a line that was cut off, or is damaged, is dropped."""
         self._journal.seek(0)
         place = 0
         for line in self._journal:
             if not line.endswith(b"\n"):
                 break
-            done = Done.from_line(line)
+            try:
+                done = Done.from_line(line)
+            except (ValueError, TypeError, KeyError):
+                break
             if all(_size(self.folder / name) == size for name, size in done.files.items()):
                 self._places[done.part] = place
             place += len(line)
@@ -196,40 +216,48 @@ def opened_folder(folder: Path) -> Iterator[Path]:
         yield folder
 
 
-def read_plan(folder: Path) -> tuple[list[InputFile], list[Part], dict[str, Any]] | None:
-    """Return files, parts and settings (as JSON) of an output folder; None if it has no plan yet."""
+def read_plan(folder: Path) -> tuple[list[InputFile], list[Part], Settings] | None:
+    """Return files, parts and settings of an output folder; None if it has no plan yet.
+
+    Raises:
+        InputValueError: the plan is damaged.
+        JobChangedError: another version wrote it.
+    """
+    path = _inside(folder) / "plan.json"
     try:
-        content = json.loads((_inside(folder) / "plan.json").read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != _FORMAT:
+            raise JobChangedError(f"{folder} was written by another version of e5onnx: name another output folder")
+        files = [InputFile(**each) for each in content["files"]]
+        parts = [
+            Part(number, first, tuple(Piece(file, Place(*place), rows) for file, place, rows in pieces))
+            for number, (first, pieces) in enumerate(content["parts"])
+        ]
+        return files, parts, Settings.from_json(content["settings"])
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise InputValueError(f"{_inside(folder) / 'plan.json'} is damaged: name another output folder") from error
-    if content.get("format") != _FORMAT:
-        raise JobChangedError(f"{folder} was written by another version of e5onnx: name another output folder")
-    files = [InputFile(**each) for each in content["files"]]
-    parts = [
-        Part(number, first, tuple(Piece(*piece) for piece in pieces))
-        for number, (first, pieces) in enumerate(content["parts"])
-    ]
-    return files, parts, content["settings"]
+    except JobChangedError:
+        raise
+    except (ValueError, TypeError, KeyError, pa.ArrowException) as error:
+        raise InputValueError(f"{path} is damaged: name another output folder") from error
 
 
 def write_plan(folder: Path, files: Sequence[InputFile], parts: Sequence[Part], settings: Settings) -> None:
     """Write the plan of an output folder."""
     content = {
         "format": _FORMAT,
-        "settings": asdict(settings),
+        "settings": settings.to_json(),
         "files": [asdict(file) for file in files],
         "parts": [[part.first, part.pieces] for part in parts],
     }
     _write_json(_inside(folder) / "plan.json", content)
 
 
-def check_unchanged(folder: Path, planned: dict[str, Any], settings: Settings) -> None:
+def check_unchanged(folder: Path, planned: Settings, settings: Settings) -> None:
     """Raise JobChangedError if the settings are not those of the plan."""
-    now = json.loads(json.dumps(asdict(settings)))
+    begun = planned.readable()
     changed = [
-        f"{name}: {planned.get(name)!r}, now {value!r}" for name, value in now.items() if planned.get(name) != value
+        f"{name}: {begun[name]!r}, now {value!r}" for name, value in settings.readable().items() if begun[name] != value
     ]
     if changed:
         raise JobChangedError(
@@ -237,16 +265,8 @@ def check_unchanged(folder: Path, planned: dict[str, Any], settings: Settings) -
         )
 
 
-def is_unchanged(file: InputFile) -> bool:
-    """Tell whether a file is what it was when it was described; its bytes are read only if its date is another."""
-    status = Path(file.path).stat()
-    if (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns):
-        return True
-    return describe_file(Path(file.path), file.format).sha256 == file.sha256
-
-
 def _inside(folder: Path) -> Path:
-    return folder / "_e5onnx"
+    return folder / JOB_FOLDER
 
 
 def _size(path: Path) -> int | None:
@@ -258,6 +278,6 @@ def _size(path: Path) -> int | None:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         sync(temporary)
     sync(path.parent)

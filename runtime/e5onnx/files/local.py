@@ -14,11 +14,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..encoder import Encoder
+from ..errors import E5OnnxError
 from ..tokenizer import TokenizedText
 from .inputs import InputFile
 from .job import Done, Settings, part_name
 from .outputs import write_part
 from .plan import Part
+from .records import Reader
 from .rows import Reject, read_rows
 
 OnError = Literal["stop", "skip"]
@@ -70,29 +72,31 @@ def run_parts(
         RowError: a row cannot be embedded.
         InputValueError, OSError, InferenceError: files or the model failed.
     """
-    prepared = (prepare(encoder, files, part, settings, on_error=on_error) for part in parts)
+    reader = Reader(files, settings.columns.read())
+    prepared = (prepare(encoder, reader, part, settings, on_error=on_error) for part in parts)
     with ThreadPoolExecutor(1, thread_name_prefix="e5onnx-write") as writer:
         writing = None
-        for each in _ahead(prepared):
-            embedded = embed(encoder, each, advance)
-            if writing is not None:
+        try:
+            for each in _ahead(prepared):
+                embedded = embed(encoder, each, advance)
+                if writing is not None:
+                    yield writing.result()
+                writing = writer.submit(write, folder, embedded, settings)
+        except (E5OnnxError, OSError):
+            if writing is not None:  # the part before the one that failed is whole
                 yield writing.result()
-            writing = writer.submit(write, folder, embedded, settings)
+            raise
         if writing is not None:
             yield writing.result()
 
 
-def prepare(
-    encoder: Encoder, files: Sequence[InputFile], part: Part, settings: Settings, *, on_error: OnError
-) -> Prepared:
+def prepare(encoder: Encoder, reader: Reader, part: Part, settings: Settings, *, on_error: OnError) -> Prepared:
     """Read and tokenise a part.
 
     Raises:
         RowError: a row cannot be embedded, and `on_error` is "stop".
     """
-    rows = read_rows(files, part, settings.columns)
-    if rows.rejects and on_error == "stop":
-        raise rows.rejects[0].error()
+    rows = read_rows(reader, part, settings.columns)
     tokenized = encoder.tokenizer.tokenize(rows.texts, settings.prompt)
     if settings.truncate == "error":
         most = encoder.max_tokens
@@ -103,9 +107,9 @@ def prepare(
         }
         if too_long:
             rows.reject(too_long)
-            if on_error == "stop":
-                raise rows.rejects[0].error()
             tokenized = [text for position, text in enumerate(tokenized) if position not in too_long]
+    if rows.rejects and on_error == "stop":
+        raise rows.rejects[0].error()
     return Prepared(part, tokenized, rows.table(settings.columns), rows.rejects)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -89,15 +90,16 @@ def sync(path: Path) -> None:
 
 def _write_parquet(path: Path, table: pa.Table) -> None:
     others = [name for name in table.column_names if name != "embedding"]
-    pq.write_table(
-        table,
-        path,
-        row_group_size=max(1, table.num_rows),
-        use_dictionary=False,
-        # vectors do not compress, and nobody looks for the smallest
-        compression={**dict.fromkeys(others, "zstd"), "embedding.list.element": "none"},
-        write_statistics=others,
-    )
+    with path.open("xb") as stream:  # pyarrow opens no names that are not UTF-8
+        pq.write_table(
+            table,
+            stream,
+            row_group_size=max(1, table.num_rows),
+            use_dictionary=False,
+            # vectors do not compress, and nobody looks for the smallest
+            compression={**dict.fromkeys(others, "zstd"), "embedding.list.element": "none"},
+            write_statistics=others,
+        )
 
 
 def _write_npy(path: Path, array: NDArray[Any]) -> None:
@@ -108,4 +110,13 @@ def _write_npy(path: Path, array: NDArray[Any]) -> None:
 def _write_json_lines(path: Path, columns: pa.Table) -> None:
     with path.open("x", encoding="utf-8") as stream:
         for row in columns.to_pylist():
-            stream.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+            stream.write(json.dumps(_json_value(row), ensure_ascii=False, default=str) + "\n")
+
+
+def _json_value(value: Any) -> Any:
+    """Return a value with null for floats that are no numbers, or infinite: JSON has none of these."""
+    if isinstance(value, dict):
+        return {name: _json_value(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_json_value(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

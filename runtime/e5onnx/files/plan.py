@@ -9,20 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import pyarrow.parquet as pq
-
-from .inputs import InputFile, read_records
+from .inputs import InputFile
+from .records import Place, opened_parquet, read_records
 
 PART_ROWS = 10_000
 PART_BYTES = 64 * 2**20
 
 
 class Piece(NamedTuple):
-    """Consecutive records of a file: its position among the files, the first row, where that begins, how many."""
+    """Consecutive records of a file: its position among the files, where the first one begins, how many."""
 
     file: int
-    row: int
-    offset: int
+    place: Place
     rows: int
 
 
@@ -40,7 +38,7 @@ class Part(NamedTuple):
 
 
 def plan_parts(files: Sequence[InputFile], *, part_rows: int = PART_ROWS, part_bytes: int = PART_BYTES) -> list[Part]:
-    """Divide the records of files into parts.
+    """Divide the records of files into parts; one without any if there are none, so that the output can be read.
 
     Raises:
         InputValueError: a file is damaged.
@@ -51,20 +49,20 @@ def plan_parts(files: Sequence[InputFile], *, part_rows: int = PART_ROWS, part_b
 
     def end_part() -> None:
         nonlocal first, rows, size
-        if rows:
+        if rows or not parts:
             parts.append(Part(len(parts), first, tuple(pieces)))
             pieces.clear()
             first, rows, size = first + rows, 0, 0
 
     for position, file in enumerate(files):
         begun: Piece | None = None
-        for row, offset, length in _extents(file):
+        for place, length in _extents(file):
             if rows == part_rows or (rows and size + length > part_bytes):
                 if begun is not None:
                     pieces.append(begun)
                     begun = None
                 end_part()
-            begun = Piece(position, row, offset, 1) if begun is None else begun._replace(rows=begun.rows + 1)
+            begun = Piece(position, place, 1) if begun is None else begun._replace(rows=begun.rows + 1)
             rows, size = rows + 1, size + length
         if begun is not None:
             pieces.append(begun)
@@ -72,26 +70,25 @@ def plan_parts(files: Sequence[InputFile], *, part_rows: int = PART_ROWS, part_b
     return parts
 
 
-def _extents(file: InputFile) -> Iterator[tuple[int, int, int]]:
-    """Yield row, offset and length in bytes of every record."""
+def _extents(file: InputFile) -> Iterator[tuple[Place, int]]:
+    """Yield place and length in bytes of every record."""
     if file.format == "parquet":
         yield from _parquet_extents(file)
         return
-    offset = 0
     for record in read_records(file):
-        yield record.row, offset, record.end - offset
-        offset = record.end
+        yield record.place, record.length
 
 
-def _parquet_extents(file: InputFile) -> Iterator[tuple[int, int, int]]:
+def _parquet_extents(file: InputFile) -> Iterator[tuple[Place, int]]:
     """Yield the same without reading the rows, whose lengths are taken to be all those of their group."""
     for _ in read_records(file):  # fails where the file is damaged
         break
-    metadata = pq.read_metadata(file.path)
+    with opened_parquet(file) as parquet:
+        metadata = parquet.metadata
     row = 1
     for group in range(metadata.num_row_groups):
         described = metadata.row_group(group)
         length = described.total_byte_size // max(1, described.num_rows)
         for _ in range(described.num_rows):
-            yield row, 0, length
+            yield Place(row, row), length
             row += 1

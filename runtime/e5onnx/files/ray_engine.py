@@ -7,6 +7,10 @@ lost, Ray gives its parts to others; a part that was written twice has the same 
 
 from __future__ import annotations
 
+import json
+import logging
+import socket
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +19,14 @@ import numpy as np
 
 from ..encoder import Encoder
 from ..errors import E5OnnxError, InputValueError, MissingDependencyError
-from .inputs import InputFile
-from .job import Done, Settings
+from .inputs import JobChangedError
+from .job import Done, read_plan
 from .local import OnError, embed, prepare, write
 from .plan import Part
+from .records import Reader
+from .rows import RowError
 
+_CONNECT_SECONDS = 5.0
 _TASKS_AHEAD = 2
 """Parts handed to an actor: it begins the next one without asking."""
 
@@ -30,10 +37,8 @@ class ClusterError(E5OnnxError, RuntimeError):
 
 def run_parts(
     model: Mapping[str, Any],
-    files: Sequence[InputFile],
     parts: Sequence[Part],
     folder: Path,
-    settings: Settings,
     *,
     on_error: OnError,
     address: str | None,
@@ -43,10 +48,8 @@ def run_parts(
 
     Args:
         model: arguments of :class:`Encoder` save `threads`.
-        files: the input.
         parts: what to do.
-        folder: where the parts go.
-        settings: how.
+        folder: where they go; its plan says what they are made of, and how.
         on_error: "stop" raises at the first row that cannot be embedded.
         address: of the cluster; None for one that is running here, or else one of this machine's own.
         processors: that one actor holds.
@@ -61,23 +64,33 @@ def run_parts(
         raise MissingDependencyError("--engine ray needs Ray: pip install 'e5onnx[ray]'") from error
     begun_here = not ray.is_initialized()
     if begun_here:
+        _check_reachable(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ClusterError(f"there is no Ray cluster at {address or 'this machine'}: {error}") from error
     try:
-        yield from _on_actors(model, files, parts, folder, settings, on_error, processors)
+        yield from _on_actors(model, parts, folder, on_error, processors)
     finally:
         if begun_here:
             ray.shutdown()
 
 
+def _check_reachable(address: str | None) -> None:
+    """Raise ClusterError if nothing listens at HOST:PORT: Ray itself would try for minutes, and tell in pages."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"there is no Ray cluster at {address}: {error}") from error
+
+
 def _on_actors(
     model: Mapping[str, Any],
-    files: Sequence[InputFile],
     parts: Sequence[Part],
     folder: Path,
-    settings: Settings,
     on_error: OnError,
     processors: int,
 ) -> Iterator[Done]:
@@ -87,15 +100,17 @@ def _on_actors(
     actors = int(ray.cluster_resources().get("CPU", 0)) // processors
     if actors < 1:
         raise InputValueError(f"no node of the cluster has {processors} processors for an actor: lower --threads")
-    context = DataContext.get_current()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # or it reports on every run
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its defaults are deprecated by itself
+        context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    shared = ray.put({part.number: part for part in parts})
     # the work is in the actors: rows of these data sets are the numbers of parts
     numbers = ray.data.from_items([{"part": part.number} for part in parts], override_num_blocks=len(parts))
     done = numbers.map_batches(
         _Worker,
-        fn_constructor_args=(dict(model), list(files), shared, folder.absolute(), settings, on_error),
+        fn_constructor_args=(dict(model), folder.absolute(), on_error),
         batch_size=1,
         num_cpus=processors,
         compute=ActorPoolStrategy(
@@ -120,20 +135,21 @@ class _Worker:
     def __init__(
         self,
         model: dict[str, Any],
-        files: list[InputFile],
-        parts: Any,
         folder: Path,
-        settings: Settings,
         on_error: OnError,
     ) -> None:
         import ray
 
+        plan = read_plan(folder)
+        if plan is None:
+            raise ClusterError(f"{folder} is not to be seen on this node")
+        files, self._parts, self._settings = plan
+        self._reader = Reader(files, self._settings.columns.read())
+        self._folder, self._on_error = folder, on_error
         held = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
         self._encoder = Encoder(**model, threads=max(1, int(held)))
-        if self._encoder.fingerprint != settings.fingerprint:
+        if self._encoder.fingerprint != self._settings.fingerprint:
             raise ClusterError("the model is another one on this node")
-        self._files, self._parts = files, ray.get(parts)
-        self._folder, self._settings, self._on_error = folder, settings, on_error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         lines: list[str | None] = []
@@ -141,7 +157,7 @@ class _Worker:
         for number in batch["part"]:
             try:
                 part = self._parts[int(number)]
-                prepared = prepare(self._encoder, self._files, part, self._settings, on_error=self._on_error)
+                prepared = prepare(self._encoder, self._reader, part, self._settings, on_error=self._on_error)
                 done = write(self._folder, embed(self._encoder, prepared, lambda rows, tokens: None), self._settings)
             except (E5OnnxError, OSError) as error:
                 # told as a value: Ray would retry it, and wrap it in pages of traces
@@ -154,11 +170,10 @@ class _Worker:
 
 
 def _told(error: Exception) -> str:
-    return f"{type(error).__name__}\n{error}"
+    return json.dumps([type(error).__name__, str(error)])  # a file's name need not be UTF-8
 
 
 def _raised(told: str) -> Exception:
-    from .rows import RowError
-
-    name, _, message = told.partition("\n")
-    return {"RowError": RowError, "InputValueError": InputValueError}.get(name, ClusterError)(message)
+    name, message = json.loads(told)
+    kinds: dict[str, type[E5OnnxError]] = {each.__name__: each for each in (RowError, JobChangedError, InputValueError)}
+    return kinds.get(name, ClusterError)(message)
