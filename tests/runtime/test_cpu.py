@@ -252,7 +252,8 @@ def test_threads_have_processors_of_their_own_only_where_they_take_all(
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has affinity masks")
 def test_an_encoders_threads_stay_where_they_are_put(tiny_model: Path) -> None:
     program = (
-        "import os, pathlib, sys; from e5onnx import Encoder; from e5onnx.cpu import kept_on_processor, processors_for_threads\n"
+        "import os, pathlib, sys; from e5onnx import Encoder\n"
+        "from e5onnx.cpu import kept_on_processor, processors_for_threads\n"
         "processors = sorted(os.sched_getaffinity(0))\n"
         "encoder = Encoder(sys.argv[1], threads=len(processors)); encoder.warmup()\n"
         "first = next(iter(processors_for_threads(encoder.threads)), None)\n"
