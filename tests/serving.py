@@ -25,6 +25,16 @@ class Server:
         """Return what it logged so far."""
         return [json.loads(line) for line in self.log_file.read_text().splitlines()]
 
+    def logged(self, identity: str) -> dict[str, object]:
+        """Return the line of a request, which may come after its reply."""
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            for line in self.log():
+                if (line["event"], line.get("id")) == ("request", identity):
+                    return line
+            time.sleep(0.02)
+        raise AssertionError(f"there is no line of {identity}")
+
 
 @contextmanager
 def serving(model: Path, log_file: Path, *options: str, **environment: str) -> Iterator[Server]:

@@ -154,7 +154,7 @@ def test_a_head_without_end_is_refused(server: Server) -> None:
         with contextlib.suppress(OSError):
             for _ in range(1000):
                 connection.sendall(b"X-Long: " + b"x" * 8000 + b"\r\n")
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(ConnectionError):
             answer = connection.recv(1000)
     assert answer == b"" or answer.startswith(b"HTTP/1.1 431 ")
     assert httpx.get(f"{server.url}/health", headers={"X-Long": "x" * 30_000}).status_code == 200
