@@ -180,6 +180,7 @@ def test_the_log_has_a_line_a_request_and_no_text(http: httpx.Client, server: Se
         ("/embed", b'{"inputs": []}', 422),
         ("/embed", b'{"inputs": "a", "truncate": "yes"}', 422),
         ("/embed", b'{"inputs": "a", "prompt_name": "other"}', 422),
+        ("/embed", json.dumps({"inputs": "a", "prompt_name": "n" * 100_000}).encode(), 422),
         ("/embed", b'{"inputs": "a", "unknown": 1}', 422),
         ("/embed", json.dumps({"inputs": "word " * 600}).encode(), 413),
         ("/similarity", b'{"inputs": {"source_sentence": "a"}}', 422),

@@ -228,7 +228,7 @@ class Service:
         try:
             return self.encoder.tokenizer.prompt_for(None, name, names or ())
         except InputValueError as error:
-            raise RequestError(str(error), status=422, param="prompt_name") from error
+            raise RequestError(str(error)[:200], status=422, param="prompt_name") from error  # it repeats the name
 
     async def _embed(self, request: Request, content: Any) -> Response:
         checked = read_embed(content, self.encoder.dimension)
