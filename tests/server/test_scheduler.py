@@ -325,8 +325,9 @@ def test_nobody_waits_for_a_long_text(workers: tuple[Scheduler, Gate, Gate], enc
     assert (together.runs, worker.runs) == ([[300]], [[10]])
 
 
-def test_it_ends_while_a_text_is_run_by_all_threads(workers: tuple[Scheduler, Gate, Gate], encoder: Encoder) -> None:
-    scheduler, _, together = workers
+def test_it_ends_while_a_text_is_run_by_all_threads(encoder: Encoder) -> None:
+    together: Any = Gate(encoder, threads=3)
+    scheduler = Scheduler(together, worker_encoder=encoder, max_waiting_tokens=5000, max_waiting_requests=50)
 
     async def requests() -> None:
         task = await started(scheduler, texts_of(encoder, 10))
