@@ -274,6 +274,7 @@ def test_a_full_queue_is_429_and_nobody_is_lost(e5_model: Path, encoder: Encoder
             else:
                 assert reply.status_code == 429
                 assert int(reply.headers["retry-after"]) >= 1
+                assert "connection" not in reply.headers  # it is kept: a busy server has no time for new ones
                 assert reply.json()["error"]["code"] == "rate_limit_exceeded"
             return reply.status_code
 

@@ -54,6 +54,7 @@ class Bodies:
                     self._hold(exchange, len(part))
         except TimeoutError as error:
             raise RequestError(f"the body did not arrive within {self._seconds:.0f} s", status=408) from error
+        exchange.body_was_read = True
         gc.disable()  # it would look through millions of lists again and again, if somebody sends them
         try:
             return parse_json(bytes(body))

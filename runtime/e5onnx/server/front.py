@@ -23,7 +23,7 @@ log = logging.getLogger("e5onnx.server")
 
 _ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _BODY_UNREAD = frozenset((401, 408, 413, 415, 429))
-"""Statuses of replies that may come before the body was read; the connection ends with them."""
+"""Statuses of replies that may come before the body was read; if it was not, the connection ends with them."""
 
 
 @dataclass
@@ -32,6 +32,7 @@ class Exchange:
 
     id: str
     body_bytes: int = 0
+    body_was_read: bool = False
     texts: int = 0
     tokens: int = 0
 
@@ -91,7 +92,7 @@ class Front:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"].append((b"x-request-id", exchange.id.encode()))
-                if status in _BODY_UNREAD or self._is_draining():
+                if (status in _BODY_UNREAD and not exchange.body_was_read) or self._is_draining():
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 
