@@ -9,25 +9,23 @@ import argparse
 import json
 import os
 import sys
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import __version__
-from .atomic import written_whole
 from .encoder import Encoder
-from .errors import E5OnnxError, InputValueError, MissingDependencyError, TruncationWarning
+from .errors import E5OnnxError, MissingDependencyError
+from .files import cli as files_cli
 from .host import describe_host, recommendations
 from .model_folder import ModelFolder, open_model
 from .server import cli as server_cli
-from .tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS
+from .terminal import note, print_line
 
 _EXAMPLE_QUERIES = ["how much protein should a female eat", "summit define"]
 _EXAMPLE_DOCUMENTS = [
@@ -36,7 +34,6 @@ _EXAMPLE_DOCUMENTS = [
     "Summit, noun: 1. the topmost point of a mountain. 2. the highest level that can be reached. 3. a meeting of the "
     "heads of several governments.",
 ]
-_LINES_AT_ONCE = 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (E5OnnxError, OSError, MemoryError) as error:
-        _note(f"error: {' '.join(str(error).split()) or type(error).__name__}")
+        note(f"error: {' '.join(str(error).split()) or type(error).__name__}")
         return 1
     return 0
 
@@ -84,7 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("--architecture", choices=["x86_64", "arm64"], default="x86_64", help="default: x86_64")
     pack.set_defaults(command=_pack_lambda)
 
-    _add_embed(commands.add_parser("embed", help="embed lines of text, or files of any size into a folder"))
+    embed = commands.add_parser("embed", help="embed lines of text, or files of any size into a folder")
+    _add_model(embed)
+    files_cli.add_arguments(embed)
+    embed.set_defaults(command=lambda options: files_cli.run(options, lambda: _load(options)), usage_error=embed.error)
 
     serve = commands.add_parser("serve", help="serve embeddings over HTTP, as OpenAI does (extra: e5onnx[serve])")
     _add_model(serve)
@@ -108,75 +108,6 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", action="store_true", help="the files as JSON")
     verify.set_defaults(command=_verify)
     return parser
-
-
-def _add_embed(embed: argparse.ArgumentParser) -> None:
-    _add_model(embed)
-    embed.add_argument(
-        "files",
-        metavar="FILE",
-        nargs="*",
-        help="text files, one text a line; - or none: standard input. With --output FOLDER: see below",
-    )
-    embed.add_argument(
-        "--as",
-        dest="role",
-        choices=["query", "document", "raw"],
-        default="document",
-        help="which of the model's prompts to put before each text; raw: none (default: document)",
-    )
-    embed.add_argument(
-        "--output",
-        metavar="X.npy|FOLDER",
-        type=Path,
-        help="X.npy: a float32 array [lines, dimension]; any other name: a folder for files of any size; "
-        "default: JSON lines on standard output",
-    )
-    embed.add_argument("--truncate", choices=["warn", "error"], default="warn", help="what to do with too long texts")
-    embed.add_argument("--json", action="store_true", help="with --output: say what was written as JSON")
-    embed.set_defaults(command=_embed, usage_error=embed.error)
-
-    folder = embed.add_argument_group(
-        "with --output FOLDER (extra: e5onnx[bulk])",
-        "FILE is JSON lines, CSV, TSV, Parquet or text, compressed or not, a folder of such files, or a quoted glob; "
-        "standard input and pipes are not read. The same command after a crash goes on where it stood.",
-    )
-    actions = [
-        folder.add_argument("--text-column", default="text", metavar="NAME", help="what to embed (default: text)"),
-        folder.add_argument("--title-column", metavar="NAME", help="put before the text, with a space in between"),
-        folder.add_argument(
-            "--id-column", metavar="NAME[:TYPE]", help="becomes `id` (default: the row's number, from 0)"
-        ),
-        folder.add_argument(
-            "--keep-columns",
-            nargs="+",
-            default=[],
-            metavar="NAME[:TYPE]",
-            help="columns to keep beside the vectors; TYPE is Arrow's, such as int64, or string, which makes text of "
-            "numbers (default: that of the file, or of the first rows)",
-        ),
-        folder.add_argument(
-            "--input-format", choices=["jsonl", "csv", "tsv", "parquet", "text"], help="default: by name"
-        ),
-        folder.add_argument("--format", choices=["parquet", "npy"], default="parquet", help="of the output"),
-        folder.add_argument(
-            "--dtype", choices=["float32", "float16", "int8"], default="float32", help="of the vectors"
-        ),
-        folder.add_argument(
-            "--on-error",
-            choices=["stop", "skip"],
-            default="stop",
-            help="what a row without a text does: stop, or be skipped and noted in rejects.jsonl (default: stop)",
-        ),
-        folder.add_argument(
-            "--part-rows", type=int, default=10_000, metavar="N", help="rows of a part (default: 10000)"
-        ),
-        folder.add_argument("--engine", choices=["local", "ray"], default="local", help="ray: extra e5onnx[ray]"),
-        folder.add_argument(
-            "--address", help="of a Ray cluster; --threads are then the processors of an actor (default: 1)"
-        ),
-    ]
-    embed.set_defaults(folder_options={action.dest: (action.option_strings[0], action.default) for action in actions})
 
 
 def _add_model(parser: argparse.ArgumentParser, *, encoder: bool = True, nargs: str | None = None) -> None:
@@ -211,7 +142,7 @@ def _portable(options: argparse.Namespace) -> None:
         if error.name != "onnx":
             raise
         raise MissingDependencyError("the command `portable` needs onnx: pip install onnx") from error
-    add_portable_graph(options.model, report=_print)
+    add_portable_graph(options.model, report=print_line)
 
 
 def _pack_lambda(options: argparse.Namespace) -> None:
@@ -224,94 +155,8 @@ def _pack_lambda(options: argparse.Namespace) -> None:
         python=options.python,
         architecture=options.architecture,
         revision=options.revision,
-        report=_print,
+        report=print_line,
     )
-
-
-def _embed_files(options: argparse.Namespace) -> None:
-    if not options.files:
-        options.usage_error("--output FOLDER needs at least one FILE")
-    if options.part_rows < 1:
-        options.usage_error(f"--part-rows is at least 1, got {options.part_rows}")
-    try:
-        from .files import embed_files
-        from .files.columns import Columns, named_types
-    except ModuleNotFoundError as error:
-        if error.name not in ("pyarrow", "tqdm"):
-            raise
-        raise MissingDependencyError("embedding into a folder needs more: pip install 'e5onnx[bulk]'") from error
-    if options.engine == "ray" and options.threads is None:
-        options.threads = 1
-    types: dict[str, str] = {}
-    identifier, *keep = named_types([options.id_column or "", *options.keep_columns], types)
-    encoder = _load(options)
-    start = time.perf_counter()
-    summary = embed_files(
-        encoder,
-        options.files,
-        options.output,
-        columns=Columns(options.text_column, options.title_column, identifier or None, tuple(keep)),
-        column_types=types,
-        role=options.role,
-        input_format=options.input_format,
-        output_format=options.format,
-        dtype=options.dtype,
-        truncate=options.truncate,
-        on_error=options.on_error,
-        part_rows=options.part_rows,
-        engine=options.engine,
-        address=options.address,
-        show_progress_bar=True,
-    )
-    if options.json:
-        _print(json.dumps({"output": str(options.output), **asdict(summary)}))
-        return
-    seconds = time.perf_counter() - start
-    _note(
-        f"{options.output} holds {summary.rows:,} embeddings of dimension {summary.dimension} in {summary.parts:,} "
-        f"parts ({seconds:,.1f} s)"
-    )
-    if summary.rejected:
-        _note(f"warning: {summary.rejected:,} rows were skipped; {options.output}/_e5onnx/rejects.jsonl says why")
-    if summary.truncated:
-        _note(
-            f"warning: {summary.truncated:,} texts were longer than the model's {encoder.max_tokens} tokens and were "
-            "cut; use --truncate error to refuse them"
-        )
-
-
-def _embed(options: argparse.Namespace) -> None:
-    if options.output is not None and options.output.suffix != ".npy":
-        _embed_files(options)
-        return
-    for name, (option, default) in options.folder_options.items():
-        if getattr(options, name) != default:
-            options.usage_error(f"{option} needs --output FOLDER")
-    encoder = _load(options)
-    role = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS}.get(options.role)
-    prompt = encoder.tokenizer.prompt_for(None, None, role) if role else ""
-    arrays = []
-    lines = _read_lines(options.files)
-    with _summed_truncation():
-        while texts := list(islice(lines, _LINES_AT_ONCE)):
-            embeddings = encoder.encode(texts, prompt=prompt, truncate=options.truncate)
-            if options.output is None:
-                for text, embedding in zip(texts, embeddings, strict=True):
-                    # nine digits give back the same float32
-                    numbers = ", ".join(f"{component:.9g}" for component in embedding.tolist())
-                    _print(f'{{"text": {json.dumps(text, ensure_ascii=False)}, "embedding": [{numbers}]}}')
-            else:
-                arrays.append(embeddings)
-    if options.output is not None:
-        matrix = np.concatenate(arrays) if arrays else encoder.encode([])
-        with written_whole(options.output) as path, path.open("xb") as stream:
-            np.save(stream, matrix)
-        if options.json:
-            _print(
-                json.dumps({"output": str(options.output), "shape": matrix.shape, "fingerprint": encoder.fingerprint})
-            )
-        else:
-            _note(f"wrote {matrix.shape[0]} embeddings of dimension {matrix.shape[1]} to {options.output}")
 
 
 def _similarity(options: argparse.Namespace) -> None:
@@ -330,12 +175,12 @@ def _similarity(options: argparse.Namespace) -> None:
             }
             for query, row, order in zip(queries, scores, ranking, strict=True)
         ]
-        _print(json.dumps(results, ensure_ascii=False, indent=2))
+        print_line(json.dumps(results, ensure_ascii=False, indent=2))
         return
     for query, row, order in zip(queries, scores, ranking, strict=True):
-        _print(f"query: {query}")
+        print_line(f"query: {query}")
         for i in order:
-            _print(f"  {row[i]:7.4f}  {_shortened(documents[i])}")
+            print_line(f"  {row[i]:7.4f}  {_shortened(documents[i])}")
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -348,7 +193,7 @@ def _info(options: argparse.Namespace) -> None:
             content = json.loads(folder.manifest.to_json())
             content["fingerprints"] = {each: folder.manifest.fingerprint(each) for each in sorted(precisions)}
         content["host"] = {**asdict(host), "recommended": recommendations(host)}
-        _print(json.dumps(content, ensure_ascii=False, indent=2))
+        print_line(json.dumps(content, ensure_ascii=False, indent=2))
         return
     rows = _describe_folder(folder) if folder is not None else []
     instructions = "not known on this system" if host.instructions is None else ", ".join(host.instructions) or "none"
@@ -360,7 +205,7 @@ def _info(options: argparse.Namespace) -> None:
         rows.append((f"  {provider}", version or f"not installed: pip install 'e5onnx[{provider}]'"))
     rows += [(f"  {wanted}", advice) for wanted, advice in recommendations(host).items()]
     for name, value in rows:
-        _print(f"{name:<14} {value}")
+        print_line(f"{name:<14} {value}")
 
 
 def _describe_folder(folder: ModelFolder) -> list[tuple[str, str]]:
@@ -395,11 +240,11 @@ def _verify(options: argparse.Namespace) -> None:
     checked = folder.verify()
     if options.json:
         files = [{"file": record.file, "sha256": record.sha256, "size": record.size} for record in checked]
-        _print(json.dumps({"folder": str(folder.path), "files": files}, indent=2))
+        print_line(json.dumps({"folder": str(folder.path), "files": files}, indent=2))
         return
     for record in checked:
-        _print(f"ok  {record.size:>12,}  {record.file}")
-    _print(f"{folder.path} is as it was exported")
+        print_line(f"ok  {record.size:>12,}  {record.file}")
+    print_line(f"{folder.path} is as it was exported")
 
 
 def _load(options: argparse.Namespace) -> Encoder:
@@ -413,27 +258,12 @@ def _load(options: argparse.Namespace) -> Encoder:
     )
 
 
-def _read_lines(files: Sequence[str]) -> Iterator[str]:
-    """Iterate over the lines of files or standard input, without their line ends."""
-    for file in files or ["-"]:
-        name = "standard input" if file == "-" else file
-        if file == "-" and sys.stdin.isatty():
-            _note("reading from standard input, one text a line; end with Ctrl-D")
-        with open(0 if file == "-" else file, "rb", closefd=file != "-") as stream:
-            for number, line in enumerate(stream, 1):
-                try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise InputValueError(f"{name}, line {number}, is not valid UTF-8: {error}") from error
-                yield text.rstrip("\r\n")
-
-
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
     """Show warnings as one line for people, without the line of code they come from."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        _note(f"warning: {message}")
+        note(f"warning: {message}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -441,32 +271,6 @@ def _plain_warnings() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _summed_truncation() -> Iterator[None]:
-    """Show one warning for the texts that were cut in all the calls, instead of one for each."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    cuts = [warning.message for warning in caught if isinstance(warning.message, TruncationWarning)]
-    for warning in caught:
-        if not isinstance(warning.message, TruncationWarning):
-            _note(f"warning: {warning.message}")
-    if cuts:
-        longest = max(cut.longest for cut in cuts)
-        _note(
-            f"warning: {sum(cut.truncated for cut in cuts)} lines were longer than the model's {cuts[0].max_tokens} "
-            f"tokens and were cut (the longest has {longest}); use --truncate error to refuse them"
-        )
-
-
 def _shortened(text: str, width: int = 100) -> str:
     text = " ".join(text.split())
     return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def _print(text: str) -> None:
-    print(text)  # noqa: T201
-
-
-def _note(text: str) -> None:
-    print(f"e5onnx: {text}", file=sys.stderr)  # noqa: T201

@@ -25,8 +25,11 @@ from typing import Any
 from .errors import InputValueError, ModelFolderError, ModelNotFoundError
 
 MANIFEST = "e5onnx.json"
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 """Major and minor version of the manifest. A reader refuses a newer major one and keeps keys that it does not know."""
+
+SIMILARITIES = ("cosine", "dot")
+"""What a manifest may name as the way to compare vectors, with sentence-transformers' names."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ class Manifest:
     """What a model folder says of itself: the content of `e5onnx.json`.
 
     `max_tokens` counts special tokens. `prompts` maps a name ("query", "document") to the text put before each input;
-    `normalize` says whether the checkpoint's own vectors have unit length. `extra`, here and in the records, holds the
-    keys that this version does not know.
+    `normalize` says whether the checkpoint's own vectors have unit length, `similarity_fn_name` how its authors compare
+    them, "cosine" or "dot". `extra`, here and in the records, holds the keys that this version does not know.
     """
 
     checkpoint: str
@@ -89,6 +92,7 @@ class Manifest:
     graphs: tuple[GraphRecord, ...]
     files: tuple[FileRecord, ...]
     tools: Mapping[str, str]
+    similarity_fn_name: str = "cosine"
     format_version: str = FORMAT_VERSION
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -118,6 +122,7 @@ class Manifest:
             raise ModelFolderError(f"{path} holds text that is not valid Unicode ({error}). {_REPAIR}") from error
         if content.pop("checksum", None) != _digest(content):
             raise ModelFolderError(f"{path} was changed after the export: its checksum does not fit. {_REPAIR}")
+        content.setdefault("similarity_fn_name", "cosine")  # manifests of before 1.1 do not have it
         try:
             fields = _fold(content, _MANIFEST_TYPES)
             _check_values(fields)
@@ -195,6 +200,7 @@ _MANIFEST_TYPES: dict[str, type | tuple[type, ...]] = {
     "graphs": list,
     "files": list,
     "tools": dict,
+    "similarity_fn_name": str,
 }
 _REPAIR = "Export the model again, or copy the folder again."
 
@@ -323,7 +329,7 @@ def open_model(
         local_files_only: take the hub's files from its cache only.
     """
     name = os.fspath(model)
-    if os.path.isdir(name) or not _HUB_ID.fullmatch(name):  # noqa: PTH112 - Path would turn "" into "."
+    if not is_hub_id(name):
         return ModelFolder.open(name)
     from .hub import download_model
 
@@ -337,7 +343,27 @@ def open_model(
     return ModelFolder.open(download_model(name, revision=revision, local_files_only=local_files_only, wanted=wanted))
 
 
+def is_hub_id(name: str) -> bool:
+    """Tell whether a name is to be asked for at the hub, as it is not that of a folder here.
+
+    Raises:
+        ModelNotFoundError: its first part is a folder here, in which there is no such folder: it is a mistyped path.
+    """
+    if os.path.isdir(name) or not _HUB_ID.fullmatch(name):  # noqa: PTH112 - Path would turn "" into "."
+        return False
+    parent = Path(name).parent
+    if not parent.is_dir():
+        return True
+    folders = sorted(path.name for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+    there = ", ".join([*folders[:_MOST_NAMED], *(["..."] if folders[_MOST_NAMED:] else [])]) or "no folder"
+    raise ModelNotFoundError(
+        f"there is no folder {name}; {parent}{os.sep} holds: {there}. (To load {name} from the hub, start where "
+        f"there is no folder {parent}.)"
+    )
+
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_MOST_NAMED = 10
 
 
 def _fold(content: Any, types: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
@@ -388,6 +414,8 @@ def _check_values(fields: Mapping[str, Any]) -> None:
         raise ValueError("'prompts' has a value that is no text")
     if default is not None and default not in prompts:
         raise ValueError(f"'default_prompt_name' is {default!r}, which 'prompts' does not have")
+    if fields["similarity_fn_name"] not in SIMILARITIES:
+        raise ValueError(f"'similarity_fn_name' is {fields['similarity_fn_name']!r}, not {' or '.join(SIMILARITIES)}")
 
 
 def _check_version(version: Any, path: Path) -> None:

@@ -12,13 +12,32 @@ job.py          the output folder: plan, journal, lock, summary
 local.py        one machine: reading, running and writing side by side
 ray_engine.py   many machines: the same parts on a pool of Ray actors
 embed.py        `embed_files`, which puts these together
+cli.py          the command's options
 """
 
 from __future__ import annotations
 
-from .columns import Columns
-from .embed import Summary, embed_files
-from .inputs import IgnoredFilesWarning, JobChangedError
-from .rows import RowError
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from .columns import Columns
+    from .embed import Summary, embed_files
+    from .inputs import IgnoredFilesWarning, JobChangedError
+    from .rows import RowError
 
 __all__ = ["Columns", "IgnoredFilesWarning", "JobChangedError", "RowError", "Summary", "embed_files"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is: the command line reads this package's options without the extra."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from . import columns, embed, inputs, rows
+    except ModuleNotFoundError as error:
+        if error.name not in ("pyarrow", "tqdm"):
+            raise
+        raise MissingDependencyError("e5onnx.files needs more: pip install 'e5onnx[bulk]'") from error
+    return next(getattr(module, name) for module in (embed, columns, inputs, rows) if hasattr(module, name))

@@ -1,0 +1,212 @@
+"""The command `e5onnx embed`: its options, and what they mean. Needs the extra `bulk` only for corpora."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from ..atomic import written_whole
+from ..encoder import Encoder
+from ..errors import InputValueError, MissingDependencyError, TruncationWarning
+from ..terminal import note, print_line
+from ..tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS
+
+_LINES_AT_ONCE = 1024
+
+
+def add_arguments(embed: argparse.ArgumentParser) -> None:
+    """Add the options of the command, save those of the model."""
+    embed.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="*",
+        help="text files, one text a line; - or none: standard input. With --output FOLDER: see below",
+    )
+    embed.add_argument(
+        "--as",
+        dest="role",
+        choices=["query", "document", "raw"],
+        default="document",
+        help="which of the model's prompts to put before each text; raw: none (default: document)",
+    )
+    embed.add_argument(
+        "--output",
+        metavar="X.npy|FOLDER",
+        type=Path,
+        help="X.npy: a float32 array [lines, dimension]; any other name: a folder for files of any size; "
+        "default: JSON lines on standard output",
+    )
+    embed.add_argument("--truncate", choices=["warn", "error"], default="warn", help="what to do with too long texts")
+    embed.add_argument("--json", action="store_true", help="with --output: say what was written as JSON")
+
+    folder = embed.add_argument_group(
+        "with --output FOLDER (extra: e5onnx[bulk])",
+        "FILE is JSON lines, CSV, TSV, Parquet or text, compressed or not, a folder of such files, or a quoted glob; "
+        "standard input and pipes are not read. The same command after a crash goes on where it stood.",
+    )
+    actions = [
+        folder.add_argument("--text-column", default="text", metavar="NAME", help="what to embed (default: text)"),
+        folder.add_argument("--title-column", metavar="NAME", help="put before the text, with a space in between"),
+        folder.add_argument(
+            "--id-column", metavar="NAME[:TYPE]", help="becomes `id` (default: the row's number, from 0)"
+        ),
+        folder.add_argument(
+            "--keep-columns",
+            nargs="+",
+            default=[],
+            metavar="NAME[:TYPE]",
+            help="columns to keep beside the vectors; TYPE is Arrow's, such as int64, or string, which makes text of "
+            "numbers (default: that of the file, or of the first rows)",
+        ),
+        folder.add_argument(
+            "--input-format", choices=["jsonl", "csv", "tsv", "parquet", "text"], help="default: by name"
+        ),
+        folder.add_argument("--format", choices=["parquet", "npy"], default="parquet", help="of the output"),
+        folder.add_argument(
+            "--dtype", choices=["float32", "float16", "int8"], default="float32", help="of the vectors"
+        ),
+        folder.add_argument(
+            "--on-error",
+            choices=["stop", "skip"],
+            default="stop",
+            help="what a row without a text does: stop, or be skipped and noted in rejects.jsonl (default: stop)",
+        ),
+        folder.add_argument(
+            "--part-rows", type=int, default=10_000, metavar="N", help="rows of a part (default: 10000)"
+        ),
+        folder.add_argument("--engine", choices=["local", "ray"], default="local", help="ray: extra e5onnx[ray]"),
+        folder.add_argument(
+            "--address", help="of a Ray cluster; --threads are then the processors of an actor (default: 1)"
+        ),
+    ]
+    embed.set_defaults(folder_options={action.dest: (action.option_strings[0], action.default) for action in actions})
+
+
+def run(options: argparse.Namespace, load: Callable[[], Encoder]) -> None:
+    """Embed with the model that `load` returns."""
+    if options.output is not None and options.output.suffix != ".npy":
+        _embed_files(options, load)
+        return
+    for name, (option, default) in options.folder_options.items():
+        if getattr(options, name) != default:
+            options.usage_error(f"{option} needs --output FOLDER")
+    encoder = load()
+    role = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS}.get(options.role)
+    prompt = encoder.tokenizer.prompt_for(None, None, role) if role else ""
+    arrays = []
+    lines = _read_lines(options.files)
+    with _summed_truncation():
+        while texts := list(islice(lines, _LINES_AT_ONCE)):
+            embeddings = encoder.encode(texts, prompt=prompt, truncate=options.truncate)
+            if options.output is None:
+                for text, embedding in zip(texts, embeddings, strict=True):
+                    # nine digits give back the same float32
+                    numbers = ", ".join(f"{component:.9g}" for component in embedding.tolist())
+                    print_line(f'{{"text": {json.dumps(text, ensure_ascii=False)}, "embedding": [{numbers}]}}')
+            else:
+                arrays.append(embeddings)
+    if options.output is not None:
+        matrix = np.concatenate(arrays) if arrays else encoder.encode([])
+        with written_whole(options.output) as path, path.open("xb") as stream:
+            np.save(stream, matrix)
+        if options.json:
+            print_line(
+                json.dumps({"output": str(options.output), "shape": matrix.shape, "fingerprint": encoder.fingerprint})
+            )
+        else:
+            note(f"wrote {matrix.shape[0]} embeddings of dimension {matrix.shape[1]} to {options.output}")
+
+
+def _embed_files(options: argparse.Namespace, load: Callable[[], Encoder]) -> None:
+    if not options.files:
+        options.usage_error("--output FOLDER needs at least one FILE")
+    if options.part_rows < 1:
+        options.usage_error(f"--part-rows is at least 1, got {options.part_rows}")
+    try:
+        from . import embed_files
+        from .columns import Columns, named_types
+    except ModuleNotFoundError as error:
+        if error.name not in ("pyarrow", "tqdm"):
+            raise
+        raise MissingDependencyError("embedding into a folder needs more: pip install 'e5onnx[bulk]'") from error
+    if options.engine == "ray" and options.threads is None:
+        options.threads = 1
+    types: dict[str, str] = {}
+    identifier, *keep = named_types([options.id_column or "", *options.keep_columns], types)
+    encoder = load()
+    start = time.perf_counter()
+    summary = embed_files(
+        encoder,
+        options.files,
+        options.output,
+        columns=Columns(options.text_column, options.title_column, identifier or None, tuple(keep)),
+        column_types=types,
+        role=options.role,
+        input_format=options.input_format,
+        output_format=options.format,
+        dtype=options.dtype,
+        truncate=options.truncate,
+        on_error=options.on_error,
+        part_rows=options.part_rows,
+        engine=options.engine,
+        address=options.address,
+        show_progress_bar=True,
+    )
+    if options.json:
+        print_line(json.dumps({"output": str(options.output), **asdict(summary)}))
+        return
+    seconds = time.perf_counter() - start
+    note(
+        f"{options.output} holds {summary.rows:,} embeddings of dimension {summary.dimension} in {summary.parts:,} "
+        f"parts ({seconds:,.1f} s)"
+    )
+    if summary.rejected:
+        note(f"warning: {summary.rejected:,} rows were skipped; {options.output}/_e5onnx/rejects.jsonl says why")
+    if summary.truncated:
+        note(
+            f"warning: {summary.truncated:,} texts were longer than the model's {encoder.max_tokens} tokens and were "
+            "cut; use --truncate error to refuse them"
+        )
+
+
+def _read_lines(files: Sequence[str]) -> Iterator[str]:
+    """Iterate over the lines of files or standard input, without their line ends."""
+    for file in files or ["-"]:
+        name = "standard input" if file == "-" else file
+        if file == "-" and sys.stdin.isatty():
+            note("reading from standard input, one text a line; end with Ctrl-D")
+        with open(0 if file == "-" else file, "rb", closefd=file != "-") as stream:
+            for number, line in enumerate(stream, 1):
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise InputValueError(f"{name}, line {number}, is not valid UTF-8: {error}") from error
+                yield text.rstrip("\r\n")
+
+
+@contextmanager
+def _summed_truncation() -> Iterator[None]:
+    """Show one warning for the texts that were cut in all the calls, instead of one for each."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    cuts = [warning.message for warning in caught if isinstance(warning.message, TruncationWarning)]
+    for warning in caught:
+        if not isinstance(warning.message, TruncationWarning):
+            note(f"warning: {warning.message}")
+    if cuts:
+        longest = max(cut.longest for cut in cuts)
+        note(
+            f"warning: {sum(cut.truncated for cut in cuts)} lines were longer than the model's {cuts[0].max_tokens} "
+            f"tokens and were cut (the longest has {longest}); use --truncate error to refuse them"
+        )
