@@ -60,6 +60,7 @@ CONTENT: dict[str, Any] = {
     ],
     "files": [FILE_CONTENT, {"file": "config.json", "sha256": "f" * 64, "size": 577}],
     "tools": {"e5onnx": "0.1.0"},
+    "similarity_fn_name": "cosine",
 }
 
 
