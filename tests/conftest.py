@@ -86,6 +86,13 @@ def e5_checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_checkpoint() -> Path:
+    """The checkpoint of :func:`tiny_model`."""
+    with _alone():
+        return Path(_checkpoint("tiny"))
+
+
+@pytest.fixture(scope="session")
 def sample_model() -> Path:
     """The model folder of the sample, all-MiniLM-L6-v2 with its real weights: fp32, int8, portable."""
     with _alone():

@@ -6,12 +6,19 @@ quota of its control group (version 1 or 2). More threads than that only wait fo
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from .errors import InputValueError
+from .errors import InputTypeError, InputValueError
+
+_THREADS_PER_PROCESSOR = 4
+_ALWAYS_ALLOWED = 16
+"""Threads that may be asked for on the smallest host, too, where tests of many threads run."""
+_LONGEST_NUMBER = 9
 
 
 def available_processors(root: Path = Path("/")) -> int:
@@ -39,18 +46,42 @@ def default_threads() -> int:
     """Return the threads that a call uses unless told otherwise: `E5ONNX_THREADS`, else the available processors.
 
     Raises:
-        InputValueError: the environment variable is no whole number from 1.
+        InputValueError: the environment variable is not a whole number from 1, or is far beyond the processors.
     """
     given = os.environ.get("E5ONNX_THREADS")
     if not given:
         return available_processors()
-    try:
-        threads = int(given)
-    except ValueError:
-        threads = 0
+    name = "the environment variable E5ONNX_THREADS"
+    if not (given.isascii() and given.isdecimal() and given.strip("0")):
+        raise InputValueError(f"{name} must be a whole number from 1, is {given!r}")
+    return check_threads(int(given[:_LONGEST_NUMBER]), name)
+
+
+def check_threads(threads: int, name: str) -> int:
+    """Return a number of threads; raise :class:`InputValueError`, which names it, for one that makes no sense here."""
+    most = max(_ALWAYS_ALLOWED, _THREADS_PER_PROCESSOR * (os.cpu_count() or 1))
     if threads < 1:
-        raise InputValueError(f"the environment variable E5ONNX_THREADS must be a whole number from 1, is {given!r}")
+        raise InputValueError(f"{name} must be at least 1, got {threads}")
+    if threads > most:
+        raise InputValueError(
+            f"{name} must be at most {most} on this host of {os.cpu_count()} processors, got {threads}"
+        )
     return threads
+
+
+def whole_number(name: str, value: Any) -> int:
+    """Return an int of any library's, such as numpy's; raise :class:`InputTypeError`, which names it, for all else.
+
+    Example:
+        >>> whole_number("threads", 4)
+        4
+    """
+    if isinstance(value, bool):
+        raise InputTypeError(f"{name} must be a whole number, got {value}")
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise InputTypeError(f"{name} must be a whole number, got {value!r:.80}") from error
 
 
 def processors_for_threads(threads: int) -> list[int]:

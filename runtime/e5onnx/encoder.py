@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .batching import pad_batch, plan_batches
-from .cpu import default_threads
+from .cpu import check_threads, default_threads, whole_number
 from .errors import (
     InputTypeError,
     InputValueError,
     MissingDependencyError,
     MissingPromptWarning,
+    ModelFolderError,
     TextTooLongError,
     TruncationWarning,
 )
@@ -83,13 +84,12 @@ class Encoder:
             ModelFolderError: a file of the folder is damaged or foreign.
             ModelDownloadError: the hub could not be reached.
             InputValueError: the folder has no graph of this precision or for this provider, the processor or the
-                provider does not know the precision, or `threads` (E5ONNX_THREADS) is below 1.
+                provider does not know the precision, or `threads` (E5ONNX_THREADS) is below 1 or far beyond the
+                host's processors.
             MissingDependencyError: the provider is not installed.
         """
-        if not isinstance(threads, (int, type(None))):
-            raise InputTypeError(f"threads must be an int, got {type(threads).__name__}")
-        if threads is not None and threads < 1:
-            raise InputValueError(f"threads must be at least 1, got {threads}")
+        if threads is not None:
+            threads = check_threads(whole_number("threads", threads), "threads")
         load, given = _engine(provider, precision, compile_cache)
         folder = open_model(
             model, precision=given, provider=provider, revision=revision, local_files_only=local_files_only
@@ -97,13 +97,14 @@ class Encoder:
         self.manifest: Manifest = folder.manifest
         self.provider: Provider = provider
         self.threads: int = threads or default_threads()
-        with folder.graph(given, provider) as graph:
+        opened = partial(folder.graph, given, provider)
+        with opened() as graph:
             self.tokenizer = Tokenizer(folder)
             self._session = Session(
-                graph, dimension=folder.manifest.dimension, load=partial(load, threads=self.threads)
+                graph, dimension=folder.manifest.dimension, load=partial(load, threads=self.threads), opened=opened
             )
         self.precision = self._session.precision
-        self._pickled = (os.fspath(folder.path), precision, provider, threads, compile_cache)
+        self._pickled = (os.fspath(folder.path), precision, provider, threads, compile_cache, self.fingerprint)
         self._may_warn_of_prompts = all(
             any(folder.manifest.prompts.get(name) for name in role) for role in (QUERY_PROMPTS, DOCUMENT_PROMPTS)
         )
@@ -145,7 +146,8 @@ class Encoder:
 
         Args:
             inputs: one text, or any iterable of texts. A generator is read as the vectors are made, not before.
-            prompt_name: name of one of the model's prompts, put before each text that does not start with it.
+            prompt_name: name of one of the model's prompts, put before each text; see :meth:`Tokenizer.prompted` for
+                texts that start with it already.
             prompt: the text of a prompt itself; wins over `prompt_name`. "" for none.
             batch_size: most texts in one run of the model. The results do not depend on it, and batches are cut to
                 the size that runs fastest anyway.
@@ -162,7 +164,8 @@ class Encoder:
             InputTypeError: an input is not a str; the message names its position. A list or tuple is checked as a
                 whole before anything runs.
             InputValueError: an input is not valid Unicode, or there is no prompt of that name.
-            TextTooLongError: `truncate="error"`, and a text is too long.
+            TextTooLongError: `truncate="error"`, and a text is too long; or a text has a stretch of a million
+                characters without a space.
 
         Example:
             >>> encoder = Encoder("models/sample")
@@ -229,37 +232,51 @@ class Encoder:
         Returns:
             Float32 array of shape `[texts, dimension]` in input order.
 
+        Raises:
+            InputTypeError: an input is not a :class:`TokenizedText`; the message names its position.
+
         Example:
             >>> encoder = Encoder("models/sample")
             >>> encoder.encode_tokenized(encoder.tokenizer.tokenize(["one text", "another"])).shape
             (2, 384)
         """
+        for position, text in enumerate(texts):
+            if not isinstance(text, TokenizedText):
+                raise InputTypeError(f"expected a TokenizedText at position {position}, got {type(text).__name__}")
         embeddings: Embeddings = np.empty((len(texts), self.dimension), np.float32)
         self._run(texts, embeddings, self._output(normalize_embeddings))
         return embeddings
 
     def similarity(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> Embeddings:
-        """Return the cosine of every vector of the first array with every one of the second.
+        """Compare every vector of the first array with every one of the second.
+
+        The result is their cosine, or their dot product where the checkpoint asks for it (`similarity_fn_name` in the
+        manifest).
 
         Args:
             embeddings1: `[n, dimension]`, or one vector `[dimension]`. Of any length: unit length is not needed.
             embeddings2: `[m, dimension]`, or one vector.
 
         Returns:
-            Float32 array `[n, m]`, each component from -1 to 1; 0 for a vector of length zero.
+            Float32 array `[n, m]`. Cosines lie between -1 and 1, and are 0 for a vector of length zero.
 
         Raises:
-            InputValueError: the arrays are not of vectors with the same dimension.
+            InputTypeError: an array does not hold numbers.
+            InputValueError: the arrays are not of vectors with the same dimension, or hold NaN or infinity.
 
         Example:
             >>> encoder = Encoder("models/sample")
-            >>> bool(encoder.similarity([[3.0, 4.0]], [[6.0, 8.0], [-4.0, 3.0]]).round(6).tolist() == [[1.0, 0.0]])
-            True
+            >>> encoder.similarity([[3.0, 4.0]], [[6.0, 8.0], [-4.0, 3.0]]).round(6).tolist()
+            [[1.0, 0.0]]
         """
-        first, second = (np.atleast_2d(np.asarray(array, dtype=np.float32)) for array in (embeddings1, embeddings2))
-        if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
+        first, second = _vectors("embeddings1", embeddings1), _vectors("embeddings2", embeddings2)
+        if first.shape[1] != second.shape[1]:
             raise InputValueError(f"cannot compare arrays of shapes {first.shape} and {second.shape}")
-        return _unit_length(first) @ _unit_length(second).T
+        if self.manifest.similarity_fn_name == "dot":
+            scores: Embeddings = first @ second.T
+        else:
+            scores = np.clip(_unit_length(first) @ _unit_length(second).T, -1, 1)
+        return scores
 
     @overload
     def count_tokens(  # type: ignore[overload-overlap]  # a str is an iterable of str, and comes first
@@ -298,8 +315,8 @@ class Encoder:
         normalize: bool | None,
         truncate: str,
     ) -> Embeddings:
-        if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
-            raise InputValueError(f"batch_size must be a whole number from 1, got {batch_size!r}")
+        if batch_size is not None and whole_number("batch_size", batch_size) < 1:
+            raise InputValueError(f"batch_size must be at least 1, got {batch_size}")
         if truncate not in ("warn", "error"):
             raise InputValueError(f'truncate must be "warn" or "error", got {truncate!r}')
         output = self._output(normalize)
@@ -318,7 +335,7 @@ class Encoder:
                     check_texts(window, start)
                 if warn_of_prompts:
                     self._warn_of_missing_prompt(window)
-                tokenized = self.tokenizer.tokenize(window, prefix)
+                tokenized = self.tokenizer.tokenize(window, prefix, start=start)
                 truncation.note(tokenized, start)
                 end = start + len(window)
                 if end > len(embeddings):  # the number of texts was not known
@@ -369,7 +386,7 @@ class Encoder:
             >>> Encoder(**encoder.arguments(), threads=1).fingerprint == encoder.fingerprint
             True
         """
-        path, precision, provider, _, compile_cache = self._pickled
+        path, precision, provider, _, compile_cache, _ = self._pickled
         return {"model": path, "precision": precision, "provider": provider, "compile_cache": compile_cache}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -454,13 +471,41 @@ def _progress_bar(show: bool, texts: Iterable[str]) -> Iterator[Callable[[int], 
         yield bar.update
 
 
+def _vectors(name: str, given: ArrayLike) -> Embeddings:
+    """Return what a caller compares as float32 `[vectors, dimension]`."""
+    try:
+        array = np.asarray(given)
+    except (TypeError, ValueError) as error:
+        raise InputTypeError(f"{name} must be an array of numbers: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise InputTypeError(f"{name} must be an array of numbers, got one of {array.dtype}")
+    with np.errstate(over="ignore"):  # noticed below
+        vectors = np.atleast_2d(array.astype(np.float32))
+    if vectors.ndim != 2:
+        raise InputValueError(f"{name} must be one vector or a matrix of them, got shape {vectors.shape}")
+    if not np.isfinite(vectors).all():
+        row = int(np.argmin(np.isfinite(vectors).all(axis=1)))
+        raise InputValueError(f"{name} holds NaN or infinity in row {row}")
+    return vectors
+
+
 def _unit_length(vectors: Embeddings) -> Embeddings:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: Embeddings = vectors / np.maximum(lengths, 1e-12, dtype=np.float32)
-    return unit
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)  # float32 overflows from 1e19 on
+    return (vectors / np.where(lengths == 0, 1, lengths)).astype(np.float32)
 
 
 def _unpickle(
-    path: str, precision: Precision | None, provider: Provider, threads: int | None, compile_cache: str | None
+    path: str,
+    precision: Precision | None,
+    provider: Provider,
+    threads: int | None,
+    compile_cache: str | None,
+    fingerprint: str,
 ) -> Encoder:
-    return Encoder(path, precision=precision, provider=provider, threads=threads, compile_cache=compile_cache)
+    encoder = Encoder(path, precision=precision, provider=provider, threads=threads, compile_cache=compile_cache)
+    if encoder.fingerprint != fingerprint:
+        raise ModelFolderError(
+            f"{path} holds another model than when this encoder was pickled: its fingerprint is {encoder.fingerprint}, "
+            f"expected {fingerprint}. Load it anew with Encoder({path!r})"
+        )
+    return encoder

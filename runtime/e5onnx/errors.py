@@ -32,7 +32,7 @@ class InputValueError(E5OnnxError, ValueError):
 
 
 class TextTooLongError(InputValueError):
-    """A text is longer than the model's maximum and `truncate="error"` was given."""
+    """A text is too long: for the model where `truncate="error"` was given, or for the tokenizer."""
 
 
 class InferenceError(E5OnnxError, RuntimeError):

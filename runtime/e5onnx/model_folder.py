@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from .errors import InputValueError, ModelFolderError, ModelNotFoundError
+from .errors import InputTypeError, InputValueError, ModelFolderError, ModelNotFoundError
 
 MANIFEST = "e5onnx.json"
 FORMAT_VERSION = "1.1"
@@ -220,12 +220,14 @@ class ModelFolder:
             ModelNotFoundError: there is no such folder, or it has no manifest.
             ModelFolderError: the manifest is damaged, or of a format that is too new.
         """
-        folder = Path(path).absolute()
+        folder = Path(_path(path)).absolute()
         manifest_path = folder / MANIFEST
         try:
             text = manifest_path.read_text(encoding="utf-8")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ModelNotFoundError(_no_manifest(folder)) from error
+        except OSError as error:
+            raise _unreadable(manifest_path, error) from error
         except UnicodeDecodeError as error:
             raise ModelFolderError(f"{manifest_path} is not UTF-8 text. {_REPAIR}") from error
         return cls(folder, Manifest.from_json(text, manifest_path))
@@ -250,12 +252,12 @@ class ModelFolder:
             yield path
             return
         self._check_size(weights)
-        failures: list[Exception] = []
+        failures: list[BaseException] = []
 
         def compare() -> None:
             try:
                 self.check(weights)
-            except (ModelFolderError, OSError) as error:
+            except BaseException as error:  # noqa: BLE001 - it is raised below
                 failures.append(error)
 
         thread = threading.Thread(target=compare)
@@ -275,7 +277,10 @@ class ModelFolder:
             ModelFolderError: it differs.
         """
         path = self._check_size(record)
-        found = _sha256(path)
+        try:
+            found = _sha256(path)
+        except OSError as error:
+            raise _unreadable(path, error) from error
         if found != record.sha256:
             raise ModelFolderError(
                 f"{path} was changed after the export: its SHA-256 is {found}, expected {record.sha256}. {_REPAIR}"
@@ -290,6 +295,8 @@ class ModelFolder:
             raise ModelNotFoundError(
                 f"{path} is missing; the model's manifest expects {record.size:,} bytes. {_REPAIR}"
             ) from error
+        except OSError as error:
+            raise _unreadable(path, error) from error
         if size != record.size:
             raise ModelFolderError(
                 f"{path} has {size:,} bytes where the model's manifest expects {record.size:,}. {_REPAIR}"
@@ -328,7 +335,7 @@ def open_model(
         revision: branch, tag or commit on the hub; None for the main branch. Folders have none.
         local_files_only: take the hub's files from its cache only.
     """
-    name = os.fspath(model)
+    name = _path(model)
     if not is_hub_id(name):
         return ModelFolder.open(name)
     from .hub import download_model
@@ -341,6 +348,16 @@ def open_model(
         return [record.file for record in (*graph, *manifest.files)]
 
     return ModelFolder.open(download_model(name, revision=revision, local_files_only=local_files_only, wanted=wanted))
+
+
+def _path(model: Any) -> str:
+    """Return a path or hub id as text; raise :class:`InputTypeError` or :class:`InputValueError` for anything else."""
+    name = os.fspath(model) if isinstance(model, (str, os.PathLike)) else model
+    if not isinstance(name, str):
+        raise InputTypeError(f"a model is a folder or a hub id, got {type(model).__name__}")
+    if "\0" in name:
+        raise InputValueError(f"the name of a model holds the character NUL: {name!r:.80}")
+    return name
 
 
 def is_hub_id(name: str) -> bool:
@@ -427,6 +444,10 @@ def _check_version(version: Any, path: Path) -> None:
             f"{path} has format version {version}; this e5onnx reads up to {FORMAT_VERSION}. "
             "Upgrade with: pip install --upgrade e5onnx"
         )
+
+
+def _unreadable(path: Path, error: OSError) -> ModelFolderError:
+    return ModelFolderError(f"{path} cannot be read: {error.strerror or error}")
 
 
 def _no_manifest(folder: Path) -> str:

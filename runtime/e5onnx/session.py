@@ -10,6 +10,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -55,8 +56,21 @@ class Engine(Protocol):
 class Session:
     """A graph that maps token ids to embeddings, ready to run. Threads may share it, and it works after a fork."""
 
-    def __init__(self, path: Path, *, dimension: int, load: Callable[[Path], Engine]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        dimension: int,
+        load: Callable[[Path], Engine],
+        opened: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         """Load the graph at `path` into an engine and check its inputs and outputs.
+
+        Args:
+            path: the graph.
+            dimension: that its vectors must have.
+            load: loads a graph into an engine.
+            opened: a context in which the graph is loaded again after a fork, to check that its files are the same.
 
         Raises:
             ModelFolderError: the file is no ONNX graph, or not one with the inputs and outputs of a model folder.
@@ -64,6 +78,7 @@ class Session:
         self._path = path
         self._dimension = dimension
         self._load = load
+        self._opened = opened
         self._lock = threading.Lock()
         self._engine: Engine | None = self._loaded()
         self.precision = self._engine.precision
@@ -76,6 +91,7 @@ class Session:
 
         Raises:
             InferenceError: the engine failed, for instance for lack of memory.
+            ModelFolderError: this is the first run after a fork, and a file of the model has changed.
         """
         engine = self._engine or self._reload()
         return engine.run(input_ids, attention_mask, output)
@@ -93,7 +109,9 @@ class Session:
     def _reload(self) -> Engine:
         with self._lock:
             if self._engine is None:
-                self._engine = self._loaded()
+                with self._opened():
+                    engine = self._loaded()
+                self._engine = engine  # only now: the context may raise at its end
             return self._engine
 
     def _after_fork(self) -> None:

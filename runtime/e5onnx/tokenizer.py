@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, overload
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from .errors import InputTypeError, InputValueError, ModelFolderError
+from .errors import InputTypeError, InputValueError, ModelFolderError, TextTooLongError
+from .long_texts import PIECE_CHARACTERS, Divider
 from .model_folder import ModelFolder, open_model
 
 # What sentence-transformers looks for, in this order.
@@ -72,12 +74,18 @@ class Tokenizer:
             self._tokenizer.no_padding()
             self._special_tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False)
             self._tokenizer.enable_truncation(self.max_tokens)
+        self._skipped = tuple(prompt for prompt in self.prompts.values() if prompt.endswith(": "))
 
     def prompt_for(self, prompt: str | None, prompt_name: str | None, role: Sequence[str] = ()) -> str:
         """Return the text to put before each input.
 
         `prompt` wins over `prompt_name`. Without either, it is the prompt of the first name in `role` that the model
         knows, or if no role is given the model's default prompt; where there is none, "".
+
+        This is what sentence-transformers does, with two exceptions. There every model has prompts called "query" and
+        "document", empty unless the checkpoint sets them. So a checkpoint that calls its prompt "passage" gets none
+        for documents; here it gets its own. And `prompt_name="document"` gets none there; here it is an error, unless
+        the model has no prompts at all.
 
         Raises:
             InputValueError: the model has no prompt called `prompt_name`.
@@ -93,14 +101,47 @@ class Tokenizer:
             )
         if prompt_name is None:
             return ""
-        if prompt_name not in self.prompts:
-            known = ", ".join(map(repr, self.prompts)) or "none at all"
-            raise InputValueError(f"the model has no prompt named {prompt_name!r}; it has {known}")
-        return self.prompts[prompt_name]
+        if prompt_name in self.prompts:
+            return self.prompts[prompt_name]
+        if prompt_name in ("query", "document") and not any(self.prompts.values()):
+            return ""
+        known = ", ".join(map(repr, self.prompts)) or "none at all"
+        raise InputValueError(f"the model has no prompt named {prompt_name!r}; it has {known}")
 
-    def tokenize(self, texts: Iterable[str], prompt: str = "") -> list[TokenizedText]:
-        """Return the token ids of each text, with `prompt` before those that do not start with it already."""
-        return [self._tokenize(text if text.startswith(prompt) else prompt + text) for text in texts]
+    def prompted(self, text: str, prompt: str) -> str:
+        """Return a text with a prompt before it.
+
+        One of the checkpoint's own prompts that ends in ": ", as E5's do, is not put before a text that begins with it
+        already. Here sentence-transformers would repeat it. Any other prompt is put before every text, as it does.
+
+        Example:
+            >>> Tokenizer("models/sample").prompted("apple", "a")
+            'aapple'
+        """
+        return text if prompt in self._skipped and text.startswith(prompt) else prompt + text
+
+    def tokenize(self, texts: Iterable[str], prompt: str = "", *, start: int = 0) -> list[TokenizedText]:
+        """Return the token ids of each text with `prompt` before it; see :meth:`prompted`.
+
+        A text of megabytes is tokenised in pieces, which takes little memory and gives the same tokens.
+
+        Args:
+            texts: the texts.
+            prompt: the text of a prompt, "" for none.
+            start: position of the first text, for messages.
+
+        Raises:
+            TextTooLongError: a text has a stretch of a million characters without a space; the message names its
+                position.
+            ModelFolderError: the tokenizer is damaged.
+        """
+        tokenized = []
+        for position, text in enumerate(texts, start):
+            try:
+                tokenized.append(self._tokenize(self.prompted(text, prompt)))
+            except TextTooLongError as error:
+                raise TextTooLongError(f"the text at position {position} cannot be tokenised: {error}") from error
+        return tokenized
 
     def tokens(self, texts: Iterable[str], prompt: str = "", *, special_tokens: bool = True) -> list[list[Token]]:
         """Return the tokens of each text, for people to look at; those beyond the maximum are left out.
@@ -111,11 +152,12 @@ class Tokenizer:
         """
         described = []
         for text in texts:
-            with _explained(f"{self._path} cannot tokenize {text[:40]!r}"):
-                # the batch method releases the interpreter lock
-                (encoding,) = self._tokenizer.encode_batch(
-                    [text if text.startswith(prompt) else prompt + text], add_special_tokens=special_tokens
-                )
+            for piece in self._beginnings(self.prompted(text, prompt)):
+                with self._explained(piece):
+                    # the batch method releases the interpreter lock
+                    (encoding,) = self._tokenizer.encode_batch([piece], add_special_tokens=special_tokens)
+                if encoding.overflowing:
+                    break
             described.append(
                 [
                     Token(number, token, bool(special), *((None, None) if special else offsets))
@@ -129,13 +171,56 @@ class Tokenizer:
     def _tokenize(self, text: str) -> TokenizedText:
         # One text a call: an Encoding takes some 200 bytes a token, and only its ids are kept. The batch method, since
         # unlike `encode` it releases the interpreter lock and leaves out character offsets.
-        with _explained(f"{self._path} cannot tokenize {text[:40]!r}"):
+        if len(text) > PIECE_CHARACTERS:
+            return self._tokenize_in_pieces(text)
+        with self._explained(text):
             encoding = self._tokenizer.encode_batch_fast([text])[0]
+        cut = sum(len(rest.ids) - self._special_tokens for rest in encoding.overflowing)
+        return self._tokenized(text, encoding, len(encoding.ids) + cut)
+
+    def _tokenize_in_pieces(self, text: str) -> TokenizedText:
+        """Keep as many pieces as the model takes, and count the tokens of all."""
+        untruncated, divider = self._for_long_texts
+        kept: list[tokenizers.Encoding] = []
+        tokens = 0
+        for piece in divider.pieces(text):
+            with self._explained(piece):
+                encoding = untruncated.encode_batch_fast([piece], add_special_tokens=False)[0]
+            if tokens < self.max_tokens:
+                kept.append(encoding)
+            tokens += len(encoding.ids)
+        with self._explained(text):
+            merged = tokenizers.Encoding.merge(kept, growing_offsets=False)
+            whole = self._tokenizer.post_process(merged)  # cuts it, and adds special tokens
+        return self._tokenized(text, whole, tokens + self._special_tokens)
+
+    def _tokenized(self, text: str, encoding: tokenizers.Encoding, tokens: int) -> TokenizedText:
         if not encoding.ids:
             raise ModelFolderError(f"{self._path} makes no token at all of {text[:40]!r}")
-        cut = sum(len(rest.ids) - self._special_tokens for rest in encoding.overflowing)
-        ids = np.array(encoding.ids, dtype=np.int32)
-        return TokenizedText(ids, len(ids) + cut)
+        return TokenizedText(np.array(encoding.ids, dtype=np.int32), tokens)
+
+    def _beginnings(self, text: str) -> Iterator[str]:
+        """Yield ever longer beginnings of a text, at the end all of it."""
+        if len(text) > PIECE_CHARACTERS:
+            end = 0
+            for piece in self._for_long_texts[1].pieces(text):
+                end += len(piece)
+                yield text[:end]
+        else:
+            yield text
+
+    @cached_property
+    def _for_long_texts(self) -> tuple[tokenizers.Tokenizer, Divider]:
+        """The same tokenizer without truncation, and what divides texts for it; made for the first long text."""
+        description = self._tokenizer.to_str()
+        untruncated = tokenizers.Tokenizer.from_str(description)
+        untruncated.no_truncation()
+        return untruncated, Divider(description)
+
+    @contextmanager
+    def _explained(self, text: str) -> Iterator[None]:
+        with _explained(f"{self._path} cannot tokenize {text[:40]!r}"):
+            yield
 
     @overload
     def count_tokens(  # type: ignore[overload-overlap]  # a str is an iterable of str, and comes first
@@ -155,6 +240,7 @@ class Tokenizer:
         Raises:
             InputTypeError: an input is not a str; the message names its position.
             InputValueError: an input cannot be encoded, or there is no prompt of that name.
+            TextTooLongError: see :meth:`tokenize`.
 
         Example:
             >>> Tokenizer("models/sample").count_tokens(["one", "and two"])
@@ -167,7 +253,7 @@ class Tokenizer:
         counts = []
         for position, text in enumerate(iterate_texts(inputs)):
             check_texts([text], start=position)
-            counts.append(self.tokenize([text], prefix)[0].tokens)
+            counts.append(self.tokenize([text], prefix, start=position)[0].tokens)
         return counts
 
 
@@ -187,8 +273,11 @@ def _explained(what: str) -> Iterator[None]:
 
 def iterate_texts(inputs: Iterable[str]) -> Iterable[str]:
     """Return `inputs` if it is a collection of texts with an order; raise :class:`InputTypeError` if not."""
-    if isinstance(inputs, (bytes, bytearray, dict, set, frozenset)) or not isinstance(inputs, Iterable):
-        raise InputTypeError(f"expected a str or an ordered iterable of str, got {type(inputs).__name__}")
+    dimensions = getattr(inputs, "ndim", 1)  # arrays and data frames: one of two dimensions iterates over its columns
+    unordered = isinstance(inputs, (bytes, bytearray, memoryview, Mapping, set, frozenset))
+    if unordered or not isinstance(inputs, Iterable) or dimensions != 1:
+        shape = f" of {dimensions} dimensions" if dimensions != 1 else ""
+        raise InputTypeError(f"expected a str or an ordered iterable of str, got {type(inputs).__name__}{shape}")
     return inputs
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections import UserDict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from e5onnx import (
     InputValueError,
     MissingPromptWarning,
     TextTooLongError,
+    Tokenizer,
     TruncationWarning,
 )
 from texts import TEXTS
@@ -167,7 +170,7 @@ def test_an_unknown_prompt_name_lists_the_known_ones(e5: Encoder, sample: Encode
     with pytest.raises(InputValueError, match="no prompt named 'passage'; it has 'query', 'document'"):
         e5.encode("text", prompt_name="passage")
     with pytest.raises(InputValueError, match="it has none at all"):
-        sample.encode("text", prompt_name="query")
+        sample.encode("text", prompt_name="passage")
 
 
 # Normalisation
@@ -215,6 +218,25 @@ def test_truncate_error_names_the_position(sample: Encoder) -> None:
         sample.encode(["short", "also short", "word " * 300], truncate="error")
 
 
+def test_a_text_of_just_the_maximum_is_not_too_long(sample: Encoder) -> None:
+    text = "word " * 254
+    assert sample.count_tokens(text) == sample.max_tokens == 256
+    np.testing.assert_array_equal(sample.encode(text, truncate="error"), sample.encode(text))
+    with pytest.raises(TextTooLongError, match="position 0 has 257 tokens, the model's maximum is 256"):
+        sample.encode(text + "word", truncate="error")
+
+
+def test_the_position_of_the_longest_text_counts_from_the_first(tiny_model: Path) -> None:
+    encoder = Encoder(tiny_model)
+    texts = ["short"] * 2100
+    texts[5], texts[2050] = "word " * 600, "word " * 700
+    with pytest.warns(TruncationWarning) as caught:
+        encoder.encode(texts)
+    warning = caught[0].message
+    assert isinstance(warning, TruncationWarning)
+    assert (warning.truncated, warning.texts, warning.longest, warning.longest_position) == (2, 2100, 702, 2050)
+
+
 def test_truncate_takes_only_its_words(sample: Encoder) -> None:
     with pytest.raises(InputValueError, match="'silently'"):
         sample.encode("text", truncate="silently")  # type: ignore[arg-type]
@@ -223,7 +245,22 @@ def test_truncate_takes_only_its_words(sample: Encoder) -> None:
 # Bad input
 
 
-@pytest.mark.parametrize("inputs", [None, 3, 2.5, b"bytes", bytearray(b"bytes"), {"a": "b"}, {"a", "b"}])
+class _Frame:
+    """Iterates over the names of its columns, as a data frame does."""
+
+    ndim = 2
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["text", "title"])
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        *(None, 3, 2.5, b"bytes", bytearray(b"bytes"), memoryview(b"bytes"), {"a": "b"}, UserDict(a="b"), {"a", "b"}),
+        *(np.array("a"), np.array([["a"], ["b"]]), _Frame()),
+    ],
+)
 def test_what_is_no_ordered_iterable_of_texts_is_refused(sample: Encoder, inputs: Any) -> None:
     for encode in (sample.encode, sample.encode_query, sample.encode_document, sample.count_tokens):
         with pytest.raises(InputTypeError, match=type(inputs).__name__) as error:
@@ -261,17 +298,45 @@ def test_a_lone_surrogate_is_named_with_its_position(sample: Encoder) -> None:
         sample.encode("fine", prompt="\udc00")
 
 
-@pytest.mark.parametrize("batch_size", [0, -1, 1.5, "32"])
+@pytest.mark.parametrize("batch_size", [0, -1, np.int64(0)])
 def test_batch_size_is_a_positive_number(sample: Encoder, batch_size: Any) -> None:
-    with pytest.raises(InputValueError, match="batch_size"):
+    with pytest.raises(InputValueError, match="batch_size must be at least 1"):
         sample.encode("text", batch_size=batch_size)
+
+
+@pytest.mark.parametrize("number", [1.5, "32", True, np.float64(2), np.array([1, 2])])
+def test_numbers_are_whole(sample: Encoder, sample_model: Path, number: Any) -> None:
+    with pytest.raises(InputTypeError, match="batch_size must be a whole number"):
+        sample.encode("text", batch_size=number)
+    with pytest.raises(InputTypeError, match="threads must be a whole number"):
+        Encoder(sample_model, threads=number)
+
+
+def test_numbers_may_be_of_numpy(sample: Encoder, tiny_model: Path) -> None:
+    np.testing.assert_allclose(sample.encode(TEXTS, batch_size=np.int64(2)), sample.encode(TEXTS), atol=1e-6)  # type: ignore[arg-type]
+    assert Encoder(tiny_model, threads=np.int64(1)).threads == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("model", [None, 5, b"models/sample", ["models/sample"]])
+def test_a_model_is_named_by_text(model: Any) -> None:
+    for load in (Encoder, Tokenizer):
+        with pytest.raises(InputTypeError, match=f"a folder or a hub id, got {type(model).__name__}"):
+            load(model)
+    with pytest.raises(InputValueError, match="holds the character NUL"):
+        Encoder("a\0b")
+
+
+def test_only_tokenized_texts_are_run_as_such(sample: Encoder) -> None:
+    tokenized: list[Any] = [*sample.tokenizer.tokenize(["text"]), "text"]
+    with pytest.raises(InputTypeError, match="expected a TokenizedText at position 1, got str"):
+        sample.encode_tokenized(tokenized)
 
 
 def test_threads_and_precision_are_checked(sample_model: Path) -> None:
     with pytest.raises(InputValueError, match="at least 1, got 0"):
         Encoder(sample_model, threads=0)
-    with pytest.raises(InputTypeError, match="got str"):
-        Encoder(sample_model, threads="2")  # type: ignore[arg-type]
+    with pytest.raises(InputValueError, match=r"threads must be at most [0-9]+ on this host of [0-9]+ processors"):
+        Encoder(sample_model, threads=5000)
     with pytest.raises(InputValueError, match="no graph with precision 'fp16'; it has 'fp32', 'int8'"):
         Encoder(sample_model, precision="fp16")  # type: ignore[arg-type]
     with pytest.raises(InputValueError, match='bf16 needs provider="openvino"'):
@@ -303,6 +368,42 @@ def test_similarity_is_the_cosine(sample: Encoder) -> None:
 def test_similarity_of_nothing_and_of_zeros(sample: Encoder) -> None:
     assert sample.similarity(np.zeros((0, 7)), np.ones((3, 7))).shape == (0, 3)
     np.testing.assert_array_equal(sample.similarity(np.zeros(7), np.ones(7)), [[0]])
+
+
+def test_similarity_does_not_exceed_one(sample: Encoder) -> None:
+    vectors = np.random.default_rng(0).normal(size=(500, 384)).astype(np.float32)
+    scores = sample.similarity(vectors, np.concatenate([vectors, -vectors]))
+    assert (scores.max(), scores.min()) == (1, -1)
+    np.testing.assert_allclose(np.diag(scores), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e-30])
+def test_similarity_of_vectors_of_any_length(sample: Encoder, scale: float) -> None:
+    first, second = np.array([[3, 4], [5, 12]], np.float32), np.array([4, 3], np.float32)
+    expected = sample.similarity(first, second)
+    np.testing.assert_allclose(sample.similarity(first * np.float32(scale), second), expected, atol=1e-6)
+    np.testing.assert_allclose(expected, [[24 / 25], [56 / 65]], atol=1e-6)
+
+
+def test_similarity_is_the_dot_product_where_the_checkpoint_asks_for_it(sample: Encoder, sample_model: Path) -> None:
+    encoder = Encoder(sample_model)
+    encoder.manifest = replace(encoder.manifest, similarity_fn_name="dot")
+    assert encoder.similarity([[3, 4], [0, 0]], [4, 3]).tolist() == [[24], [0]]
+    np.testing.assert_allclose(sample.similarity([3, 4], [4, 3]), [[24 / 25]], atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [["a"], None, [[1, 2], [3]], [{}], [1j]])
+def test_similarity_takes_numbers(sample: Encoder, wrong: Any) -> None:
+    with pytest.raises(InputTypeError, match="embeddings1 must be an array of numbers"):
+        sample.similarity(wrong, [1, 2])
+    with pytest.raises(InputTypeError, match="embeddings2 must be an array of numbers"):
+        sample.similarity([1, 2], wrong)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf"), 1e300])
+def test_similarity_refuses_what_is_not_finite(sample: Encoder, wrong: float) -> None:
+    with pytest.raises(InputValueError, match="embeddings2 holds NaN or infinity in row 1"):
+        sample.similarity([1.0, 2.0], [[1.0, 2.0], [1.0, wrong]])
 
 
 def test_similarity_refuses_what_does_not_fit(sample: Encoder) -> None:

@@ -121,6 +121,13 @@ def test_an_impossible_number_of_threads_is_refused(
     assert Encoder(tiny_model, threads=1).threads == 1
 
 
+@pytest.mark.parametrize("given", ["5000", "9" * 5000])
+def test_an_absurd_number_of_threads_is_refused(tiny_model: Path, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("E5ONNX_THREADS", given)
+    with pytest.raises(InputValueError, match=r"E5ONNX_THREADS must be at most [0-9]+ on this host"):
+        Encoder(tiny_model)
+
+
 @pytest.fixture
 def one_processor() -> Iterator[Path]:
     """A real control group (version 1) with the quota of one processor."""

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e5onnx import Encoder, InputValueError, ModelFolderError, ModelNotFoundError, Tokenizer
+from e5onnx import Encoder, InputValueError, ModelFolderError, ModelNotFoundError, Tokenizer, model_folder
 from e5onnx.model_folder import MANIFEST, FileRecord, GraphRecord, Manifest, ModelFolder
 from e5onnx.session import OnnxRuntimeEngine, Session
 
@@ -164,6 +164,13 @@ def test_a_newer_minor_format_is_read_and_kept(version: str) -> None:
     assert json.loads(manifest.to_json())["new"] == [1, 2]
 
 
+def test_a_manifest_of_version_1_0_compares_by_cosine() -> None:
+    assert read(without(CONTENT, "similarity_fn_name")).similarity_fn_name == "cosine"
+    assert read({**CONTENT, "similarity_fn_name": "dot"}).similarity_fn_name == "dot"
+    with pytest.raises(ModelFolderError, match="'similarity_fn_name' is 'manhattan', not cosine or dot"):
+        read({**CONTENT, "similarity_fn_name": "manhattan"})
+
+
 @pytest.mark.parametrize("version", ["", "one", "-1.0", None, True, [1], "²"])
 def test_an_unreadable_format_version_is_refused(version: Any) -> None:
     with pytest.raises(ModelFolderError, match="unreadable format version"):
@@ -203,7 +210,7 @@ def test_other_json_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "key"),
-    [(without(CONTENT, key), key) for key in CONTENT if key != "format_version"]
+    [(without(CONTENT, key), key) for key in CONTENT if key not in ("format_version", "similarity_fn_name")]
     + [({**CONTENT, "graphs": [without(GRAPH_CONTENT, key)]}, key) for key in GRAPH_CONTENT]
     + [({**CONTENT, "files": [without(FILE_CONTENT, key)]}, key) for key in FILE_CONTENT],
 )
@@ -424,6 +431,29 @@ def test_a_removed_file_is_named_with_its_size(copied_model: Path, name: str) ->
     path.unlink()
     with pytest.raises(ModelNotFoundError, match=f"{path} is missing; the model's manifest expects {size:,} bytes"):
         Encoder(copied_model)
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError("no memory"), KeyboardInterrupt()])
+def test_a_failure_while_the_weights_are_hashed_is_not_lost(
+    copied_model: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(path: Path) -> str:
+        if path == copied_model / WEIGHTS:
+            raise error
+        return sha256(path)
+
+    sha256 = model_folder._sha256
+    monkeypatch.setattr(model_folder, "_sha256", fail)
+    with pytest.raises(ModelFolderError if isinstance(error, OSError) else type(error)) as raised:
+        Encoder(copied_model)
+    if isinstance(error, OSError):
+        assert f"{WEIGHTS} cannot be read: Input/output error" in str(raised.value)
+
+
+def test_a_manifest_that_cannot_be_read_is_named(open_folder: Callable[[Path], object], tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).mkdir()
+    with pytest.raises(ModelFolderError, match=f"{MANIFEST} cannot be read"):
+        open_folder(tmp_path)
 
 
 def test_a_file_in_the_place_of_a_folder_is_a_missing_file(copied_model: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from e5onnx import Encoder
+from e5onnx import Encoder, ModelFolderError
 from texts import TEXTS
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -83,7 +83,7 @@ def test_worker_processes_get_the_same_vectors(encoder: Encoder, method: str) ->
 _FORK = """
 import os, signal, sys, threading
 import numpy as np
-from e5onnx import Encoder
+from e5onnx import Encoder, ModelFolderError
 from texts import TEXTS
 
 encoder = Encoder(sys.argv[1], threads=2)
@@ -115,6 +115,47 @@ def test_an_encoder_works_after_a_fork(sample_model: Path) -> None:
     done = _run(_FORK, sample_model)
     assert done.stdout == "[0, 0, 0]\n"
     assert done.stderr == ""
+
+
+_CHANGED = """
+import os, shutil, sys
+from pathlib import Path
+from e5onnx import Encoder, ModelFolderError
+
+encoder = Encoder(sys.argv[1])
+weights = Path(sys.argv[1], sys.argv[2])
+before = weights.read_bytes()
+for content in (before[:-1] + bytes([before[-1] ^ 1]), before[::-1], before):
+    new = weights.with_suffix(".new")
+    new.write_bytes(content)
+    new.rename(weights)
+    child = os.fork()
+    if child == 0:
+        try:
+            encoder.encode("text")
+        except ModelFolderError as error:
+            sys.exit(3 if "was changed after the export" in str(error) else 4)
+        sys.exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@needs_fork
+@pytest.mark.parametrize("file", ["onnx/model.onnx", "onnx/model.onnx_data"])
+def test_files_that_changed_are_noticed_after_a_fork(tiny_model: Path, tmp_path: Path, file: str) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    assert _run(_CHANGED, folder, file).stdout.split() == ["3", "3", "0"]
+
+
+def test_another_model_in_the_folder_of_a_pickled_encoder_is_noticed(
+    tiny_model: Path, sample_model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    pickled = pickle.dumps(Encoder(folder))
+    shutil.rmtree(folder)
+    shutil.copytree(sample_model, folder)
+    with pytest.raises(ModelFolderError, match=f"{folder} holds another model than when this encoder was pickled"):
+        pickle.loads(pickled)
 
 
 _PEAK = """

@@ -161,6 +161,35 @@ def test_a_prompt_is_put_before_texts_that_lack_it(
     assert e5.count_tokens(text, prompt_name="query") == reference.count(expected)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "prompt", "text", "expected"),
+    [
+        ({}, "a", "apple", "aapple"),
+        ({}, "query: ", "query: text", "query: query: text"),  # not one of the checkpoint's
+        ({"query": "query: "}, "query: ", "query: text", "query: text"),
+        ({"query": "query: "}, "query", "query: text", "queryquery: text"),
+        ({"query": "find"}, "find", "findings", "findfindings"),  # of the checkpoint's, but not of E5's form
+        ({"query": "Represent this: "}, "Represent this: ", "Represent this: text", "Represent this: text"),
+        ({"query": ""}, "", "text", "text"),
+        ({"query": ": "}, ": ", ": text", ": text"),
+    ],
+)
+def test_only_prompts_of_the_checkpoint_in_the_form_of_e5_are_not_repeated(
+    e5_model: Path, reference: Reference, prompts: dict[str, str], prompt: str, text: str, expected: str
+) -> None:
+    tokenizer = load(e5_model, prompts=prompts)
+    assert tokenizer.prompted(text, prompt) == expected
+    assert ids_of(tokenizer, [text], prompt) == [reference.ids(expected)]
+    assert [token.id for token in tokenizer.tokens([text], prompt)[0]] == reference.ids(expected)
+
+
+@pytest.mark.parametrize("prompts", [{}, {"query": "", "document": ""}])
+def test_empty_prompts_have_names(e5_model: Path, reference: Reference, prompts: dict[str, str]) -> None:
+    tokenizer = load(e5_model, prompts=prompts)
+    for name in ("query", "document"):
+        assert tokenizer.count_tokens("text", prompt_name=name) == reference.count("text")
+
+
 def test_a_prompt_counts_towards_the_maximum(short: Tokenizer, reference: Reference) -> None:
     text = "one two three four five six"
     assert reference.count(text) == SHORT
@@ -220,8 +249,8 @@ def test_the_prompts_are_the_models_own(e5: Tokenizer, sample: Tokenizer) -> Non
 def test_an_unknown_prompt_is_refused_with_those_there_are(e5: Tokenizer, sample: Tokenizer) -> None:
     with pytest.raises(InputValueError, match="no prompt named 'passage'; it has 'query', 'document'"):
         e5.count_tokens("text", prompt_name="passage")
-    with pytest.raises(InputValueError, match="no prompt named 'query'; it has none at all"):
-        sample.count_tokens("text", prompt_name="query")
+    with pytest.raises(InputValueError, match="no prompt named 'passage'; it has none at all"):
+        sample.count_tokens("text", prompt_name="passage")
 
 
 def test_a_prompt_is_checked_like_a_text(e5: Tokenizer) -> None:
