@@ -48,7 +48,7 @@ def default_threads() -> int:
     Raises:
         InputValueError: the environment variable is not a whole number from 1, or is far beyond the processors.
     """
-    given = os.environ.get("E5ONNX_THREADS")
+    given = os.environ.get("E5ONNX_THREADS", "").strip()
     if not given:
         return available_processors()
     name = "the environment variable E5ONNX_THREADS"

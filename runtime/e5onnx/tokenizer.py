@@ -101,6 +101,8 @@ class Tokenizer:
             )
         if prompt_name is None:
             return ""
+        if not isinstance(prompt_name, str):
+            raise InputTypeError(f"prompt_name must be a str, got {type(prompt_name).__name__}")
         if prompt_name in self.prompts:
             return self.prompts[prompt_name]
         if prompt_name in ("query", "document") and not any(self.prompts.values()):

@@ -32,7 +32,7 @@ def bert(model: Path, **added: Any) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def unigram(*splitters: Any) -> tokenizers.Tokenizer:
+def unigram(*splitters: Any, added: AddedToken | None = None) -> tokenizers.Tokenizer:
     """A tokenizer of the kind of XLM-RoBERTa's."""
     tokenizer = tokenizers.Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence(
@@ -41,7 +41,7 @@ def unigram(*splitters: Any) -> tokenizers.Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(splitters)) if len(splitters) > 1 else splitters[0]
     trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=_SPECIAL, unk_token="<unk>", show_progress=False)
     tokenizer.train_from_iterator(_CORPUS, trainer)
-    tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True, special=True)])
+    tokenizer.add_special_tokens([added or AddedToken("<mask>", lstrip=True, special=True)])
     return tokenizer
 
 
@@ -73,10 +73,12 @@ _KINDS: dict[str, Any] = {
     "BERT with added tokens": lambda model: bert(
         model, **{"a,b": {}, "京都": {"normalized": True}, "[x]": {"lstrip": True, "rstrip": True}}
     ),
-    "BERT with a single word": lambda model: bert(model, word={"single_word": True}),
+    "BERT with a single word": lambda model: bert(model, qxq={"single_word": True, "normalized": False}),
     "Metaspace": lambda _: unigram(_metaspace()),
     "Metaspace first": lambda _: unigram(_metaspace("first")),
     "Metaspace never": lambda _: unigram(_metaspace("never")),
+    "Metaspace with a token that takes in spaces": lambda _: unigram(_metaspace(), added=AddedToken("a", rstrip=True)),
+    "Metaspace with a token of spaces": lambda _: unigram(_metaspace(), added=AddedToken("a word")),
     "words, Metaspace": lambda _: unigram(_split(), _metaspace()),
     "words, Metaspace first": lambda _: unigram(_split(), _metaspace("first")),
     "bytes": lambda _: byte_level(prefix=False),
@@ -107,6 +109,7 @@ _PARTS = (
 @example(parts=["a", ",", "b", " ", "a"] * 8, length=1)
 @example(parts=["京", "都"] * 8, length=1)
 @example(parts=["[MASK]"] * 8, length=1)
+@example(parts=["京", "qxq", "_", "qxq", ",", "qxq"], length=1)
 def test_pieces_have_the_tokens_of_the_whole(tokenizer: tokenizers.Tokenizer, parts: list[str], length: int) -> None:
     text = "".join(parts)
     pieces = list(Divider(tokenizer.to_str(), piece_characters=length).pieces(text))
@@ -115,10 +118,15 @@ def test_pieces_have_the_tokens_of_the_whole(tokenizer: tokenizers.Tokenizer, pa
 
 
 @pytest.mark.parametrize("text", ["some words of a text " * 9, "line\nafter line, and 7 more " * 9])
-def test_texts_are_divided_at_spaces(tokenizer: tokenizers.Tokenizer, text: str) -> None:
+def test_texts_are_divided_at_spaces(
+    tokenizer: tokenizers.Tokenizer, text: str, request: pytest.FixtureRequest
+) -> None:
     pieces = list(Divider(tokenizer.to_str(), piece_characters=20).pieces(text))
-    assert max(map(len, pieces)) < 40
     assert [each for piece in pieces for each in ids(tokenizer, piece)] == ids(tokenizer, text)
+    if "with a token" in request.node.name:
+        assert pieces == [text]
+    else:
+        assert max(map(len, pieces)) < 40
 
 
 @pytest.mark.parametrize("text", ["東京" * 30, "a,b;" * 30, "これは漢字です。" * 10, "“one”—“two”" * 10])

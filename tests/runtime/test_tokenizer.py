@@ -256,6 +256,8 @@ def test_an_unknown_prompt_is_refused_with_those_there_are(e5: Tokenizer, sample
 def test_a_prompt_is_checked_like_a_text(e5: Tokenizer) -> None:
     with pytest.raises(InputTypeError, match="prompt must be a str, got bytes"):
         e5.count_tokens("text", prompt=b"query: ")  # type: ignore[call-overload]  # the wrong type on purpose
+    with pytest.raises(InputTypeError, match="prompt_name must be a str, got list"):
+        e5.count_tokens("text", prompt_name=["query"])  # type: ignore[call-overload]  # the wrong type on purpose
     with pytest.raises(InputValueError, match=r"the prompt holds the lone surrogate U\+D83D at character 2"):
         e5.count_tokens("text", prompt="q \ud83d")
 
