@@ -7,9 +7,10 @@ Example:
     (2, 384)
 """
 
-__version__ = "0.1.0"  # before the imports: the command line asks for it
+from __future__ import annotations
 
-from .encoder import Encoder
+from typing import TYPE_CHECKING, Any
+
 from .errors import (
     E5OnnxError,
     InferenceError,
@@ -23,8 +24,12 @@ from .errors import (
     TextTooLongError,
     TruncationWarning,
 )
-from .tokenizer import TokenizedText, Tokenizer
 
+if TYPE_CHECKING:
+    from .encoder import Encoder
+    from .tokenizer import TokenizedText, Tokenizer
+
+__version__ = "0.1.0"
 __all__ = [
     "E5OnnxError",
     "Encoder",
@@ -42,3 +47,16 @@ __all__ = [
     "TruncationWarning",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs numpy and onnxruntime when it is asked for: `e5onnx --help` needs neither."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import encoder, tokenizer
+
+    return getattr(encoder if name == "Encoder" else tokenizer, name)
+
+
+def __dir__() -> list[str]:
+    return __all__
