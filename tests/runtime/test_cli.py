@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e5onnx import Encoder, __version__, cli, terminal
@@ -127,16 +127,11 @@ def test_a_second_value_after_an_option_is_explained() -> None:
     assert_fails(e5onnx("embed", "m", "-x.txt"), 2, "unknown option -x.txt; put -- before names that begin with a dash")
 
 
-def parser_of(command: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser()
-    cli._COMMANDS[command][1](parser)
-    return parser
-
-
 @st.composite
 def command_lines(draw: st.DrawFn, command: str) -> tuple[list[str], dict[str, Any]]:
     """Arguments of a command, options and positionals in any order, and what they mean."""
-    parser = parser_of(command)
+    parser = argparse.ArgumentParser()
+    cli._COMMANDS[command][1](parser)
     expected = {action.dest: action.default for action in parser._actions if action.dest != "help"}
     expected |= {name: value for name, value in parser._defaults.items() if name == "json"}
     groups: list[list[str]] = []
@@ -158,7 +153,8 @@ def command_lines(draw: st.DrawFn, command: str) -> tuple[list[str], dict[str, A
         expected[action.dest] = value
     names: list[str] = []
     for action in parser._get_positional_actions():
-        least, most = {None: (1, 1), "?": (0, 1), "*": (0, 3)}[action.nargs]
+        assert action.nargs in (None, "?", "*")
+        least, most = (1 if action.nargs is None else 0), (3 if action.nargs == "*" else 1)
         own = draw(st.lists(st.text(max_size=5).filter(lambda name: name != "--"), min_size=least, max_size=most))
         names += own
         converted = [action.type(name) if callable(action.type) else name for name in own]
@@ -168,7 +164,8 @@ def command_lines(draw: st.DrawFn, command: str) -> tuple[list[str], dict[str, A
     places = sorted(draw(st.integers(0, len(groups))) for _ in names[:before])
     for place, name in reversed(list(zip(places, names[:before], strict=True))):
         groups.insert(place, [name])
-    after = ["--", *names[before:]] if names[before:] or draw(st.booleans()) else []
+    superfluous: bool = draw(st.booleans())
+    after = ["--", *names[before:]] if names[before:] or superfluous else []
     return [*(part for group in groups for part in group), *after], expected
 
 
@@ -186,6 +183,7 @@ def values(action: argparse.Action) -> st.SearchStrategy[str]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_options_and_positionals_come_in_any_order(command: str) -> None:
     @given(command_lines(command))
+    @settings(deadline=None)
     def check(line: tuple[list[str], dict[str, Any]]) -> None:
         arguments, expected = line
         found = vars(cli.parse([command, *arguments]))
