@@ -71,20 +71,16 @@ def _file(repo_id: str, file: str, revision: str | None, local_files_only: bool)
             raise hub_errors.LocalEntryNotFoundError(f"{file} is not in the cache")
         return Path(cached)
     if not isinstance(cached, str):
-        _reach_hub(repo_id)
+        _reach_hub()
     return Path(huggingface_hub.hf_hub_download(repo_id, file, revision=revision))
 
 
 @functools.cache
-def _reach_hub(repo_id: str) -> None:
-    """Ask for a repository once: where nobody answers, hf_hub_download would ask for each file for 24 s."""
+def _reach_hub() -> None:
+    """Ask the hub for any answer, once: where none comes, hf_hub_download would ask for each file for 24 s."""
     try:
-        huggingface_hub.model_info(repo_id, revision="main")
-    except hub_errors.HfHubHTTPError:
-        pass  # an answer; hf_hub_download will get it too
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
     except (_HTTP_ERROR, OSError) as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            raise  # about a file of its own
         raise hub_errors.LocalEntryNotFoundError("the hub does not answer") from error
 
 

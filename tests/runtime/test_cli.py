@@ -91,6 +91,7 @@ def test_what_needs_no_model_needs_no_numpy(tmp_path: Path, arguments: list[str]
         ["--json", "info"],
         ["--", "info"],
         ["inf"],
+        ["--vers"],
         ["verify", "m", "--jso"],
         ["verify", "m", "another"],
         ["info", "m", "another"],
@@ -499,6 +500,7 @@ def test_threads_must_be_possible(sample_model: Path) -> None:
 @pytest.mark.parametrize("command", ["embed", "similarity", "serve"])
 @pytest.mark.parametrize("threads", ["0", "-1", "two", "1.5", "nan"])
 def test_threads_of_the_environment_must_be_possible(sample_model: Path, command: str, threads: str) -> None:
+    pytest.importorskip("uvicorn" if command == "serve" else "e5onnx")
     done = e5onnx(command, sample_model, stdin=b"a", env={**os.environ, "E5ONNX_THREADS": threads})
     assert_fails(done, 1, "E5ONNX_THREADS", threads)
 

@@ -28,7 +28,7 @@ from hub_stand_in import HubStandIn
 QUERIES = ["how much protein should a female eat", "summit define", ""]
 DOCUMENTS = ["As a general guideline, 46 grams a day.", "The highest point of a mountain : the top of a mountain. " * 9]
 VECTORS = f"(lambda encoder: [encoder.encode_query({QUERIES}).tolist(), encoder.encode_document({DOCUMENTS}).tolist()])"
-LOADING = ["embed", "serve", "similarity", "info", "verify"]  # commands that take a hub id and need no extra to fail
+LOADING = ["embed", "serve", "similarity", "info", "verify"]  # commands that take a hub id
 WEIGHTS = "onnx/model.onnx_data"  # of the graph of precision fp32
 PORTABLE = "onnx/model_portable.onnx"
 GRAPHS = {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}
@@ -493,8 +493,7 @@ class TestMistypedPaths:
     @pytest.mark.parametrize("command", ["export", "portable", "pack-lambda", *LOADING])
     @pytest.mark.parametrize("name", ["models/typo", "models/e5-small-v2"])
     def test_every_command_says_what_is_there(self, hub: HubStandIn, machine: Machine, command: str, name: str) -> None:
-        if command == "export":
-            pytest.importorskip("e5onnx_export")
+        pytest.importorskip({"export": "torch", "portable": "onnx", "serve": "uvicorn"}.get(command, "e5onnx"))
         (machine.folder / "models/sample").mkdir(parents=True)
         outputs = {"export": ["out"], "pack-lambda": ["out.zip"]}.get(command, [])
         done = machine.e5onnx(command, name, *outputs)
@@ -579,6 +578,7 @@ class TestHubThatDoesNotAnswer:
 
     @pytest.mark.parametrize("command", LOADING)
     def test_is_one_line_after_one_attempt(self, machine: Machine, command: str) -> None:
+        pytest.importorskip("uvicorn" if command == "serve" else "e5onnx")
         with socket.create_server(("127.0.0.1", 0)) as server:
             accepted: list[None] = []
 
