@@ -54,6 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (E5OnnxError, OSError, MemoryError) as error:
         note(f"error: {' '.join(str(error).split()) or type(error).__name__}")
         return 1
+    except ImportError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # what pybind11 makes of it
+            return 130
+        raise
     return 0
 
 
