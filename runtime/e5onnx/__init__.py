@@ -9,6 +9,7 @@ Example:
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
     from .tokenizer import TokenizedText, Tokenizer
 
 __version__ = "0.1.0"
+
+# onnxruntime's official builds report usage to Microsoft unless this is set before the import (Privacy.md, "Disabling
+# Telemetry"). Whoever wants the reports sets it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 __all__ = [
     "E5OnnxError",
     "Encoder",
