@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from e5onnx.errors import E5OnnxError, InputValueError, MissingDependencyError, ModelNotFoundError
+from e5onnx.model_folder import is_hub_id
 from e5onnx.tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS, check_encodable
 
 Pooling = Literal["mean", "cls"]
@@ -124,7 +125,7 @@ def _locate(checkpoint: str, revision: str | None) -> tuple[str, str | None, Pat
         return SAMPLE_CHECKPOINT, None, get_model_path()
     if path.is_dir():
         return path.absolute().name, None, path
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", checkpoint):
+    if not is_hub_id(checkpoint):
         raise ModelNotFoundError(f"there is no folder {path.absolute()}, and {checkpoint!r} is no hub id (owner/name)")
     from e5onnx.hub import download_checkpoint
 

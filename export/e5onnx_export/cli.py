@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
+from e5onnx.terminal import note, print_line, progress
+
 from .export import export_model
+from .folder import GRAPHS, Precision
 
 
-def main(arguments: Sequence[str]) -> None:
+def run(options: argparse.Namespace) -> None:
     """Run `e5onnx export`; errors are for :func:`e5onnx.cli.main` to show."""
-    options = _parser().parse_args(arguments)
-    # Decisions and steps are for people; programs get the manifest on standard output.
-    stream = sys.stderr if options.json else sys.stdout
     folder = export_model(
         options.checkpoint,
         options.output,
@@ -23,22 +21,18 @@ def main(arguments: Sequence[str]) -> None:
         document_prompt=options.document_prompt,
         pooling=options.pooling,
         max_tokens=options.max_tokens,
-        precisions=options.precision,
+        precisions=options.precision or ["fp32", "int8"],
         calibration=options.calibration,
         portable=options.graph == "portable",
         force=options.force,
-        report=lambda line: print(line, file=stream, flush=True),
+        report=note if options.json else progress,  # programs get the manifest on standard output
     )
     if options.json:
-        print(folder.manifest.to_json(), end="")  # noqa: T201
+        print_line(folder.manifest.to_json().rstrip())
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="e5onnx export",
-        description="Turn a checkpoint of a BERT encoder into a model folder, and compare the two.",
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
@@ -52,10 +46,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-tokens", metavar="N", type=int, help="most tokens of a text, instead of its own")
     parser.add_argument(
         "--precision",
-        nargs="+",
-        choices=["fp32", "int8"],
-        default=["fp32", "int8"],
-        help="which graphs to write (default: both)",
+        action="extend",
+        type=_precisions,
+        metavar="{fp32,int8}",
+        help="a graph to write; repeat it, or `fp32,int8`, for both (default: both)",
     )
     parser.add_argument(
         "--calibration", metavar="FILE", type=Path, help="texts to calibrate int8 on, one a line (default: built in)"
@@ -65,4 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--force", action="store_true", help="replace OUTPUT if it is a model folder, accept any int8")
     parser.add_argument("--json", action="store_true", help="the manifest on standard output, for programs")
-    return parser
+    parser.set_defaults(run=run)
+
+
+def _precisions(text: str) -> list[Precision]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in GRAPHS]:
+        raise argparse.ArgumentTypeError(f"must be {' or '.join(GRAPHS)}, got {unknown[0]!r}")
+    return [precision for precision in GRAPHS if precision in names]

@@ -7,9 +7,11 @@ Example:
     (2, 384)
 """
 
-__version__ = "0.1.0"  # before the imports: the command line asks for it
+from __future__ import annotations
 
-from .encoder import Encoder
+import os
+from typing import TYPE_CHECKING, Any
+
 from .errors import (
     E5OnnxError,
     InferenceError,
@@ -23,7 +25,16 @@ from .errors import (
     TextTooLongError,
     TruncationWarning,
 )
-from .tokenizer import TokenizedText, Tokenizer
+
+if TYPE_CHECKING:
+    from .encoder import Encoder
+    from .tokenizer import TokenizedText, Tokenizer
+
+__version__ = "0.1.0"
+
+# onnxruntime's official builds report usage to Microsoft unless this is set before the import (Privacy.md, "Disabling
+# Telemetry"). Whoever wants the reports sets it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "E5OnnxError",
@@ -42,3 +53,16 @@ __all__ = [
     "TruncationWarning",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs numpy and onnxruntime when it is asked for: `e5onnx --help` needs neither."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import encoder, tokenizer
+
+    return getattr(encoder if name == "Encoder" else tokenizer, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -11,7 +11,6 @@ fp32 if the folder has it); `E5ONNX_THREADS`; `E5ONNX_DEFAULT_ROLE`, for request
 from __future__ import annotations
 
 import base64
-import binascii
 import functools
 import json
 import os
@@ -19,7 +18,7 @@ from typing import Any, Literal
 
 from .encoder import Encoder
 from .errors import InputValueError
-from .openai_api import ROLES, EmbeddingsRequest, RequestError, Role, parse_json, shortest_floats
+from .openai_api import ROLES, EmbeddingsRequest, RequestError, Role, kind_of, parse_json, shortest_floats, shown
 
 _LARGEST_REPLY = 6 * 1024 * 1024
 """Bytes; AWS' documentation, "Lambda quotas": payload of synchronous invocations."""
@@ -49,8 +48,9 @@ def handler(event: Any, context: Any = None) -> dict[str, Any]:
         return _answer(event)
     status = 200
     try:
-        if _method(event) != "POST":
-            raise RequestError(f"the method must be POST, got {_method(event)}", status=405)
+        method = _method(event)
+        if method != "POST":
+            raise RequestError(f"the method must be POST, got {shown(method)}", status=405)
         body = json.dumps(_answer(parse_json(_body(event))))
         if len(body) > _LARGEST_REPLY:
             message = f"the reply has {len(body):,} bytes, Lambda passes on {_LARGEST_REPLY:,}: ask for fewer texts"
@@ -100,19 +100,24 @@ def _is_http(event: Any) -> bool:
     return isinstance(event, dict) and ("httpMethod" in event or "requestContext" in event)
 
 
-def _method(event: dict[str, Any]) -> str:
+def _method(event: dict[str, Any]) -> Any:
     """Return the method, which version 2.0 of the payload moved."""
-    version_2 = event.get("requestContext", {}).get("http", {})
-    return str(event.get("httpMethod") or version_2.get("method"))
+    context = event.get("requestContext")
+    version_2 = context.get("http") if isinstance(context, dict) else None
+    return event.get("httpMethod") or (version_2.get("method") if isinstance(version_2, dict) else None)
 
 
 def _body(event: dict[str, Any]) -> bytes:
-    body = event.get("body") or ""
+    body = event.get("body")
+    if body is None:
+        return b""
+    if not isinstance(body, str):
+        raise RequestError(f"the event's body must be text, which is JSON, got {kind_of(body)}")
     if not event.get("isBase64Encoded"):
         return body.encode(errors="surrogatepass")
     try:
         return base64.b64decode(body, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # also what is not ASCII
         raise RequestError(f"the body is not the base64 that it should be: {error}") from error
 
 

@@ -10,22 +10,21 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from . import __version__
-from .encoder import Encoder
+from . import __version__, terminal
 from .errors import E5OnnxError, MissingDependencyError
-from .files import cli as files_cli
-from .host import describe_host, recommendations
-from .model_folder import ModelFolder, open_model
-from .server import cli as server_cli
 from .terminal import note, print_line
+
+# numpy, onnxruntime and what needs them are imported by the commands: help is quick, and an interrupt ends quietly.
+if TYPE_CHECKING:
+    from .encoder import Encoder
+    from .model_folder import ModelFolder
 
 _EXAMPLE_QUERIES = ["how much protein should a female eat", "summit define"]
 _EXAMPLE_DOCUMENTS = [
@@ -39,75 +38,162 @@ _EXAMPLE_DOCUMENTS = [
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # what goes wrong there is said here, in one line
+    terminal.prepare()
     try:
-        if arguments[:1] == ["export"]:
-            _export(arguments[1:])
-        else:
-            options = _parser().parse_args(arguments)
+        with terminal.written_output():
+            options = parse(arguments)
+            if options.json:
+                terminal.use_utf8()
             with _plain_warnings():
-                options.command(options)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader of our output has seen enough. Python flushes standard output once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                options.run(options)
+    except terminal.OutputClosedError:
         return 0
     except KeyboardInterrupt:
         return 130
     except (E5OnnxError, OSError, MemoryError) as error:
         note(f"error: {' '.join(str(error).split()) or type(error).__name__}")
         return 1
+    except ImportError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # what pybind11 makes of it
+            return 130
+        raise
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return a command's options, its model and files, which come in any order; exit with a message if they are wrong.
+
+    Example:
+        >>> parse(["verify", "--json", "models/sample"]).model
+        'models/sample'
+    """
     parser = argparse.ArgumentParser(
         prog="e5onnx", description="Text embeddings on a CPU from exported ONNX models.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"e5onnx {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (purpose, _) in _COMMANDS.items():
+        commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
+    if not arguments:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
+    if arguments[0] not in _COMMANDS:
+        parser.parse_args(arguments[:1])
+        parser.error("the first argument is the command")
+    command: argparse.ArgumentParser = commands.choices[arguments[0]]
+    _COMMANDS[arguments[0]][1](command)
+    options, surplus = command.parse_known_args(_options_first(command, arguments[1:]))
+    if surplus:
+        command.error(f"too many arguments: {' '.join(surplus)}; an option takes one value, repeat it for several")
+    return options
 
-    # Parsed by e5onnx_export itself; here for the list of commands.
-    commands.add_parser("export", help="turn a checkpoint into a model folder (extra: e5onnx[export])")
 
-    portable = commands.add_parser("portable", help="add the graph of standard operators, for --provider openvino")
-    portable.add_argument("model", metavar="MODEL", help="a model folder; it is changed in place (needs: onnx)")
-    portable.set_defaults(command=_portable)
+def _options_first(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with all positionals at the end, where argparse finds them wherever they stood.
 
-    pack = commands.add_parser("pack-lambda", help="make the deployment zip of an AWS Lambda function")
-    _add_model(pack, encoder=False)
-    pack.add_argument("output", metavar="OUTPUT.zip", type=Path, help="the zip to write")
-    pack.add_argument("--precision", choices=["fp32", "int8"], default="int8", help="graph to pack (default: int8)")
-    pack.add_argument("--python", metavar="3.X", help="the function's Python (default: this one's, or 3.13)")
-    pack.add_argument("--architecture", choices=["x86_64", "arm64"], default="x86_64", help="default: x86_64")
-    pack.set_defaults(command=_pack_lambda)
+    Its own parse_intermixed_args loses `--`. No option takes more than one value, or this would not work.
+    """
+    known = parser._option_string_actions
+    options: list[str] = []
+    positionals: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--":
+            positionals += rest
+        elif not argument.startswith("-") or argument == "-":
+            positionals.append(argument)
+        elif argument in known:
+            options += [argument, *islice(rest, known[argument].nargs != 0)]
+        elif argument.partition("=")[0] in known or argument[:2] in known:
+            options.append(argument)
+        else:
+            parser.error(f"unknown option {argument}; put -- before names that begin with a dash")
+    return [*options, "--", *positionals] if positionals else options
 
-    embed = commands.add_parser("embed", help="embed lines of text, or files of any size into a folder")
-    _add_model(embed)
-    files_cli.add_arguments(embed)
-    embed.set_defaults(command=lambda options: files_cli.run(options, lambda: _load(options)), usage_error=embed.error)
 
-    serve = commands.add_parser("serve", help="serve embeddings over HTTP, as OpenAI does (extra: e5onnx[serve])")
-    _add_model(serve)
-    server_cli.add_arguments(serve)
-    serve.set_defaults(command=lambda options: server_cli.run(options, lambda: _load(options)))
+def _export(parser: argparse.ArgumentParser) -> None:
+    try:
+        from e5onnx_export import cli as export_cli
+    except ModuleNotFoundError as error:
+        if error.name != "e5onnx_export":
+            raise
+        message = "the command `export` is not part of this installation: pip install 'e5onnx[export]'"
+        raise MissingDependencyError(message) from error
+    export_cli.add_arguments(parser)
+    parser.set_defaults(run=export_cli.run)
 
-    similarity = commands.add_parser("similarity", help="score documents against queries")
-    _add_model(similarity)
-    similarity.add_argument("--query", "-q", metavar="Q", nargs="+", default=[], help="one or more queries")
-    similarity.add_argument("--document", "-d", metavar="D", nargs="+", default=[], help="one or more documents")
-    similarity.add_argument("--json", action="store_true", help="the scores as JSON")
-    similarity.set_defaults(command=_similarity, usage_error=similarity.error)
 
-    info = commands.add_parser("info", help="say what a model folder holds, and what suits this host")
-    _add_model(info, encoder=False, nargs="?")
-    info.add_argument("--json", action="store_true", help="the manifest, and the host, as JSON")
-    info.set_defaults(command=_info)
+def _portable(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a model folder; it is changed in place (needs: onnx)")
+    parser.set_defaults(run=_run_portable, json=False)
 
-    verify = commands.add_parser("verify", help="compare every file of a model folder with its SHA-256")
-    _add_model(verify, encoder=False)
-    verify.add_argument("--json", action="store_true", help="the files as JSON")
-    verify.set_defaults(command=_verify)
-    return parser
+
+def _pack_lambda(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser, encoder=False)
+    parser.add_argument("output", metavar="OUTPUT.zip", type=Path, help="the zip to write")
+    parser.add_argument("--precision", choices=["fp32", "int8"], default="int8", help="graph to pack (default: int8)")
+    parser.add_argument("--python", metavar="3.X", help="the function's Python (default: this one's, or 3.13)")
+    parser.add_argument("--architecture", choices=["x86_64", "arm64"], default="x86_64", help="default: x86_64")
+    parser.set_defaults(run=_run_pack_lambda, json=False)
+
+
+def _embed(parser: argparse.ArgumentParser) -> None:
+    from .files import cli as files_cli
+
+    _add_model(parser)
+    files_cli.add_arguments(parser)
+
+    def run(options: argparse.Namespace) -> None:
+        terminal.use_utf8()  # JSON lines
+        files_cli.run(options, lambda: _load(options))
+
+    parser.set_defaults(run=run, usage_error=parser.error)
+
+
+def _serve(parser: argparse.ArgumentParser) -> None:
+    from .server import cli as server_cli
+
+    _add_model(parser)
+    server_cli.add_arguments(parser)
+    parser.set_defaults(run=lambda options: server_cli.run(options, lambda: _load(options)), json=False)
+
+
+def _similarity(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument(
+        "--query", "-q", metavar="Q", action="append", default=[], help="a query; repeat it for more than one"
+    )
+    parser.add_argument(
+        "--document", "-d", metavar="D", action="append", default=[], help="a document; repeat it for more than one"
+    )
+    parser.add_argument("--json", action="store_true", help="the scores as JSON")
+    parser.set_defaults(run=_run_similarity, usage_error=parser.error)
+
+
+def _info(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser, encoder=False, nargs="?")
+    parser.add_argument("--json", action="store_true", help="the manifest, and the host, as JSON")
+    parser.set_defaults(run=_run_info)
+
+
+def _verify(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser, encoder=False)
+    parser.add_argument("--json", action="store_true", help="the files as JSON")
+    parser.set_defaults(run=_run_verify)
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "export": ("turn a checkpoint into a model folder (extra: e5onnx[export])", _export),
+    "portable": ("add the graph of standard operators, for --provider openvino", _portable),
+    "pack-lambda": ("make the deployment zip of an AWS Lambda function", _pack_lambda),
+    "embed": ("embed lines of text, or files of any size into a folder", _embed),
+    "serve": ("serve embeddings over HTTP, as OpenAI does (extra: e5onnx[serve])", _serve),
+    "similarity": ("score documents against queries", _similarity),
+    "info": ("say what a model folder holds, and what suits this host", _info),
+    "verify": ("compare every file of a model folder with its SHA-256", _verify),
+}
+"""Each command, what it is for, and what adds its arguments to a parser: `run`, the function to call, among them."""
 
 
 def _add_model(parser: argparse.ArgumentParser, *, encoder: bool = True, nargs: str | None = None) -> None:
@@ -124,28 +210,17 @@ def _add_model(parser: argparse.ArgumentParser, *, encoder: bool = True, nargs: 
         parser.add_argument("--compile-cache", metavar="FOLDER", help="where openvino keeps compiled graphs")
 
 
-def _export(arguments: Sequence[str]) -> None:
-    try:
-        from e5onnx_export import cli as export_cli
-    except ModuleNotFoundError as error:
-        if error.name != "e5onnx_export":
-            raise
-        message = "the command `export` is not part of this installation: pip install 'e5onnx[export]'"
-        raise MissingDependencyError(message) from error
-    export_cli.main(arguments)
-
-
-def _portable(options: argparse.Namespace) -> None:
+def _run_portable(options: argparse.Namespace) -> None:
     try:
         from e5onnx_export.portable import add_portable_graph
     except ModuleNotFoundError as error:
         if error.name != "onnx":
             raise
         raise MissingDependencyError("the command `portable` needs onnx: pip install onnx") from error
-    add_portable_graph(options.model, report=print_line)
+    add_portable_graph(options.model, report=terminal.progress)
 
 
-def _pack_lambda(options: argparse.Namespace) -> None:
+def _run_pack_lambda(options: argparse.Namespace) -> None:
     from .lambda_package import pack_lambda
 
     pack_lambda(
@@ -155,11 +230,13 @@ def _pack_lambda(options: argparse.Namespace) -> None:
         python=options.python,
         architecture=options.architecture,
         revision=options.revision,
-        report=print_line,
+        report=terminal.progress,
     )
 
 
-def _similarity(options: argparse.Namespace) -> None:
+def _run_similarity(options: argparse.Namespace) -> None:
+    import numpy as np
+
     if bool(options.query) != bool(options.document):
         options.usage_error("--query and --document go together; without both, an example is shown")
     queries = options.query or _EXAMPLE_QUERIES
@@ -183,7 +260,10 @@ def _similarity(options: argparse.Namespace) -> None:
             print_line(f"  {row[i]:7.4f}  {_shortened(documents[i])}")
 
 
-def _info(options: argparse.Namespace) -> None:
+def _run_info(options: argparse.Namespace) -> None:
+    from .host import describe_host, recommendations
+    from .model_folder import open_model
+
     folder = open_model(options.model, revision=options.revision) if options.model is not None else None
     host = describe_host()
     if options.json:
@@ -235,7 +315,9 @@ def _describe_folder(folder: ModelFolder) -> list[tuple[str, str]]:
     return rows
 
 
-def _verify(options: argparse.Namespace) -> None:
+def _run_verify(options: argparse.Namespace) -> None:
+    from .model_folder import open_model
+
     folder = open_model(options.model, all_files=True, revision=options.revision)
     checked = folder.verify()
     if options.json:
@@ -248,6 +330,8 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace) -> Encoder:
+    from .encoder import Encoder
+
     return Encoder(
         options.model,
         precision=options.precision,

@@ -6,6 +6,7 @@ that say what to do. It is imported when a hub id is used, never for a local fol
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,13 +64,24 @@ def download_checkpoint(repo_id: str, *, revision: str | None, patterns: list[st
 
 def _file(repo_id: str, file: str, revision: str | None, local_files_only: bool) -> Path:
     """Return the path of a file in the hub's cache, downloading it unless told not to."""
-    if not local_files_only:
-        return Path(huggingface_hub.hf_hub_download(repo_id, file, revision=revision))
-    # hf_hub_download(local_files_only=True) asks the hub for its user agent all the same, from version 2 on.
-    path = huggingface_hub.try_to_load_from_cache(repo_id, file, revision=revision)
-    if not isinstance(path, str):
-        raise hub_errors.LocalEntryNotFoundError(f"{file} is not in the cache")
-    return Path(path)
+    cached = huggingface_hub.try_to_load_from_cache(repo_id, file, revision=revision)
+    if local_files_only:
+        # hf_hub_download(local_files_only=True) asks the hub for its user agent all the same, from version 2 on.
+        if not isinstance(cached, str):
+            raise hub_errors.LocalEntryNotFoundError(f"{file} is not in the cache")
+        return Path(cached)
+    if not isinstance(cached, str):
+        _reach_hub()
+    return Path(huggingface_hub.hf_hub_download(repo_id, file, revision=revision))
+
+
+@functools.cache
+def _reach_hub() -> None:
+    """Ask the hub for any answer, once: where none comes, hf_hub_download would ask for each file for 24 s."""
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
+    except (_HTTP_ERROR, OSError) as error:
+        raise hub_errors.LocalEntryNotFoundError("the hub does not answer") from error
 
 
 @contextmanager

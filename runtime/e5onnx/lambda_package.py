@@ -74,15 +74,23 @@ def pack_lambda(
         The path of the zip.
 
     Raises:
-        InputValueError: the model has no such graph, or the content is more than Lambda takes.
+        InputValueError: the model has no such graph, the output cannot be a file, or the content is more than Lambda
+            takes.
+        OSError: the output cannot be written; this, too, is found before anything is downloaded.
         MissingDependencyError: there is no pip here.
         E5OnnxError: pip could not install the dependencies.
     """
+    output = Path(output).absolute()
+    if output.is_dir():
+        raise InputValueError(f"{output} is a folder: name the zip to write, such as {output / 'function.zip'}")
+    if not output.parent.is_dir():
+        raise InputValueError(f"there is no folder {output.parent} to write {output.name} to; make it first")
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     python = python or (here if here in _LAMBDA_PYTHONS else "3.13")
-    folder = open_model(model, precision=precision, revision=revision)
-    folder.manifest.graph(precision)  # before the long part, if there is none
-    with tempfile.TemporaryDirectory() as temporary:
+    with written_whole(output) as zipped, tempfile.TemporaryDirectory() as temporary:
+        zipped.touch(exist_ok=False)  # before the long part, if it cannot be written
+        folder = open_model(model, precision=precision, revision=revision)
+        folder.manifest.graph(precision)  # likewise, if there is none
         content = Path(temporary)
         versions = [f"{name}=={importlib.metadata.version(name)}" for name in _DEPENDENCIES]
         if python not in _LAMBDA_PYTHONS:
@@ -103,12 +111,10 @@ def pack_lambda(
                 "take precision int8, or a container image"
             )
         report(f"Compressing {size / 2**20:.0f} MiB")
-        output = Path(output).absolute()
-        with written_whole(output) as path:
-            _zip(content, path)
-    zipped = output.stat().st_size
-    way = "" if zipped <= _LARGEST_UPLOAD else ", more than a direct upload may have: put it on S3"
-    report(f"Wrote {output} ({zipped / 2**20:.0f} MiB{way})")
+        _zip(content, zipped)
+    size = output.stat().st_size
+    way = "" if size <= _LARGEST_UPLOAD else ", more than a direct upload may have: put it on S3"
+    report(f"Wrote {output} ({size / 2**20:.0f} MiB{way})")
     report(f"  runtime python{python}, architecture {architecture}, handler e5onnx.aws_lambda.handler")
     return output
 
@@ -157,7 +163,7 @@ def _copy_model(folder: ModelFolder, precision: str, target: Path) -> None:
 
 
 def _zip(folder: Path, output: Path) -> None:
-    with zipfile.ZipFile(output, "x", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             entry = zipfile.ZipInfo(path.relative_to(folder).as_posix())  # dated 1980
             entry.compress_type = zipfile.ZIP_DEFLATED

@@ -15,17 +15,12 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from .cpu import processors_for_threads
 from .errors import InferenceError, ModelFolderError
-
-# onnxruntime's official builds report usage to Microsoft unless this is set before the import (Privacy.md, "Disabling
-# Telemetry"). Whoever wants the reports sets it to 0.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 Output = Literal["sentence_embedding", "pooled_embedding"]
 

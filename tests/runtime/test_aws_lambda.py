@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from benchmarks.lambda_runtime import FunctionError, lambda_function
 from e5onnx import Encoder, InputValueError, ModelNotFoundError, aws_lambda
@@ -105,6 +107,76 @@ def test_what_cannot_be_answered_is_a_4xx_with_the_reason(
     reply = handler(event(body))
     assert reply["statusCode"] == status
     assert message in json.loads(reply["body"])["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("event", "status", "message"),
+    [
+        ({"requestContext": None}, 405, "got null"),
+        ({"requestContext": None, "body": None}, 405, "got null"),
+        ({"requestContext": "text"}, 405, "got null"),
+        ({"requestContext": {"http": None}}, 405, "got null"),
+        ({"requestContext": {"http": ["POST"]}}, 405, "got null"),
+        ({"requestContext": {"http": {"method": None}}}, 405, "got null"),
+        ({"requestContext": {"connectionId": "a web socket's"}}, 405, "got null"),
+        ({"httpMethod": ["POST"]}, 405, "got a list"),
+        ({"httpMethod": "post"}, 405, "got 'post'"),
+        ({"httpMethod": "\ud800"}, 405, "must be POST"),
+        ({"httpMethod": "POST"}, 400, "not valid JSON"),
+        ({"httpMethod": "POST", "body": {"input": "a"}}, 400, "must be text, which is JSON, got an object"),
+        ({"httpMethod": "POST", "body": 1}, 400, "got a number"),
+        ({"httpMethod": "POST", "body": False}, 400, "got a boolean"),
+        ({"httpMethod": "POST", "body": [], "isBase64Encoded": True}, 400, "got a list"),
+        ({"httpMethod": "POST", "body": "{}", "isBase64Encoded": True}, 400, "not the base64 that it should be"),
+        ({"httpMethod": "POST", "body": "é", "isBase64Encoded": True}, 400, "not the base64 that it should be"),
+        ({"httpMethod": "POST", "body": "\ud800", "isBase64Encoded": True}, 400, "not the base64 that it should be"),
+        ({"httpMethod": "POST", "body": "e30", "isBase64Encoded": True}, 400, "not the base64 that it should be"),
+        ({"httpMethod": "POST", "body": "e30=", "isBase64Encoded": True}, 400, "'input' is missing"),
+        ({"httpMethod": "POST", "body": "/w==", "isBase64Encoded": True}, 400, "not UTF-8"),
+        ({"httpMethod": "POST", "body": "{}", "headers": None, "isBase64Encoded": None}, 400, "'input' is missing"),
+        ({"httpMethod": "POST", "body": "{}", "headers": "text"}, 400, "'input' is missing"),
+        ({"httpMethod": "POST", "body": "1" * 5000}, 400, "not valid JSON"),
+    ],
+)
+def test_damaged_http_events_are_a_4xx_with_the_reason(event: dict[str, Any], status: int, message: str) -> None:
+    reply = handler(event)
+    assert reply["statusCode"] == status
+    assert message in json.loads(reply["body"])["error"]["message"]
+    json.dumps(reply).encode()
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=())),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
+    max_leaves=5,
+)
+_BODIES = _JSON | _JSON.map(json.dumps) | st.binary().map(lambda content: base64.b64encode(content).decode())
+
+
+@given(
+    st.fixed_dictionaries(
+        {"requestContext": _JSON | st.fixed_dictionaries({"http": st.just({"method": "POST"}) | _JSON})},
+        optional={
+            "httpMethod": st.just("POST") | _JSON,
+            "body": _BODIES,
+            "isBase64Encoded": st.booleans() | _JSON,
+            "headers": _JSON,
+        },
+    )
+)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_http_event_ends_in_an_exception(event: dict[str, Any]) -> None:
+    reply = handler(event)
+    assert 400 <= reply["statusCode"] < 500
+    assert json.loads(reply["body"])["error"]["type"] == "invalid_request_error"
+    json.dumps(reply).encode()
+
+
+@given(_JSON.filter(lambda event: not (isinstance(event, dict) and {"httpMethod", "requestContext"} & set(event))))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_other_event_ends_in_another_exception(event: Any) -> None:
+    with pytest.raises(RequestError):
+        handler(event)
 
 
 @http
@@ -245,6 +317,29 @@ def test_a_zip_for_another_processor_and_python_does_not_depend_on_this_host(
     assert names == sorted(names, key=lambda name: name.split("/"))
     assert {entry.date_time for entry in entries} == {(1980, 1, 1, 0, 0, 0)}
     assert {entry.external_attr for entry in entries} == {0o644 << 16}
+
+
+def test_an_output_that_cannot_be_written_is_noticed_before_anything_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from e5onnx.cli import main
+
+    (tmp_path / "file").touch()
+    outputs = {
+        tmp_path: f"{tmp_path} is a folder: name the zip to write, such as {tmp_path / 'function.zip'}",
+        tmp_path / "missing/a.zip": f"there is no folder {tmp_path / 'missing'} to write a.zip to; make it first",
+        tmp_path / "file/a.zip": f"there is no folder {tmp_path / 'file'} to write a.zip to; make it first",
+    }
+    if sys.platform == "linux":
+        outputs[Path("/proc/a.zip")] = "/proc/.a.zip."  # nobody can write there, not even root
+    for output, message in outputs.items():
+        assert main(["pack-lambda", str(tmp_path / "no model"), str(output)]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("e5onnx: error: ")
+        assert message in captured.err
+        assert captured.err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_what_cannot_be_packed_is_one_line_and_leaves_no_zip(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
 import os
 import shutil
@@ -12,14 +14,29 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from e5onnx import Encoder, __version__
+from e5onnx import Encoder, __version__, cli, terminal
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+COMMANDS = ["export", "portable", "pack-lambda", "embed", "serve", "similarity", "info", "verify"]
+posix = pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 
 
 def e5onnx(*arguments: object, stdin: bytes | None = None, **options: Any) -> subprocess.CompletedProcess[bytes]:
     """Run `python -m e5onnx`."""
     command = [sys.executable, "-m", "e5onnx", *map(str, arguments)]
     return subprocess.run(command, input=stdin or b"", capture_output=True, timeout=120, check=False, **options)
+
+
+def redirected(redirection: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    """Run `python -m e5onnx` with a shell's redirection of its streams, such as `>&-`."""
+    command = ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, "-m", "e5onnx", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, timeout=120, check=False, **{"input": b"", "env": ENVIRONMENT, **options}
+    )
 
 
 def assert_fails(done: subprocess.CompletedProcess[bytes], code: int, *parts: str) -> None:
@@ -45,8 +62,25 @@ def test_the_installed_command_is_the_module(sample_model: Path) -> None:
 def test_help_lists_the_commands() -> None:
     done = e5onnx("--help")
     assert done.returncode == 0
-    for command in ("export", "portable", "embed", "similarity", "info", "verify"):
-        assert command in done.stdout.decode()
+    for command in COMMANDS:
+        assert f"\n    {command}" in done.stdout.decode()
+    assert_fails(e5onnx(), 2, done.stdout.decode())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([command, "--help"], [command, "MODEL", "-h", "--nonsense"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(arguments[: 2 + (arguments[1] == "MODEL")])
+        assert caught.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: e5onnx {command} [-h]")
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["nonsense"], []])
+def test_what_needs_no_model_needs_no_numpy(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "numpy.py").write_text("raise SystemExit(9)")
+    done = e5onnx(*arguments, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == (0 if arguments and arguments[0].startswith("-") else 2)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +88,25 @@ def test_help_lists_the_commands() -> None:
     [
         [],
         ["nonsense"],
+        ["--json", "info"],
+        ["--", "info"],
+        ["inf"],
+        ["--vers"],
+        ["verify", "m", "--jso"],
+        ["verify", "m", "another"],
+        ["info", "m", "another"],
+        ["portable"],
+        ["pack-lambda", "m"],
+        ["embed", "-m"],
+        ["embed", "m", "-1"],
+        ["similarity", "m", "--query", "--json"],
+        ["similarity", "m", "--query", "--", "a"],
+        ["similarity", "m", "-q", "a", "b", "-d", "c"],
+        ["similarity", "m", "-q", "a", "-d", "b", "c"],
+        ["export", "sample", "m", "--precision", "fp32", "int8"],
+        ["export", "--precision", "fp32", "int8", "sample", "m"],
+        ["export", "sample", "m", "--precision", "fp32,fp16"],
+        ["export", "sample", "m", "--precision", ""],
         ["embed"],
         ["info", "--nonsense", "x"],
         ["embed", "m", "--as", "nonsense"],
@@ -67,6 +120,171 @@ def test_help_lists_the_commands() -> None:
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     assert_fails(e5onnx(*arguments), 2, "usage:")
+
+
+def test_a_second_value_after_an_option_is_explained() -> None:
+    done = e5onnx("similarity", "m", "--query", "a", "b", "--document", "c")
+    assert_fails(done, 2, "too many arguments: b; an option takes one value, repeat it for several")
+    assert_fails(e5onnx("embed", "m", "-x.txt"), 2, "unknown option -x.txt; put -- before names that begin with a dash")
+
+
+@st.composite
+def command_lines(draw: st.DrawFn, command: str) -> tuple[list[str], dict[str, Any]]:
+    """Arguments of a command, options and positionals in any order, and what they mean."""
+    parser = argparse.ArgumentParser()
+    cli._COMMANDS[command][1](parser)
+    expected = {action.dest: action.default for action in parser._actions if action.dest != "help"}
+    expected |= {name: value for name, value in parser._defaults.items() if name == "json"}
+    groups: list[list[str]] = []
+    options = [action for action in parser._get_optional_actions() if action.dest != "help"]
+    for action in draw(st.lists(st.sampled_from(options), max_size=5)) if options else []:
+        assert action.nargs in (None, 0), f"{action.option_strings} takes several values"
+        name = draw(st.sampled_from(action.option_strings))
+        if action.nargs == 0:
+            groups.append([name])
+            expected[action.dest] = action.const
+            continue
+        text = draw(values(action))
+        attached = text.startswith("-") or draw(st.booleans())
+        groups.append([f"{name}={text}"] if attached else [name, text])
+        value = action.type(text) if callable(action.type) else text
+        if isinstance(action, argparse._AppendAction):
+            added = value if isinstance(action, argparse._ExtendAction) else [value]
+            value = [*(expected[action.dest] or []), *added]
+        expected[action.dest] = value
+    names: list[str] = []
+    for action in parser._get_positional_actions():
+        assert action.nargs in (None, "?", "*")
+        least, most = (1 if action.nargs is None else 0), (3 if action.nargs == "*" else 1)
+        own = draw(st.lists(st.text(max_size=5).filter(lambda name: name != "--"), min_size=least, max_size=most))
+        names += own
+        converted = [action.type(name) if callable(action.type) else name for name in own]
+        expected[action.dest] = converted if action.nargs == "*" else converted[0] if converted else None
+    needs_dashes = next((i for i, name in enumerate(names) if name.startswith("-") and name != "-"), len(names))
+    before = draw(st.integers(0, needs_dashes))
+    places = sorted(draw(st.integers(0, len(groups))) for _ in names[:before])
+    for place, name in reversed(list(zip(places, names[:before], strict=True))):
+        groups.insert(place, [name])
+    superfluous: bool = draw(st.booleans())
+    after = ["--", *names[before:]] if names[before:] or superfluous else []
+    return [*(part for group in groups for part in group), *after], expected
+
+
+def values(action: argparse.Action) -> st.SearchStrategy[str]:
+    """What an option may be given."""
+    if action.choices is not None:
+        return st.sampled_from(list(action.choices))
+    if action.dest == "precision":
+        return st.sampled_from(["fp32", "int8", "fp32,int8", "int8,fp32"])
+    if action.type in (None, Path):
+        return st.text(max_size=5)
+    return st.integers(1, 60_000).map(str)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_options_and_positionals_come_in_any_order(command: str) -> None:
+    @given(command_lines(command))
+    @settings(deadline=None)
+    def check(line: tuple[list[str], dict[str, Any]]) -> None:
+        arguments, expected = line
+        found = vars(cli.parse([command, *arguments]))
+        assert {name: found[name] for name in expected} == expected
+
+    check()
+
+
+def test_orders_that_used_to_be_errors(sample_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "-texts.txt").write_text("one\ntwo\n")
+    files = ["--precision", "int8", "--output", "x.npy", "--", "-texts.txt"]
+    assert e5onnx("embed", sample_model, *files, cwd=tmp_path).returncode == 0
+    expected = Encoder(sample_model, precision="int8").encode_document(["one", "two"])
+    np.testing.assert_allclose(np.load(tmp_path / "x.npy"), expected, rtol=0, atol=1e-6)
+    done = e5onnx("similarity", "--query", "a", sample_model, "-d", "b", "--json")
+    assert [result["query"] for result in json.loads(done.stdout)] == ["a"]
+
+
+# the streams
+
+
+@pytest.mark.parametrize("encoding", ["cp437", "cp1252", "ascii", "utf-16"])
+def test_json_is_utf_8_and_text_never_an_error(sample_model: Path, encoding: str) -> None:
+    text = "ça coûte 1 € 🙂 "
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = e5onnx("embed", sample_model, stdin=text.encode(), env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(f'{{"text": "{text}", "embedding": ['.encode())
+    long = text * 20
+    done = e5onnx("similarity", sample_model, "-q", text, "-d", long, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(done.stdout.decode(encoding).splitlines()) == 2
+    done = e5onnx("similarity", sample_model, "-q", text, "-d", long, "--json", env=environment)
+    assert json.loads(done.stdout.decode("utf-8"))[0]["documents"][0]["document"] == long
+
+
+@posix
+def test_a_locale_without_an_encoding(sample_model: Path) -> None:
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = e5onnx("embed", sample_model, stdin="ça".encode(), env=environment)
+    assert json.loads(done.stdout.decode("utf-8"))["text"] == "ça"
+    done = e5onnx("similarity", sample_model, "-q", "a", "-d", "word " * 50, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.endswith(b"word\\u2026\n")
+
+
+def test_lines_end_as_on_unix_and_lone_surrogates_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp1252", newline="\r\n"))
+    terminal.prepare()
+    terminal.print_line("é \u0394 \udcff")
+    terminal.use_utf8()
+    terminal.print_line(json.dumps("é \u0394 \udcff", ensure_ascii=False))
+    sys.stdout.flush()
+    assert written.getvalue() == b'\xe9 \\u0394 \\udcff\n"\xc3\xa9 \xce\x94 \\udcff"\n'
+
+
+@posix
+def test_paths_that_are_not_text(sample_model: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"a\xff.npy")
+    done = e5onnx("embed", sample_model, "--output", name, "--json", stdin=b"text", cwd=tmp_path)
+    assert json.loads(done.stdout.decode("utf-8"))["output"] == name
+    assert np.load(tmp_path / name).shape == (1, 384)
+    assert_fails(e5onnx("info", name, cwd=tmp_path), 1, "a\\udcff.npy")
+    assert_fails(e5onnx(name), 2, "a\\udcff.npy")
+
+
+@posix
+def test_closed_standard_output_is_an_error(sample_model: Path, tmp_path: Path) -> None:
+    for arguments in (["--version"], ["info"], ["embed", sample_model], ["verify", sample_model, "--json"]):
+        done = redirected(">&-", *arguments, input=b"text")
+        assert_fails(done, 1, "[Errno 9] Bad file descriptor: 'standard output'")
+    # nothing is written to standard output here, so that nothing is lost, and no other file is taken for it
+    done = redirected(">&- 2>&-", "embed", sample_model, "--output", tmp_path / "x.npy", input=b"word " * 300)
+    assert done.returncode == 0
+    np.testing.assert_allclose(
+        np.load(tmp_path / "x.npy"), Encoder(sample_model).encode_document(["word " * 254]), rtol=0, atol=1e-6
+    )
+
+
+@posix
+def test_closed_standard_error_loses_notes_alone(sample_model: Path) -> None:
+    lines = b"text\n" + b"word " * 300
+    expected = e5onnx("embed", sample_model, stdin=lines)
+    assert b"warning" in expected.stderr
+    for redirection in ("2>&-", "2>/dev/full"):
+        done = redirected(redirection, "embed", sample_model, input=lines)
+        assert (done.returncode, done.stdout, done.stderr) == (0, expected.stdout, b"")
+        for arguments, code in ((["info", "nowhere"], 1), (["nonsense"], 2), (["embed"], 2), ([], 2)):
+            done = redirected(redirection, *arguments)
+            assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
+
+
+@posix
+def test_closed_standard_input_is_an_error_where_it_is_read(sample_model: Path, tmp_path: Path) -> None:
+    assert_fails(redirected("<&-", "embed", sample_model), 1, "Bad file descriptor")
+    assert redirected("<&-", "info", sample_model).returncode == 0
+    assert redirected("<&- >&- 2>&-", "embed", sample_model).returncode == 1
+    (tmp_path / "a.txt").write_text("text")
+    assert redirected("<&-", "embed", sample_model, tmp_path / "a.txt").stdout.startswith(b'{"text": "text"')
 
 
 # embed
@@ -143,13 +361,24 @@ def test_embed_keeps_an_old_output_if_it_fails(sample_model: Path, tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_one_clear_line(sample_model: Path) -> None:
-    command = [sys.executable, "-m", "e5onnx", "embed", str(sample_model)]
-    with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(command, input=b"text\n" * 100, stdout=full, stderr=subprocess.PIPE, check=False)
+@needs_dev_full
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered"),
+    [
+        (["embed"], ""),
+        (["embed"], "1"),
+        (["similarity"], ""),
+        (["verify", "--json"], "1"),
+        (["info"], ""),
+        (["-h"], ""),
+    ],
+)
+def test_a_full_disk_is_one_clear_line(sample_model: Path, arguments: list[str], unbuffered: str) -> None:
+    models = [] if arguments == ["-h"] else [sample_model]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = redirected(">/dev/full", *arguments, *models, input=b"text\n" * 100, env=environment)
+    assert done.stderr.decode() == "e5onnx: error: [Errno 28] No space left on device: 'standard output'\n"
     assert done.returncode == 1
-    assert done.stderr.decode() == "e5onnx: error: [Errno 28] No space left on device\n"
 
 
 def test_a_broken_pipe_is_no_error(sample_model: Path) -> None:
@@ -164,6 +393,31 @@ def test_a_broken_pipe_is_no_error(sample_model: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 0
+
+
+@posix
+def test_a_broken_pipe_of_standard_error_does_not_end_the_work(sample_model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "e5onnx", "embed", str(sample_model), "--output", str(tmp_path / "x.npy")]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, input=b"word " * 300, stdout=subprocess.PIPE, stderr=writing, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert np.load(tmp_path / "x.npy").shape == (1, 384)
+
+
+@posix
+def test_an_error_is_an_error_even_if_nobody_reads_the_output(sample_model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "e5onnx", "embed", str(sample_model)]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        command, input=b"a\n\xff", stdout=writing, stderr=subprocess.PIPE, check=False, env=ENVIRONMENT
+    )
+    os.close(writing)
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1
+    assert b"line 2, is not valid UTF-8" in done.stderr
 
 
 # similarity
@@ -186,7 +440,8 @@ def test_similarity_shows_an_example_best_first(sample_model: Path) -> None:
 
 def test_similarity_scores_are_those_of_the_encoder(e5_model: Path) -> None:
     queries, documents = ["one query", "another"], ["first document", "second", "third"]
-    done = e5onnx("similarity", e5_model, "--query", *queries, "--document", *documents, "--json")
+    texts = [part for document in documents for part in ("--document", document)]
+    done = e5onnx("similarity", *("-q", queries[0], "--query", queries[1]), e5_model, *texts, "--json")
     encoder = Encoder(e5_model)
     expected = encoder.similarity(encoder.encode_query(queries), encoder.encode_document(documents))
     results = json.loads(done.stdout)
@@ -240,6 +495,24 @@ def test_a_missing_model_is_one_clear_line(tmp_path: Path, command: str) -> None
 
 def test_threads_must_be_possible(sample_model: Path) -> None:
     assert_fails(e5onnx("embed", sample_model, "--threads", "0", stdin=b"a"), 1, "threads must be at least 1")
+
+
+@pytest.mark.parametrize("command", ["embed", "similarity", "serve"])
+@pytest.mark.parametrize("threads", ["0", "-1", "two", "1.5", "nan"])
+def test_threads_of_the_environment_must_be_possible(sample_model: Path, command: str, threads: str) -> None:
+    pytest.importorskip("uvicorn" if command == "serve" else "e5onnx")
+    done = e5onnx(command, sample_model, stdin=b"a", env={**os.environ, "E5ONNX_THREADS": threads})
+    assert_fails(done, 1, "E5ONNX_THREADS", threads)
+
+
+@pytest.mark.parametrize("lines", ["", "except KeyboardInterrupt as e: raise ImportError('as pybind11 does') from e"])
+def test_an_interrupt_while_packages_are_imported_ends_quietly(sample_model: Path, tmp_path: Path, lines: str) -> None:
+    lines = f"import signal\ntry: signal.raise_signal(signal.SIGINT)\n{lines or 'finally: pass'}"
+    (tmp_path / "numpy.py").write_text(lines)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for command in ("embed", "similarity", "serve"):
+        done = e5onnx(command, sample_model, env=environment)
+        assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
 def test_an_interrupt_ends_quietly(sample_model: Path) -> None:

@@ -5,10 +5,14 @@ huggingface_hub reads its environment when it is imported, so whatever may impor
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,14 +21,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from e5onnx import Encoder, Tokenizer
-from e5onnx.model_folder import MANIFEST, FileRecord, GraphRecord, ModelFolder
+from e5onnx import Encoder, ModelNotFoundError, Tokenizer
+from e5onnx.model_folder import MANIFEST, FileRecord, GraphRecord, ModelFolder, is_hub_id
 from hub_stand_in import HubStandIn
 
 QUERIES = ["how much protein should a female eat", "summit define", ""]
 DOCUMENTS = ["As a general guideline, 46 grams a day.", "The highest point of a mountain : the top of a mountain. " * 9]
 VECTORS = f"(lambda encoder: [encoder.encode_query({QUERIES}).tolist(), encoder.encode_document({DOCUMENTS}).tolist()])"
+LOADING = ["embed", "serve", "similarity", "info", "verify"]  # commands that take a hub id
 WEIGHTS = "onnx/model.onnx_data"  # of the graph of precision fp32
+PORTABLE = "onnx/model_portable.onnx"
 GRAPHS = {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}
 
 _PROGRAM = """
@@ -200,7 +206,7 @@ class TestVectors:
     def test_similarity_on_the_command_line_is_that_of_the_folder(
         self, machine: Machine, downloaded: Answer, e5_model: Path
     ) -> None:
-        texts = ["--query", *QUERIES[:2], "--document", *DOCUMENTS]
+        texts = ["-q", QUERIES[0], "-q", QUERIES[1], "-d", DOCUMENTS[0], "-d", DOCUMENTS[1]]
         by_id = machine.e5onnx("similarity", "maker/e5", *texts)
         assert (by_id.returncode, by_id.stderr) == (0, "")
         assert by_id.stdout == machine.e5onnx("similarity", e5_model, *texts).stdout
@@ -235,6 +241,36 @@ class TestDownloads:
         assert answer == Answer(Tokenizer(small_model).count_tokens("How many tokens is this?"))
         assert sorted(hub.downloaded()) == sorted(tokenizer_files(small_model))
         assert not any(request.authorization for request in hub.requests)
+
+    def test_the_portable_graph_alone_for_another_provider(
+        self, hub: HubStandIn, machine: Machine, sample_model: Path
+    ) -> None:
+        hub.add("maker/sample", sample_model)
+        for precision in ("", "precision='fp32', "):
+            hub.requests.clear()
+            answer = machine.evaluate(f"str(open_model('maker/sample', {precision}provider='openvino').path)")
+            assert (Path(answer.value) / PORTABLE).read_bytes() == (sample_model / PORTABLE).read_bytes()
+            expected = {*tokenizer_files(sample_model), PORTABLE} if not precision else set()
+            assert set(hub.downloaded()) == expected
+
+    def test_nothing_but_the_manifest_where_the_portable_graph_is_missing(
+        self, hub: HubStandIn, machine: Machine, small_model: Path
+    ) -> None:
+        hub.add("maker/small", small_model)
+        answer = machine.evaluate("open_model('maker/small', provider='openvino')")
+        assert answer.error == "InputValueError"
+        assert "needs the portable graph, which this model does not have" in answer.message
+        assert hub.downloaded() == [MANIFEST]
+
+    def test_openvino_by_hub_id_gives_the_vectors_of_the_folder(
+        self, hub: HubStandIn, machine: Machine, sample_model: Path
+    ) -> None:
+        pytest.importorskip("openvino")
+        hub.add("maker/sample", sample_model)
+        answer = machine.evaluate(f"{VECTORS}(Encoder('maker/sample', provider='openvino', precision='fp32'))")
+        encoder = Encoder(sample_model, provider="openvino", precision="fp32")
+        assert_same_vectors(answer, [encoder.encode_query(QUERIES), encoder.encode_document(DOCUMENTS)])
+        assert set(hub.downloaded()) == {*tokenizer_files(sample_model), PORTABLE}
 
     def test_nothing_but_the_manifest_for_a_precision_that_is_not_there(
         self, hub: HubStandIn, machine: Machine, small_model: Path
@@ -449,6 +485,127 @@ class TestErrors:
         answer = machine.evaluate("[sys.modules.update(huggingface_hub=None), Encoder('maker/small')]")
         assert answer.error == "MissingDependencyError"
         assert "pip install huggingface_hub" in answer.message
+
+
+class TestMistypedPaths:
+    """A name whose first part is a folder here is a path, and nobody asks the hub for it."""
+
+    @pytest.mark.parametrize("command", ["export", "portable", "pack-lambda", *LOADING])
+    @pytest.mark.parametrize("name", ["models/typo", "models/e5-small-v2"])
+    def test_every_command_says_what_is_there(self, hub: HubStandIn, machine: Machine, command: str, name: str) -> None:
+        pytest.importorskip({"export": "torch", "portable": "onnx", "serve": "uvicorn"}.get(command, "e5onnx"))
+        (machine.folder / "models/sample").mkdir(parents=True)
+        outputs = {"export": ["out"], "pack-lambda": ["out.zip"]}.get(command, [])
+        done = machine.e5onnx(command, name, *outputs)
+        assert_one_line(done, f"there is no folder {machine.folder / name if command == 'portable' else name}")
+        if command != "portable":  # it takes no hub id
+            assert f"models{os.sep} holds: sample. " in done.stderr
+        assert hub.requests == []
+        assert sorted(path.name for path in machine.folder.iterdir()) == ["models"]
+
+    @pytest.mark.parametrize(
+        ("folders", "there"),
+        [
+            ([], "no folder"),
+            ([".hidden"], "no folder"),
+            (["b", "a", "C"], "C, a, b"),
+            ([f"m{i:02}" for i in range(10)], ", ".join(f"m{i:02}" for i in range(10))),
+            ([f"m{i:02}" for i in range(11)], ", ".join([*(f"m{i:02}" for i in range(10)), "..."])),
+        ],
+    )
+    def test_ten_folders_are_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: list[str], there: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for folder in folders:
+            (tmp_path / "models" / folder).mkdir(parents=True)
+        (tmp_path / "models").mkdir(exist_ok=True)
+        (tmp_path / "models/file").touch()
+        with pytest.raises(ModelNotFoundError) as caught:
+            is_hub_id("models/typo")
+        assert str(caught.value) == (
+            f"there is no folder models/typo; models{os.sep} holds: {there}. (To load models/typo from the hub, start "
+            "where there is no folder models.)"
+        )
+        assert not any(is_hub_id(f"models/{folder}") for folder in folders)
+
+    @pytest.mark.parametrize("name", ["models/file", "models/sample2", "Models2/sample", "models2/x"])
+    def test_of_others_the_hub_is_asked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert is_hub_id(name)
+        (tmp_path / "models").write_text("a file")
+        assert is_hub_id(name)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "",
+            ".",
+            "..",
+            "/",
+            "models",
+            "./a/b",
+            "../a/b",
+            "a/b/",
+            "a//b",
+            "/a/b",
+            "a/b/c",
+            "~/a",
+            "a\\b",
+            "C:/b",
+            "a /b",
+            "-a/b",
+            ".a/b",
+            "a/.b",
+            "a/-b",
+            "a/b\n",
+            "a/b?",
+            "é/b",
+            "https://a/b",
+            "a/b@main",
+            "a/b\0",
+        ],
+    )
+    def test_what_cannot_be_a_hub_id_is_a_path(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert not is_hub_id(name)
+
+
+class TestHubThatDoesNotAnswer:
+    """Connections are accepted and closed, and counted: no verdict depends on time."""
+
+    @pytest.mark.parametrize("command", LOADING)
+    def test_is_one_line_after_one_attempt(self, machine: Machine, command: str) -> None:
+        pytest.importorskip("uvicorn" if command == "serve" else "e5onnx")
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            accepted: list[None] = []
+
+            def accept() -> None:
+                with contextlib.suppress(OSError):  # closed, at the end
+                    while True:
+                        server.accept()[0].close()
+                        accepted.append(None)
+
+            thread = threading.Thread(target=accept)
+            thread.start()
+            endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+            try:
+                assert_one_line(machine.e5onnx(command, "maker/small", HF_ENDPOINT=endpoint), "check the network")
+            finally:
+                server.shutdown(socket.SHUT_RDWR)
+                thread.join()
+        assert len(accepted) <= 2  # huggingface_hub 2 also fetches a list of programs
+
+    def test_is_quick_too_for_the_graph_of_a_model_that_was_used_for_its_tokenizer(
+        self, tmp_path: Path, small_model: Path
+    ) -> None:
+        with HubStandIn() as hub:
+            hub.add("maker/small", small_model)
+            machine = Machine(hub, tmp_path)
+            assert machine.e5onnx("info", "maker/small").returncode == 0
+        assert_one_line(machine.e5onnx("similarity", "maker/small"), "check the network")
 
 
 class TestCommandLine:

@@ -192,7 +192,10 @@ def test_nothing_heavy_is_imported_and_nothing_printed(sample_model: Path) -> No
 
 
 @pytest.mark.parametrize(("given", "seen"), [(None, "1"), ("0", "0")])
-def test_telemetry_is_off_before_onnxruntime_is_imported(given: str | None, seen: str) -> None:
+@pytest.mark.parametrize(
+    "imports", ["from e5onnx import Encoder", "import e5onnx, onnxruntime", "import e5onnx_export.fuse"]
+)
+def test_telemetry_is_off_before_onnxruntime_is_imported(given: str | None, seen: str, imports: str) -> None:
     code = """
 import importlib.abc, os, sys
 class Spy(importlib.abc.MetaPathFinder):
@@ -200,12 +203,11 @@ class Spy(importlib.abc.MetaPathFinder):
         if name == "onnxruntime":
             print(os.environ.get("ORT_DISABLE_TELEMETRY"))
 sys.meta_path.insert(0, Spy())
-import e5onnx
 """
     environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     if given is not None:
         environment["ORT_DISABLE_TELEMETRY"] = given
-    assert _run(code, environment=environment).stdout == f"{seen}\n"
+    assert _run(code + imports, environment=environment).stdout == f"{seen}\n"
 
 
 def test_an_interrupt_stops_a_long_call(encoder: Encoder) -> None:

@@ -30,6 +30,7 @@ def add_arguments(embed: argparse.ArgumentParser) -> None:
         "files",
         metavar="FILE",
         nargs="*",
+        default=[],
         help="text files, one text a line; - or none: standard input. With --output FOLDER: see below",
     )
     embed.add_argument(
@@ -62,11 +63,11 @@ def add_arguments(embed: argparse.ArgumentParser) -> None:
         ),
         folder.add_argument(
             "--keep-columns",
-            nargs="+",
+            action="append",
             default=[],
             metavar="NAME[:TYPE]",
-            help="columns to keep beside the vectors; TYPE is Arrow's, such as int64, or string, which makes text of "
-            "numbers (default: that of the file, or of the first rows)",
+            help="a column to keep beside the vectors; repeat it for more. TYPE is Arrow's, such as int64, or string, "
+            "which makes text of numbers (default: that of the file, or of the first rows)",
         ),
         folder.add_argument(
             "--input-format", choices=["jsonl", "csv", "tsv", "parquet", "text"], help="default: by name"
