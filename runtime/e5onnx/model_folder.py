@@ -332,12 +332,15 @@ def open_model(
         precision: that of the graph that will be used; None if none will be. Only what is used is downloaded,
         provider: what will run the graph, "cpu" for onnxruntime's own, or one that needs the portable graph,
         all_files: unless this asks for every file of the manifest.
-        revision: branch, tag or commit on the hub; None for the main branch. Folders have none.
+        revision: branch, tag or commit on the hub; None for the main branch. Folders have none, and refuse one.
         local_files_only: take the hub's files from its cache only.
     """
     name = _path(model)
     if not is_hub_id(name):
-        return ModelFolder.open(name)
+        folder = ModelFolder.open(name)
+        if revision is not None:
+            raise InputValueError(f"a revision is for a hub id; {name} is a folder: leave out revision {revision!r}")
+        return folder
     from .hub import download_model
 
     def wanted(folder: Path) -> list[str]:

@@ -450,6 +450,12 @@ def test_a_failure_while_the_weights_are_hashed_is_not_lost(
         assert f"{WEIGHTS} cannot be read: Input/output error" in str(raised.value)
 
 
+def test_a_folder_has_no_revisions(tiny_model: Path) -> None:
+    for load in (Encoder, Tokenizer):
+        with pytest.raises(InputValueError, match=r"a revision is for a hub id; .* is a folder: leave out .*'main'"):
+            load(tiny_model, revision="main")
+
+
 def test_a_manifest_that_cannot_be_read_is_named(open_folder: Callable[[Path], object], tmp_path: Path) -> None:
     (tmp_path / MANIFEST).mkdir()
     with pytest.raises(ModelFolderError, match=f"{MANIFEST} cannot be read"):
