@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +12,9 @@ from pathlib import Path
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which takes its place if all goes well and is removed otherwise.
 
+    Raises:
+        OSError: of the file system, as of a full disk; it names `path`.
+
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
@@ -20,9 +23,17 @@ def written_whole(path: Path) -> Iterator[Path]:
         >>> (folder / "file").read_text()
         'all of it'
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # processes of other machines may write beside the same file
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        if error.filename not in (None, str(temporary), temporary):
+            raise
+        if error.errno is None:  # numpy's, where not all was written
+            raise OSError(f"{path}: {error}") from error
+        error.filename, error.filename2 = str(path), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)

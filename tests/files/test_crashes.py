@@ -41,15 +41,19 @@ def command(model: Path, corpus: Path, output: Path, *options: str) -> list[str]
     return [sys.executable, "-m", "e5onnx", "embed", str(model), str(corpus), "--output", str(output), *options]
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    """All files of an output folder but the order of the journal."""
+def content(folder: Path) -> dict[str, Any]:
+    """All files of an output folder, save what the plan knows of the input's age, and what names the plan."""
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    journal = files.pop("_e5onnx/journal.jsonl")
-    return files | {"journal": b"".join(sorted(journal.splitlines(keepends=True)))}
+    plan = json.loads(files["_e5onnx/plan.json"])
+    for file in plan["files"]:
+        file[3] = None
+    del plan["sha256"]
+    notes = {name: json.loads(note)["done"] for name, note in files.items() if "/done/" in name}
+    return {**files, **notes, "_e5onnx/plan.json": plan}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def undisturbed(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("undisturbed") / "out"
     subprocess.run(command(tiny_model, corpus, output), check=True, capture_output=True)
     found = content(output)
@@ -61,7 +65,7 @@ def undisturbed(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPat
 # Each round kills once at a random moment, and lets the next run end.
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is POSIX")
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(
-    tiny_model: Path, corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path
+    tiny_model: Path, corpus: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     generator = random.Random()
     killed_between = 0
@@ -85,25 +89,22 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     assert killed_between > 4
 
 
-def test_every_place_in_the_journal_is_a_place_to_go_on(
-    tiny_model: Path, corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path
+def test_a_damaged_part_and_a_lost_note_are_made_anew(
+    tiny_model: Path, corpus: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     subprocess.run(command(tiny_model, corpus, output), check=True, capture_output=True)
-    journal = output / "_e5onnx/journal.jsonl"
-    whole = journal.read_bytes()
-    generator = random.Random(1)
-    for _ in range(4):
-        journal.write_bytes(whole[: generator.randrange(len(whole))])
-        (output / f"part-{generator.randrange(ROWS // PART):06d}.parquet").write_bytes(b"half")
-        (output / "_e5onnx/summary.json").unlink(missing_ok=True)
-        subprocess.run(command(tiny_model, corpus, output), check=True, capture_output=True)
-        assert content(output) == undisturbed
+    (output / "_e5onnx/done/part-000003.json").unlink()
+    noted = output / "part-000007.parquet"
+    noted.write_bytes(noted.read_bytes()[:-9] + b"\0" + noted.read_bytes()[-8:])  # of the same size
+    assert content(output) != undisturbed
+    subprocess.run(command(tiny_model, corpus, output), check=True, capture_output=True)
+    assert content(output) == undisturbed
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full and small file systems are Linux'")
 def test_a_full_disk_is_one_line_and_nothing_is_lost(
-    tiny_model: Path, corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path
+    tiny_model: Path, corpus: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
