@@ -267,3 +267,15 @@ def test_every_byte_is_read_once_to_plan(tmp_path: Path, monkeypatch: pytest.Mon
     assert sum(read) == path.stat().st_size
     assert file.is_unchanged()
     assert sum(read) == path.stat().st_size
+
+
+def test_a_new_file_may_change_within_the_steps_of_the_clock(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content("jsonl", VERSIONS[0]))
+    monkeypatch.setattr(inputs, "_state", lambda status: (status.st_size,))  # as if the clock stood still
+    embed_files(encoder, [str(path)], tmp_path / "out")
+    path.write_bytes(content("jsonl", VERSIONS[1]))
+    with pytest.raises(JobChangedError, match="has changed since"):
+        embed_files(encoder, [str(path)], tmp_path / "out")

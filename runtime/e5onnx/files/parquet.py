@@ -103,7 +103,12 @@ def _opened(file: Source) -> Iterator[pq.ParquetFile]:
     """Open a file so that large row groups are read bit by bit, whatever bytes its name has."""
     with explained(file):
         try:
-            with file.opened() as stream, pq.ParquetFile(stream, pre_buffer=False, buffer_size=2**20) as parquet:
-                yield parquet
+            with file.opened() as stream:
+                if not stream.seekable():
+                    raise InputValueError(
+                        f"{file.path} is a pipe, and Parquet is read from its end: write it to a file"
+                    )
+                with pq.ParquetFile(stream, pre_buffer=False, buffer_size=2**20) as parquet:
+                    yield parquet
         except pa.ArrowException as error:
             raise damaged(file, error) from error

@@ -14,7 +14,7 @@ from .parquet import ParquetReader
 from .plan import Part, Piece
 from .records import Place, Reader, Record
 from .texts import Parsed, Reject, parsed, reason_of, table_contents, text_of
-from .values import Values, array_of, inferred, is_text
+from .values import Values, array_of, inferred, is_text, printable, storable
 
 _SHOWN = 60
 """Most characters of a value that a message shows."""
@@ -131,7 +131,7 @@ class RowReader:
             values = stored[name]
             arrays[name], wrong = array_of(values, kind, as_text=name in columns.as_text)
             for position in wrong:
-                reasons.setdefault(position, _wrong_type(name, values[position], kind, columns))
+                reasons.setdefault(position, _wrong_type(name, values, position, kind, columns))
             if name == columns.id and arrays[name].null_count > len(wrong):
                 for position, missing in enumerate(arrays[name].is_null().to_pylist()):
                     if missing:
@@ -148,24 +148,24 @@ class RowReader:
         return rows.columns
 
 
-def _wrong_type(name: str, value: Any, kind: pa.DataType | None, columns: Columns) -> str:
-    if isinstance(value, pa.Scalar):
-        value = _python(value)
+def _wrong_type(name: str, values: Values, position: int, kind: pa.DataType | None, columns: Columns) -> str:
+    if isinstance(values, pa.Array):
+        other = storable(values.type)
+        try:
+            (value,) = printable(values.slice(position, 1)).to_pylist()
+        except UnicodeDecodeError as error:
+            return f"column {name!r} is not valid UTF-8: {error}"
+    else:
+        value = values[position]
+        other = inferred([value])
     shown = ascii(value)
     shown = shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
     reason = f"column {name!r} is {shown}, which is not of type {name_of(kind)}"
-    others = [other for other in [name_of(inferred([value]))] if other != name_of(kind) and is_type(other)]
+    takes = [other_name for other_name in [name_of(other)] if other_name != name_of(kind) and is_type(other_name)]
     if kind is not None and is_text(kind) and isinstance(value, int | float) and not isinstance(value, bool):
-        others.append("string")
+        takes.append("string")
     if kind is not None and isinstance(value, list | dict):
-        others.append("json")
+        takes.append("json")
     option = "--id-column" if name == columns.id else "--keep-columns"
-    remedies = [f"{option} '{name}:{other}'" for other in dict.fromkeys(others)]
+    remedies = [f"{option} '{name}:{each}'" for each in dict.fromkeys(takes)]
     return f"{reason}; {' or '.join(remedies)}, in a new folder, takes such values" if remedies else reason
-
-
-def _python(value: pa.Scalar) -> Any:
-    try:
-        return value.as_py()
-    except (ValueError, OverflowError):  # Python has no such value
-        return str(value)

@@ -46,6 +46,7 @@ def inferred(values: Sequence[Any]) -> pa.DataType | None:
     nested = any(isinstance(value, list | dict) for value in present)
     try:
         kind = pa.array(present).type
+        _compared(present, kind)
     except _WRONG:
         if nested:
             return None
