@@ -33,8 +33,7 @@ def written_whole(path: Path) -> Iterator[Path]:
             raise
         if error.errno is None:  # numpy's, where not all was written
             raise OSError(f"{path}: {error}") from error
-        error.filename, error.filename2 = str(path), None
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         with suppress(OSError):  # as where there is no such folder
             temporary.unlink()

@@ -102,25 +102,68 @@ def test_a_damaged_part_and_a_lost_note_are_made_anew(
     assert content(output) == undisturbed
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full and small file systems are Linux'")
-def test_a_full_disk_is_one_line_and_nothing_is_lost(
-    tiny_model: Path, corpus: Path, undisturbed: dict[str, Any], tmp_path: Path
-) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    script = (
-        f"mount -t tmpfs -o size=120k none {disk} || exit 77; "
-        f"{' '.join(command(tiny_model, corpus, disk / 'out'))}; echo code $?; "
-        f"mount -o remount,size=50m {disk} && {' '.join(command(tiny_model, corpus, disk / 'out'))}; "
-        f"cp -r {disk}/out {tmp_path}/out"
-    )
+def in_namespace(script: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, check=False)
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip(f"no file system can be mounted here: {done.stderr}")
+    return done
+
+
+only_linux = pytest.mark.skipif(sys.platform != "linux", reason="small and read-only file systems are Linux'")
+
+
+@only_linux
+@pytest.mark.parametrize(
+    ("size", "names", "options"),
+    [("4k,nr_inodes=99", ["plan.json"], ["--part-rows", "1"]), ("120k", ["part-0000", "rejects.jsonl"], [])],
+)
+def test_a_full_disk_is_one_line_that_names_a_file_and_nothing_is_lost(
+    tiny_model: Path,
+    corpus: Path,
+    undisturbed: dict[str, Any],
+    tmp_path: Path,
+    size: str,
+    names: list[str],
+    options: list[str],
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    run = " ".join(command(tiny_model, corpus, disk / "out"))
+    done = in_namespace(
+        f"mount -t tmpfs -o size={size} none {disk} || exit 77; {' '.join([run, *options])}; echo code $?; "
+        f"mount -o remount,size=50m {disk} && {run}; cp -r {disk}/out {tmp_path}/out"
+    )
     assert done.stdout.startswith("code 1")
-    first = [line for line in done.stderr.splitlines() if line.startswith("e5onnx: error")]
-    assert len(first) == 1
-    assert "No space left" in first[0]
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("e5onnx: error")]
+    assert f"No space left on device: '{disk}/out/" in error
+    assert error.endswith("'")
+    assert any(name in error for name in names)
+    assert ".partial" not in error
+    assert content(tmp_path / "out") == undisturbed
+
+
+@only_linux
+def test_a_folder_that_cannot_be_written_to_is_not_called_locked(
+    tiny_model: Path, corpus: Path, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    output = tmp_path / "disk/out"
+    (output / "_e5onnx").mkdir(parents=True)
+    run = " ".join(command(tiny_model, corpus, output))
+    mount = f"mount --bind {output} {output} && mount -o remount,ro,bind {output} || exit 77; "
+    done = in_namespace(f"{mount} {run}; echo code $?")
+    assert done.stdout.startswith("code 1")
+    assert f"{output} cannot be locked, as it is while it is written: [Errno 30] Read-only file system" in done.stderr
+    assert "another process" not in done.stderr
+
+
+def test_of_processes_that_begin_at_once_one_writes(
+    tiny_model: Path, corpus: Path, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    arguments = command(tiny_model, corpus, tmp_path / "out")
+    processes = [subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    ended = [(process.communicate()[1], process.returncode) for process in processes]
+    assert 0 in [code for _, code in ended]
+    assert all("another process writes into" in error for error, code in ended if code != 0), ended
     assert content(tmp_path / "out") == undisturbed
 
 

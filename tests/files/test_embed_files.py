@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import bz2
 import csv
+import errno
 import gzip
 import json
 import lzma
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from e5onnx import Encoder, InputValueError
 from e5onnx.files import RowError, embed_files
 from e5onnx.files.columns import Columns
 from e5onnx.files.inputs import describe_file
-from e5onnx.files.job import JobRunningError, opened_folder
+from e5onnx.files.job import JobLockError, JobRunningError, opened_folder
 from e5onnx.files.plan import plan_parts
 from e5onnx.files.rows import RowReader
 from texts import TEXTS
@@ -291,6 +293,23 @@ def test_two_processes_do_not_write_into_one_folder(encoder: Encoder, tmp_path: 
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
     with opened_folder(tmp_path / "out"), pytest.raises(JobRunningError, match="another process writes"):
         embed_files(encoder, [str(path)], tmp_path / "out")
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO])
+def test_a_lock_that_fails_is_not_taken_for_another_process(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", flock)
+        with pytest.raises(JobLockError, match=f"out cannot be locked.*{os.strerror(code)}"):
+            embed_files(encoder, [str(path)], tmp_path / "out")
+    assert embed_files(encoder, [str(path)], tmp_path / "out").rows == len(ROWS)
 
 
 KIND = st.sampled_from(["jsonl", "csv", "parquet", "jsonl.gz"])

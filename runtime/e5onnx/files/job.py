@@ -200,9 +200,9 @@ def opened_folder(folder: Path) -> Iterator[Path]:
     """
     inside = _inside(folder)
     if not inside.is_dir():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(each.name != JOB_FOLDER for each in folder.iterdir())):
             raise InputValueError(f"{folder} is not an output folder of e5onnx, and not empty: name another one")
-        inside.mkdir(parents=True)
+        inside.mkdir(parents=True, exist_ok=True)
     # a soft lock, which file systems without locks would get, outlives a process that is killed
     lock = FileLock(inside / "lock", timeout=0, fallback_to_soft=False)
     try:
