@@ -133,7 +133,8 @@ def test_a_message_names_the_option_that_takes_the_value(encoder: Encoder, tmp_p
     ("columns", "message"),
     [
         (Columns(keep=("kk",)), "none of the first 2 rows has a column 'kk'; they have 'k', 'text'"),
-        (Columns(title="titel"), "none of the first 2 rows has a column 'titel'"),
+        (Columns(title="titel"), "none of the first 2 rows has a column 'titel'; they have 'k', 'text'$"),
+        (Columns(text="txt"), "none of the first 2 rows has a column 'txt'; they have 'k', 'text'$"),
         (Columns(keep=("k:strng",)), r"column 'k:strng' \('strng' is not a type\)"),
     ],
 )
@@ -397,6 +398,22 @@ def test_strings_of_parquet_that_are_not_utf8_reject_their_rows(encoder: Encoder
     assert reject["row"] == 2
     assert reject["reason"].startswith("column 'k' is not valid UTF-8: ")
     assert ds.dataset(tmp_path / "out").to_table().column("k").to_pylist() == ["fine", None]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "later"),
+    [
+        (pa.struct([pa.field("a", pa.int64(), nullable=False)]), [{"a": 1}], {"a": None}),
+        (pa.list_(pa.field("item", pa.int64(), nullable=False)), [[1]], [None]),
+    ],
+)
+def test_what_may_not_be_null_in_one_file_may_be_in_another(
+    encoder: Encoder, tmp_path: Path, kind: pa.DataType, values: list[Any], later: Any
+) -> None:
+    pq.write_table(pa.table({"text": ["a"], "k": pa.array(values, kind)}), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "b", "k": later}) + "\n")
+    embed_files(encoder, [str(tmp_path / "[ab].*")], tmp_path / "out", columns=Columns(keep=("k",)))
+    assert ds.dataset(tmp_path / "out").to_table().column("k").to_pylist() == [*values, later]
 
 
 def test_parquet_files_of_other_types_are_converted_or_rejected(encoder: Encoder, tmp_path: Path) -> None:

@@ -101,11 +101,13 @@ class InputFile:
         status = Path(self.path).stat()
         if self.state is not None and self.state == _state(status):
             return True
+        if status.st_size != self.size or not stat.S_ISREG(status.st_mode):
+            return False
         try:
             self._read(self._numbers())
         except JobChangedError:
             return False
-        return status.st_size == self.size
+        return True
 
     def to_json(self) -> list[Any]:
         """Return it as values of JSON."""
@@ -149,7 +151,8 @@ class _CheckedFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         number, start = divmod(self._at, BLOCK)
-        found = self.block(number)[start : start + len(buffer)] if self._at < self._file.size else b""
+        block = memoryview(self.block(number)) if self._at < self._file.size else b""
+        found = block[start : start + len(buffer)]
         buffer[: len(found)] = found
         self._at += len(found)
         return len(found)

@@ -70,11 +70,11 @@ def plan_parts(
 
     for position, file in enumerate(files):
         begun: Piece | None = None
-        noted = 0
+        blocks = noted = 0
         for place, length in _extents(file):
-            if file.bytes_noted() > noted:
+            if len(file.blocks) > blocks:
                 advance(file.bytes_noted() - noted)
-                noted = file.bytes_noted()
+                blocks, noted = len(file.blocks), file.bytes_noted()
             if rows == part_rows or (rows and size + length > part_bytes):
                 if begun is not None:
                     pieces.append(begun)

@@ -73,15 +73,16 @@ def _check_keys(
     contents: Sequence[Mapping[str, Any]],
 ) -> None:
     """Raise InputValueError if a column is in none of the first objects of JSON; one of a given type may come later."""
-    wanted = [name for name in (columns.title, *columns.keep) if name is not None and name not in given]
+    wanted = [name for name in (columns.text, columns.title, *columns.keep) if name is not None and name not in given]
     if any(files[piece.file].format != "jsonl" for piece in first.pieces):
         return
     keys = {key for content in contents for key in content}
     missing = [name for name in wanted if name not in keys]
     if contents and missing:
+        later = " (of a column that comes later, name the type: --keep-columns NAME:TYPE)"
         raise InputValueError(
-            f"none of the first {len(contents)} rows has a column {_named(missing)}; they have {_named(sorted(keys))} "
-            "(of a column that comes later, name the type: --keep-columns NAME:TYPE)"
+            f"none of the first {len(contents)} rows has a column {_named(missing)}; they have {_named(sorted(keys))}"
+            + (later if set(missing).intersection(columns.keep) else "")
         )
 
 

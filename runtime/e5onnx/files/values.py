@@ -57,10 +57,13 @@ def inferred(values: Sequence[Any]) -> pa.DataType | None:
 
 
 def storable(kind: pa.DataType) -> pa.DataType:
-    """Return the type in which a column is stored: dictionaries are decoded, and what is all null counts as text."""
+    """Return the type in which a column is stored: dictionaries are decoded, and what is all null counts as text.
+
+    All fields may be null, as they may be in other files.
+    """
     if pa.types.is_dictionary(kind):
         return kind.value_type
-    return pa.string() if pa.types.is_null(kind) else kind
+    return pa.string() if pa.types.is_null(kind) else _mapped(kind, lambda leaf: leaf)
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -158,15 +161,15 @@ def _has_all_keys(value: Any, kind: pa.DataType) -> bool:
 
 
 def _mapped(kind: pa.DataType, leaf: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
-    """Return a type with other leaves."""
+    """Return a type with other leaves, all of which may be null."""
 
     def mapped(field: pa.Field) -> pa.Field:
-        return field.with_type(_mapped(field.type, leaf))
+        return field.with_type(_mapped(field.type, leaf)).with_nullable(True)
 
     if pa.types.is_struct(kind):
         return pa.struct([mapped(field) for field in kind])
     if pa.types.is_map(kind):
-        return pa.map_(mapped(kind.key_field), mapped(kind.item_field))
+        return pa.map_(_mapped(kind.key_type, leaf), mapped(kind.item_field), kind.keys_sorted)
     if pa.types.is_fixed_size_list(kind):
         return pa.list_(mapped(kind.value_field), kind.list_size)
     if pa.types.is_large_list(kind):
