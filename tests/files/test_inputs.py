@@ -16,7 +16,7 @@ import pytest
 from tqdm import tqdm
 
 from e5onnx import Encoder, InputValueError
-from e5onnx.files import IgnoredFilesWarning, JobChangedError, embed_files, local, records
+from e5onnx.files import IgnoredFilesWarning, JobChangedError, embed, embed_files, local, records
 from e5onnx.files.columns import Columns
 from e5onnx.files.inputs import describe_file, find_files
 from e5onnx.files.plan import plan_parts
@@ -244,6 +244,21 @@ def test_what_is_not_as_noted_is_written_anew(
     assert contents(tmp_path / "out") != whole
     assert embed_files(encoder, [str(path)], tmp_path / "out", part_rows=5) == first
     assert contents(tmp_path / "out") == whole
+
+
+def test_a_summary_is_there_only_while_all_is_done(encoder: Encoder, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}, {"text": "b"}])
+    embed_files(encoder, [str(path)], tmp_path / "out", part_rows=1)
+    summary = tmp_path / "out/_e5onnx/summary.json"
+    before = summary.read_bytes()
+    (tmp_path / "out/part-000001.parquet").write_bytes(b"")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "run_parts", lambda *_, **__: iter(()))  # as if it were killed
+        patch.setattr(embed, "_finished", lambda job: None)
+        embed_files(encoder, [str(path)], tmp_path / "out", part_rows=1)
+    assert not summary.exists()
+    embed_files(encoder, [str(path)], tmp_path / "out", part_rows=1)
+    assert summary.read_bytes() == before
 
 
 def test_notes_are_those_of_one_plan(encoder: Encoder, tmp_path: Path) -> None:

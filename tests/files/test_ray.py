@@ -85,6 +85,15 @@ def test_a_cluster_writes_the_same_bytes_even_if_a_node_is_lost(
     assert not list((tmp_path / "changed").glob("part-*"))
     assert not list((tmp_path / "changed/_e5onnx/done").iterdir())
 
+    # of a folder that is another one on a node nothing is taken
+    def run_another(model: Any, plan: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
+        yield from run_parts(model, plan._replace(sha256="0"), *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_engine, "run_parts", run_another)
+        with pytest.raises(ray_engine.ClusterError, match="is not the same folder on this node"):
+            embed_files(encoder, [str(corpus)], tmp_path / "other", engine="ray", address=cluster.address)
+
     bad = tmp_path / "bad.jsonl"
     bad.write_bytes(b'{"text": "fine"}\n{"text": 1}\n')
     with pytest.raises(RowError, match="row 2: column 'text' is a number"):

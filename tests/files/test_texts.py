@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from e5onnx import Encoder, InputValueError
-from e5onnx.files import RowError, embed_files
+from e5onnx.files import IgnoredFilesWarning, RowError, embed_files
 from e5onnx.files.columns import Columns
 from e5onnx.files.texts import Reject, open_texts
 
@@ -134,6 +134,15 @@ def test_bad_rows_stop_or_are_named(encoder: Encoder, tmp_path: Path) -> None:
     assert notes[0] == f"e5onnx: warning: skipped: {path}, row 2: column 'text' is a number, not a text"
     assert notes[1].startswith(f"e5onnx: warning: skipped: {path}, row 3: it is not valid JSON: ")
     assert len(notes) == 2
+
+
+def test_folders_are_read_and_files_without_a_format_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(csv(ROWS))
+    (tmp_path / "b.jsonl").write_bytes(jsonl(ROWS))
+    (tmp_path / "c.md").touch()
+    with pytest.warns(IgnoredFilesWarning, match="as their names do not say a format: 1"):
+        found = list(open_texts([str(tmp_path), str(tmp_path / "b*")], Columns(), input_format=None, skip=None))
+    assert found == [row["text"] for row in ROWS] * 2
 
 
 def texts(path: Path, columns: Columns | None = None, skipped: list[Reject] | None = None) -> list[str]:

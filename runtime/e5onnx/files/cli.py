@@ -47,7 +47,7 @@ def add_arguments(embed: argparse.ArgumentParser) -> None:
         "--output",
         metavar="X.npy|FOLDER",
         type=Path,
-        help="X.npy: a float32 array [lines, dimension]; any other name: a folder for files of any size; "
+        help="X.npy: a float32 array [texts, dimension]; any other name: a folder for files of any size; "
         "default: JSON lines on standard output",
     )
     embed.add_argument(

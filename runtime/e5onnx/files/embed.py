@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -19,11 +18,11 @@ from . import local, ray_engine
 from .columns import Columns
 from .inputs import (
     Format,
-    IgnoredFilesWarning,
     InputFile,
     JobChangedError,
     describe_file,
     find_files,
+    warn_of_ignored,
 )
 from .job import Done, Job, Plan, Settings, check_unchanged, opened_folder, read_plan, write_plan
 from .local import OnError
@@ -116,12 +115,7 @@ def embed_files(
         part_rows=part_rows,
     )
     found = find_files(inputs)
-    if found.ignored:
-        warnings.warn(
-            f"files ignored in input folders, as their names do not say a format: {found.ignored:,}",
-            IgnoredFilesWarning,
-            stacklevel=2,
-        )
+    warn_of_ignored(found.ignored)
     with opened_folder(output):
         types = {name: kind for name, kind in (column_types or {}).items() if name in wanted.columns.stored()}
         plan = _planned(output, found.files, wanted, types, show_progress_bar)

@@ -11,6 +11,7 @@ import io
 import os
 import stat
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -216,6 +217,13 @@ def find_files(inputs: Sequence[str]) -> Found:
         for each in found:
             files.setdefault(each.resolve(), each.absolute())
     return Found(list(files.values()), ignored)
+
+
+def warn_of_ignored(files: int) -> None:
+    """Warn the caller's caller that files of folders were ignored."""
+    if files:
+        message = f"files ignored in input folders, as their names do not say a format: {files:,}"
+        warnings.warn(message, IgnoredFilesWarning, stacklevel=3)
 
 
 def describe_file(path: Path, given: Format | None = None) -> InputFile:

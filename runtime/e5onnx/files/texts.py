@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputValueError, MissingDependencyError
 from ..openai_api import kind_of
 from .columns import Columns
-from .inputs import STANDARD_INPUT, Format, Stream, find_files, format_of
+from .inputs import STANDARD_INPUT, Format, Stream, find_files, format_of, warn_of_ignored
 from .records import Place, Record, Source, decoded, read_records
 
 if TYPE_CHECKING:
@@ -59,13 +59,17 @@ def open_texts(
         OSError: a file cannot be read.
     """
     sources: dict[Path | None, Stream] = {}
+    ignored = 0
     for given in inputs:
         if given == "-":
             sources.setdefault(None, Stream(STANDARD_INPUT, input_format or "text"))
             continue
-        for path in find_files([given]).files:
+        found = find_files([given])
+        ignored += found.ignored
+        for path in found.files:
             path.stat()  # fails where there is no such file
             sources.setdefault(path.resolve(), Stream(str(path), format_of(path, input_format)))
+    warn_of_ignored(ignored)
     return _texts(list(sources.values()), columns, skip)
 
 
