@@ -161,6 +161,13 @@ def test_a_misspelt_column_is_an_error(tmp_path: Path, name: str, columns: Colum
         texts(tmp_path / name, columns, [])
 
 
+def test_every_file_has_the_columns_that_it_declares(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(csv(ROWS))
+    (tmp_path / "b.csv").write_bytes(b"text,n\na,1\n")
+    with pytest.raises(InputValueError, match=r"b\.csv has no column 'title'"):
+        texts(tmp_path, Columns(title="title"))
+
+
 def test_a_quote_that_is_not_closed_stops(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b'text,n\nfine,1\n"open,2\n' + b"fine,3\n" * 1990)
     with pytest.raises(InputValueError, match=r"row 2: .* It takes in 1,991 lines, 3 to 1993, as a quote"):

@@ -297,6 +297,7 @@ NESTED = [
     ([{"a": []}, {"a": []}], {"a": [1]}, ['{"a": []}', '{"a": []}', '{"a": [1]}']),
     ([[1], "x"], 2.5, ["[1]", '"x"', "2.5"]),
     ([[1], ["x"]], None, ["[1]", '["x"]', None]),
+    ([[False], [0.5]], None, ["[false]", "[0.5]", None]),
     ([[[1], [2.5]], [[3]]], [[4]], [[[1], [2.5]], [[3]], [[4]]]),
     ([{"a": 1, "b": ["x"]}, {"b": [], "a": None}], None, [{"a": 1, "b": ["x"]}, {"a": None, "b": []}, None]),
 ]
@@ -414,6 +415,22 @@ def test_what_may_not_be_null_in_one_file_may_be_in_another(
     (tmp_path / "b.jsonl").write_text(json.dumps({"text": "b", "k": later}) + "\n")
     embed_files(encoder, [str(tmp_path / "[ab].*")], tmp_path / "out", columns=Columns(keep=("k",)))
     assert ds.dataset(tmp_path / "out").to_table().column("k").to_pylist() == [*values, later]
+
+
+def test_a_part_does_not_depend_on_where_its_file_was_entered(encoder: Encoder, tmp_path: Path) -> None:
+    rows = 5000
+    table = {"text": [f"text {number}" for number in range(rows)], "k": ["long " * 500 + str(n) for n in range(rows)]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet", row_group_size=700)
+
+    def parts() -> dict[str, bytes]:
+        columns = Columns(keep=("k",))
+        embed_files(encoder, [str(tmp_path / "a.parquet")], tmp_path / "out", columns=columns, part_rows=1500)
+        return {path.name: path.read_bytes() for path in (tmp_path / "out").glob("part-*")}
+
+    first = parts()
+    for number in (1, 2):
+        (tmp_path / f"out/_e5onnx/done/part-{number:06d}.json").unlink()
+        assert parts() == first
 
 
 def test_parquet_files_of_other_types_are_converted_or_rejected(encoder: Encoder, tmp_path: Path) -> None:

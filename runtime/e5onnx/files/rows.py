@@ -81,8 +81,7 @@ class RowReader:
             rows.origins += each.origins
             rows.rejected |= each.rejected
             tables.append(each.columns)
-        # in one piece, so that the bytes of the output do not depend on how the input was read
-        rows.columns = pa.concat_tables(tables).combine_chunks()
+        rows.columns = pa.concat_tables(tables)
         return rows
 
     def _read_piece(self, piece: Piece, number: int) -> Rows:
@@ -116,7 +115,7 @@ class RowReader:
         def stored(name: str) -> Values:
             if table is None:
                 return [content.get(name) for content in contents]
-            array = table.column(name).combine_chunks()
+            array = table.column(name).combine_chunks()  # which does not depend on where reading began
             return array if len(kept) == len(array) else array.take(pa.array(kept, pa.int64()))
 
         self._store(rows, {name: stored(name) for name in columns.stored()})
