@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which takes its place if all goes well and is removed otherwise.
+
+    Raises:
+        OSError: of the file system, as of a full disk; it names `path`.
 
     Example:
         >>> import tempfile
@@ -20,9 +23,17 @@ def written_whole(path: Path) -> Iterator[Path]:
         >>> (folder / "file").read_text()
         'all of it'
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # processes of other machines may write beside the same file
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        if error.filename not in (None, str(temporary), temporary):
+            raise
+        if error.errno is None:  # numpy's, where not all was written
+            raise OSError(f"{path}: {error}") from error
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # as where there is no such folder
+            temporary.unlink()

@@ -41,15 +41,19 @@ def command(model: Path, corpus: Path, output: Path, *options: str) -> list[str]
     return [sys.executable, "-m", "e5onnx", "embed", str(model), str(corpus), "--output", str(output), *options]
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    """All files of an output folder but the order of the journal."""
+def content(folder: Path) -> dict[str, Any]:
+    """All files of an output folder, save what the plan knows of the input's age, and what names the plan."""
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    journal = files.pop("_e5onnx/journal.jsonl")
-    return files | {"journal": b"".join(sorted(journal.splitlines(keepends=True)))}
+    plan = json.loads(files["_e5onnx/plan.json"])
+    for file in plan["files"]:
+        file[3] = None
+    del plan["sha256"]
+    notes = {name: json.loads(note)["done"] for name, note in files.items() if "/done/" in name}
+    return {**files, **notes, "_e5onnx/plan.json": plan}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def undisturbed(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("undisturbed") / "out"
     subprocess.run(command(tiny_model, corpus, output), check=True, capture_output=True)
     found = content(output)
@@ -61,7 +65,7 @@ def undisturbed(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPat
 # Each round kills once at a random moment, and lets the next run end.
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is POSIX")
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(
-    tiny_model: Path, corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path
+    tiny_model: Path, corpus: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     generator = random.Random()
     killed_between = 0
@@ -85,41 +89,81 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     assert killed_between > 4
 
 
-def test_every_place_in_the_journal_is_a_place_to_go_on(
-    tiny_model: Path, corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path
+def test_a_damaged_part_and_a_lost_note_are_made_anew(
+    tiny_model: Path, corpus: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     subprocess.run(command(tiny_model, corpus, output), check=True, capture_output=True)
-    journal = output / "_e5onnx/journal.jsonl"
-    whole = journal.read_bytes()
-    generator = random.Random(1)
-    for _ in range(4):
-        journal.write_bytes(whole[: generator.randrange(len(whole))])
-        (output / f"part-{generator.randrange(ROWS // PART):06d}.parquet").write_bytes(b"half")
-        (output / "_e5onnx/summary.json").unlink(missing_ok=True)
-        subprocess.run(command(tiny_model, corpus, output), check=True, capture_output=True)
-        assert content(output) == undisturbed
+    (output / "_e5onnx/done/part-000003.json").unlink()
+    noted = output / "part-000007.parquet"
+    noted.write_bytes(noted.read_bytes()[:-9] + b"\0" + noted.read_bytes()[-8:])  # of the same size
+    assert content(output) != undisturbed
+    subprocess.run(command(tiny_model, corpus, output), check=True, capture_output=True)
+    assert content(output) == undisturbed
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full and small file systems are Linux'")
-def test_a_full_disk_is_one_line_and_nothing_is_lost(
-    tiny_model: Path, corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path
-) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    script = (
-        f"mount -t tmpfs -o size=120k none {disk} || exit 77; "
-        f"{' '.join(command(tiny_model, corpus, disk / 'out'))}; echo code $?; "
-        f"mount -o remount,size=50m {disk} && {' '.join(command(tiny_model, corpus, disk / 'out'))}; "
-        f"cp -r {disk}/out {tmp_path}/out"
-    )
+def in_namespace(script: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, check=False)
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip(f"no file system can be mounted here: {done.stderr}")
+    return done
+
+
+only_linux = pytest.mark.skipif(sys.platform != "linux", reason="small and read-only file systems are Linux'")
+
+
+@only_linux
+@pytest.mark.parametrize(
+    ("size", "names", "options"),
+    [("4k,nr_inodes=99", ["plan.json"], ["--part-rows", "1"]), ("120k", ["part-0000", "rejects.jsonl"], [])],
+)
+def test_a_full_disk_is_one_line_that_names_a_file_and_nothing_is_lost(
+    tiny_model: Path,
+    corpus: Path,
+    undisturbed: dict[str, Any],
+    tmp_path: Path,
+    size: str,
+    names: list[str],
+    options: list[str],
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    run = " ".join(command(tiny_model, corpus, disk / "out"))
+    done = in_namespace(
+        f"mount -t tmpfs -o size={size} none {disk} || exit 77; {' '.join([run, *options])}; echo code $?; "
+        f"mount -o remount,size=50m {disk} && {run}; cp -r {disk}/out {tmp_path}/out"
+    )
     assert done.stdout.startswith("code 1")
-    first = [line for line in done.stderr.splitlines() if line.startswith("e5onnx: error")]
-    assert len(first) == 1
-    assert "No space left" in first[0]
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("e5onnx: error")]
+    assert f"No space left on device: '{disk}/out/" in error
+    assert error.endswith("'")
+    assert any(name in error for name in names)
+    assert ".partial" not in error
+    assert content(tmp_path / "out") == undisturbed
+
+
+@only_linux
+def test_a_folder_that_cannot_be_written_to_is_not_called_locked(
+    tiny_model: Path, corpus: Path, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    output = tmp_path / "disk/out"
+    (output / "_e5onnx").mkdir(parents=True)
+    run = " ".join(command(tiny_model, corpus, output))
+    mount = f"mount --bind {output} {output} && mount -o remount,ro,bind {output} || exit 77; "
+    done = in_namespace(f"{mount} {run}; echo code $?")
+    assert done.stdout.startswith("code 1")
+    assert f"{output} cannot be locked, as it is while it is written: [Errno 30] Read-only file system" in done.stderr
+    assert "another process" not in done.stderr
+
+
+def test_of_processes_that_begin_at_once_one_writes(
+    tiny_model: Path, corpus: Path, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    arguments = command(tiny_model, corpus, tmp_path / "out")
+    processes = [subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    ended = [(process.communicate()[1], process.returncode) for process in processes]
+    assert 0 in [code for _, code in ended]
+    assert all("another process writes into" in error for error, code in ended if code != 0), ended
     assert content(tmp_path / "out") == undisturbed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,12 +16,11 @@ import pytest
 from tqdm import tqdm
 
 from e5onnx import Encoder, InputValueError
-from e5onnx.files import IgnoredFilesWarning, JobChangedError, embed_files, local, records
+from e5onnx.files import IgnoredFilesWarning, JobChangedError, embed, embed_files, local, records
 from e5onnx.files.columns import Columns
 from e5onnx.files.inputs import describe_file, find_files
 from e5onnx.files.plan import plan_parts
-from e5onnx.files.records import Reader
-from e5onnx.files.rows import read_rows
+from e5onnx.files.rows import RowReader
 
 ROWS = [{"text": f"row {number}"} for number in range(20)]
 only_linux = pytest.mark.skipif(sys.platform != "linux", reason="names that are no text, and times of inodes")
@@ -75,7 +75,7 @@ def test_a_run_goes_on_with_another_spelling_of_its_input(
     monkeypatch.chdir(tmp_path)
     first = embed_files(encoder, ["a.jsonl"], tmp_path / "out")
     assert embed_files(encoder, [str(path)], tmp_path / "out") == first
-    assert json.loads((tmp_path / "out/_e5onnx/plan.json").read_text())["files"][0]["path"] == str(path)
+    assert json.loads((tmp_path / "out/_e5onnx/plan.json").read_text())["files"][0][0] == str(path)
 
 
 def test_output_folders_are_no_input_unless_named(encoder: Encoder, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_files_without_a_known_suffix_are_counted(encoder: Encoder, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [("", "an empty argument"), ("-", "reads its input twice"), ("**.jsonl", "is no glob|there are no files")],
+    [("", "an empty argument"), ("-", "reads its input twice"), ("**.jsonl", "is not a glob|there are no files")],
 )
 def test_what_names_no_file_is_said(
     encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, message: str
@@ -111,7 +111,7 @@ def test_what_names_no_file_is_said(
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are POSIX'")
 def test_a_pipe_is_refused_and_not_waited_for(encoder: Encoder, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
-    with pytest.raises(InputValueError, match=r"pipe\.jsonl is no regular file: .* write it to a file first"):
+    with pytest.raises(InputValueError, match=r"pipe\.jsonl is not a regular file: .* write it to a file first"):
         embed_files(encoder, [str(tmp_path / "pipe.jsonl")], tmp_path / "out")
 
 
@@ -147,7 +147,7 @@ def test_a_file_that_changes_during_the_run_is_noticed(
         return run_parts(*arguments, **options)
 
     monkeypatch.setattr(local, "run_parts", change_and_run)
-    with pytest.raises(JobChangedError, match=r"a\.jsonl has (changed|become shorter) since"):
+    with pytest.raises(JobChangedError, match=r"a\.jsonl has changed since"):
         embed_files(encoder, [str(path)], tmp_path / "out")
     assert not (tmp_path / "out/_e5onnx/summary.json").exists()
     with pytest.raises(JobChangedError, match="has changed since"):
@@ -161,7 +161,7 @@ def test_a_file_that_changes_while_it_is_described_is_noticed(tmp_path: Path) ->
         os.truncate(path, 10)
 
     with pytest.raises(JobChangedError, match="changes while it is read"):
-        describe_file(path, advance=truncate)
+        plan_parts([describe_file(path)], advance=truncate)
 
 
 @only_linux
@@ -200,22 +200,92 @@ def test_what_changed_since_is_noticed(encoder: Encoder, sample_model: Path, tmp
     write_jsonl(path, ROWS[1:])
     with pytest.raises(JobChangedError, match="has changed since"):
         embed()
-    with pytest.raises(InputValueError, match="is no output folder of e5onnx, and not empty"):
+    with pytest.raises(InputValueError, match="is not an output folder of e5onnx, and not empty"):
         embed_files(encoder, [str(path)], tmp_path)
 
 
-def test_a_damaged_journal_counts_up_to_there(encoder: Encoder, tmp_path: Path) -> None:
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+DAMAGES: list[Callable[[Path], object]] = [
+    lambda out: (out / "_e5onnx/done/part-000001.json").write_bytes(b""),
+    lambda out: (out / "_e5onnx/done/part-000001.json").write_bytes(b"[1]"),
+    lambda out: (out / "_e5onnx/done/part-000001.json").write_bytes(b"{}"),
+    lambda out: (out / "_e5onnx/done/part-000001.json").unlink(),
+    lambda out: replace_in(out / "_e5onnx/done/part-000001.json", b'"rows": 5', b'"rows": 6'),
+    lambda out: shutil.copy(out / "_e5onnx/done/part-000002.json", out / "_e5onnx/done/part-000001.json"),
+    lambda out: shutil.copy(out / "part-000002.parquet", out / "part-000001.parquet"),
+    lambda out: (out / "part-000001.parquet").write_bytes(b"half"),
+    lambda out: (out / "part-000001.parquet").unlink(),
+    lambda out: flip_a_byte(out / "part-000001.parquet"),
+]
+
+
+def replace_in(path: Path, old: bytes, new: bytes) -> None:
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[200] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_not_as_noted_is_written_anew(
+    encoder: Encoder, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
     first = embed_files(encoder, [str(path)], tmp_path / "out", part_rows=5)
-    journal = tmp_path / "out/_e5onnx/journal.jsonl"
-    lines = journal.read_bytes().splitlines(keepends=True)
-    for damage in (b"\0\0\n", b"{}\n", b"[1]\n"):
-        journal.write_bytes(b"".join([*lines[:2], damage, *lines[3:]]))
-        assert embed_files(encoder, [str(path)], tmp_path / "out", part_rows=5) == first
-        assert journal.read_bytes() == b"".join(lines)
+    whole = contents(tmp_path / "out")
+    damage(tmp_path / "out")
+    assert contents(tmp_path / "out") != whole
+    assert embed_files(encoder, [str(path)], tmp_path / "out", part_rows=5) == first
+    assert contents(tmp_path / "out") == whole
 
 
-@pytest.mark.parametrize("plan", ["", "[]", "{}", '{"format": 2}', '{"format": 2, "files": [{}], "parts": []}'])
+def test_a_summary_is_there_only_while_all_is_done(encoder: Encoder, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}, {"text": "b"}])
+    embed_files(encoder, [str(path)], tmp_path / "out", part_rows=1)
+    summary = tmp_path / "out/_e5onnx/summary.json"
+    before = summary.read_bytes()
+    (tmp_path / "out/part-000001.parquet").write_bytes(b"")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "run_parts", lambda *_, **__: iter(()))  # as if it were killed
+        patch.setattr(embed, "_finished", lambda job: None)
+        embed_files(encoder, [str(path)], tmp_path / "out", part_rows=1)
+    assert not summary.exists()
+    embed_files(encoder, [str(path)], tmp_path / "out", part_rows=1)
+    assert summary.read_bytes() == before
+
+
+def test_notes_are_those_of_one_plan(encoder: Encoder, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    embed_files(encoder, [str(path)], tmp_path / "out", part_rows=5)
+    other = write_jsonl(path, [{"text": f"now {number}"} for number in range(20)])
+    embed_files(encoder, [str(other)], tmp_path / "other", part_rows=5)
+    (tmp_path / "out/_e5onnx/plan.json").unlink()
+    with pytest.raises(InputValueError, match=r"holds parts, and .*plan\.json is lost"):
+        embed_files(encoder, [str(path)], tmp_path / "out", part_rows=5)
+    shutil.copy(tmp_path / "other/_e5onnx/plan.json", tmp_path / "out/_e5onnx/plan.json")
+    embed_files(encoder, [str(path)], tmp_path / "out", part_rows=5)
+    assert contents(tmp_path / "out") == contents(tmp_path / "other")
+
+
+def test_an_edited_plan_is_said(encoder: Encoder, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    embed_files(encoder, [str(path)], tmp_path / "out", part_rows=20)
+    plan = tmp_path / "out/_e5onnx/plan.json"
+    content = json.loads(plan.read_text())
+    content["parts"][0][1][0][2] = 19
+    plan.write_text(json.dumps(content))
+    with pytest.raises(InputValueError, match=r"plan\.json is damaged"):
+        embed_files(encoder, [str(path)], tmp_path / "out", part_rows=20)
+
+
+@pytest.mark.parametrize("plan", ["", "[]", "{}", '{"format": 3}', '{"format": 3, "files": [{}], "parts": []}'])
 def test_a_damaged_plan_is_said(encoder: Encoder, tmp_path: Path, plan: str) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
     embed_files(encoder, [str(path)], tmp_path / "out")
@@ -237,12 +307,12 @@ def test_a_compressed_file_is_read_once_by_parts_in_order(tmp_path: Path, monkey
         return read_records(*arguments)
 
     monkeypatch.setattr(records, "read_records", open_and_read)
-    reader = Reader(files, ["text"])
+    reader = RowReader(files, Columns())
     for position in (0, 1, 3, 6):
-        rows = read_rows(reader, parts[position], Columns())
+        rows = reader.read(parts[position])
         assert rows.texts == [row["text"] for row in ROWS[3 * position : 3 * position + 3]]
     assert len(opened) == 1
-    assert read_rows(reader, parts[2], Columns()).texts == [row["text"] for row in ROWS[6:9]]
+    assert reader.read(parts[2]).texts == [row["text"] for row in ROWS[6:9]]
     assert len(opened) == 2
 
 
@@ -257,7 +327,11 @@ def test_progress_tells_of_reading_too(encoder: Encoder, tmp_path: Path, monkeyp
 
     monkeypatch.setattr("e5onnx.files.embed.tqdm", Bar)
     embed_files(encoder, [str(path)], tmp_path / "out", show_progress_bar=True)
-    assert [(bar.desc, bar.n) for bar in bars] == [("Reading input", path.stat().st_size), ("Embedding", len(ROWS))]
+    assert [(bar.desc, bar.n) for bar in bars] == [
+        ("Reading input", path.stat().st_size),
+        ("Finding parts", 0),
+        ("Embedding", len(ROWS)),
+    ]
 
 
 def test_a_cluster_that_does_not_answer_is_said(encoder: Encoder, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from e5onnx import Encoder
-from e5onnx.files import RowError, embed_files
+from e5onnx.files import JobChangedError, RowError, embed_files, ray_engine
 from texts import TEXTS
 
 ray = pytest.importorskip("ray")
@@ -49,7 +49,7 @@ def parts(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.filterwarnings("ignore")  # Ray leaves sockets and files to the garbage collector
 def test_a_cluster_writes_the_same_bytes_even_if_a_node_is_lost(
-    cluster: Any, tiny_model: Path, corpus: Path, tmp_path: Path
+    cluster: Any, tiny_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local = embed_files(Encoder(tiny_model, threads=2), [str(corpus)], tmp_path / "local", part_rows=PART)
     encoder = Encoder(tiny_model, threads=1)
@@ -68,6 +68,31 @@ def test_a_cluster_writes_the_same_bytes_even_if_a_node_is_lost(
     thread.join()
     assert summary == local
     assert parts(tmp_path / "ray") == parts(tmp_path / "local")
+
+    # what a worker reads is compared with the plan, too
+    changed = tmp_path / "changed.jsonl"
+    changed.write_bytes(corpus.read_bytes())
+    run_parts = ray_engine.run_parts
+
+    def change_and_run(*arguments: Any, **options: Any) -> Iterator[Any]:
+        changed.write_bytes(corpus.read_bytes()[::-1])
+        yield from run_parts(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_engine, "run_parts", change_and_run)
+        with pytest.raises(JobChangedError, match=r"changed\.jsonl has changed since it was read first"):
+            embed_files(encoder, [str(changed)], tmp_path / "changed", engine="ray", address=cluster.address)
+    assert not list((tmp_path / "changed").glob("part-*"))
+    assert not list((tmp_path / "changed/_e5onnx/done").iterdir())
+
+    # of a folder that is another one on a node nothing is taken
+    def run_another(model: Any, plan: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
+        yield from run_parts(model, plan._replace(sha256="0"), *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_engine, "run_parts", run_another)
+        with pytest.raises(ray_engine.ClusterError, match="is not the same folder on this node"):
+            embed_files(encoder, [str(corpus)], tmp_path / "other", engine="ray", address=cluster.address)
 
     bad = tmp_path / "bad.jsonl"
     bad.write_bytes(b'{"text": "fine"}\n{"text": 1}\n')

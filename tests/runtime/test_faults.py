@@ -50,7 +50,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_model: Path, tmp_path: 
     isolated = ["unshare", "--mount", "sh", "-c", mount, "sh", str(small)]
     if shutil.which("unshare") is None or subprocess.run([*isolated, "true"], check=False).returncode:
         pytest.skip("no file system can be mounted here")
-    texts = tmp_path / "texts"
+    texts = tmp_path / "texts.txt"
     texts.write_text("a text\n" * 2000)  # 384 kB of vectors
     command = [*isolated, *_CLI, "embed", str(tiny_model), str(texts), "--output", "vectors.npy"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
@@ -62,7 +62,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_model: Path, tmp_path: 
 
 @linux
 def test_too_little_memory_is_an_error_and_no_crash(sample_model: Path, tmp_path: Path) -> None:
-    texts = tmp_path / "texts"
+    texts = tmp_path / "texts.txt"
     texts.write_text(("word " * 300 + "\n") * 64)
     command = [*_CLI, "embed", str(sample_model), str(texts), "--threads", "1", "--output", str(tmp_path / "x.npy")]
     failed = []

@@ -1,14 +1,16 @@
-"""Embedding whole corpora, `e5onnx embed --output FOLDER`: extra `bulk` (pyarrow, tqdm), and `ray` beyond one machine.
+"""Embedding whole corpora, `e5onnx embed --output FOLDER`: extras `bulk` and `ray`.
 
-inputs.py       files in: which, in what format, and whether they changed
-records.py      files -> records
+inputs.py       files in: which, in what format, and that their bytes stay the same
+records.py      files of lines and CSV -> records
+parquet.py      files of Parquet -> tables
 columns.py      which columns mean what, and types by name
+texts.py        records -> texts to embed, and what is wrong with a record
 values.py       values -> Arrow arrays, nothing lost
-rows.py         records -> rows: texts, ids, kept columns, and what is wrong with a record
+rows.py         a part's records -> its rows: texts, ids and kept columns
 schema.py       whether the columns are there, and their types
 plan.py         which records make up which part of the output
 outputs.py      parts out: Parquet, or .npy beside JSON lines
-job.py          the output folder: plan, journal, lock, summary
+job.py          the output folder: plan, notes of what is done, lock, summary
 local.py        one machine: reading, running and writing side by side
 ray_engine.py   many machines: the same parts on a pool of Ray actors
 embed.py        `embed_files`, which puts these together
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from .columns import Columns
     from .embed import Summary, embed_files
     from .inputs import IgnoredFilesWarning, JobChangedError
-    from .rows import RowError
+    from .texts import RowError
 
 __all__ = ["Columns", "IgnoredFilesWarning", "JobChangedError", "RowError", "Summary", "embed_files"]
 
@@ -35,9 +37,9 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        from . import columns, embed, inputs, rows
+        from . import columns, embed, inputs, texts
     except ModuleNotFoundError as error:
-        if error.name not in ("pyarrow", "tqdm"):
+        if error.name not in ("pyarrow", "tqdm", "filelock"):
             raise
-        raise MissingDependencyError("e5onnx.files needs more: pip install 'e5onnx[bulk]'") from error
-    return next(getattr(module, name) for module in (embed, columns, inputs, rows) if hasattr(module, name))
+        raise MissingDependencyError("embedding into a folder needs more: pip install 'e5onnx[bulk]'") from error
+    return next(getattr(module, name) for module in (embed, columns, inputs, texts) if hasattr(module, name))

@@ -7,21 +7,24 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..atomic import written_whole
 from ..encoder import Encoder
-from ..errors import InputValueError, MissingDependencyError, TruncationWarning
+from ..errors import TruncationWarning
 from ..terminal import note, print_line
 from ..tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS
+from .columns import Columns, named_types
+from .texts import open_texts
 
-_LINES_AT_ONCE = 1024
+_TEXTS_AT_ONCE = 1024
 
 
 def add_arguments(embed: argparse.ArgumentParser) -> None:
@@ -31,7 +34,8 @@ def add_arguments(embed: argparse.ArgumentParser) -> None:
         metavar="FILE",
         nargs="*",
         default=[],
-        help="text files, one text a line; - or none: standard input. With --output FOLDER: see below",
+        help="JSON lines, CSV, TSV, Parquet or text, one text a line, compressed or not; a folder of such files, or a "
+        "quoted glob; - or none: standard input, which is text unless --input-format says otherwise",
     )
     embed.add_argument(
         "--as",
@@ -44,20 +48,29 @@ def add_arguments(embed: argparse.ArgumentParser) -> None:
         "--output",
         metavar="X.npy|FOLDER",
         type=Path,
-        help="X.npy: a float32 array [lines, dimension]; any other name: a folder for files of any size; "
+        help="X.npy: a float32 array [texts, dimension]; any other name: a folder for files of any size; "
         "default: JSON lines on standard output",
+    )
+    embed.add_argument(
+        "--input-format", choices=["jsonl", "csv", "tsv", "parquet", "text"], help="default: by the file's name"
+    )
+    embed.add_argument("--text-column", default="text", metavar="NAME", help="what to embed (default: text)")
+    embed.add_argument("--title-column", metavar="NAME", help="put before the text, with a space in between")
+    embed.add_argument(
+        "--on-error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="what a row without a text does: stop, or be skipped and noted, with --output FOLDER in rejects.jsonl, "
+        "or else on standard error (default: stop)",
     )
     embed.add_argument("--truncate", choices=["warn", "error"], default="warn", help="what to do with too long texts")
     embed.add_argument("--json", action="store_true", help="with --output: say what was written as JSON")
 
     folder = embed.add_argument_group(
         "with --output FOLDER (extra: e5onnx[bulk])",
-        "FILE is JSON lines, CSV, TSV, Parquet or text, compressed or not, a folder of such files, or a quoted glob; "
-        "standard input and pipes are not read. The same command after a crash goes on where it stood.",
+        "Standard input and pipes are not read. The same command after a crash goes on where it stood.",
     )
     actions = [
-        folder.add_argument("--text-column", default="text", metavar="NAME", help="what to embed (default: text)"),
-        folder.add_argument("--title-column", metavar="NAME", help="put before the text, with a space in between"),
         folder.add_argument(
             "--id-column", metavar="NAME[:TYPE]", help="becomes `id` (default: the row's number, from 0)"
         ),
@@ -66,21 +79,13 @@ def add_arguments(embed: argparse.ArgumentParser) -> None:
             action="append",
             default=[],
             metavar="NAME[:TYPE]",
-            help="a column to keep beside the vectors; repeat it for more. TYPE is Arrow's, such as int64, or string, "
-            "which makes text of numbers (default: that of the file, or of the first rows)",
-        ),
-        folder.add_argument(
-            "--input-format", choices=["jsonl", "csv", "tsv", "parquet", "text"], help="default: by name"
+            help="a column to keep beside the vectors; repeat it for more. TYPE is Arrow's, such as int64 or "
+            "'list<string>', or json, which makes text of anything; string makes text of numbers (default: that of the "
+            "file, or of the first rows)",
         ),
         folder.add_argument("--format", choices=["parquet", "npy"], default="parquet", help="of the output"),
         folder.add_argument(
             "--dtype", choices=["float32", "float16", "int8"], default="float32", help="of the vectors"
-        ),
-        folder.add_argument(
-            "--on-error",
-            choices=["stop", "skip"],
-            default="stop",
-            help="what a row without a text does: stop, or be skipped and noted in rejects.jsonl (default: stop)",
         ),
         folder.add_argument(
             "--part-rows", type=int, default=10_000, metavar="N", help="rows of a part (default: 10000)"
@@ -101,31 +106,50 @@ def run(options: argparse.Namespace, load: Callable[[], Encoder]) -> None:
     for name, (option, default) in options.folder_options.items():
         if getattr(options, name) != default:
             options.usage_error(f"{option} needs --output FOLDER")
-    encoder = load()
+    files = options.files or ["-"]
+    if "-" in files and sys.stdin is not None and sys.stdin.isatty():
+        note("reading from standard input, one text a line; end with Ctrl-D")
+    texts = open_texts(
+        files,
+        Columns(options.text_column, options.title_column),
+        input_format=options.input_format,
+        skip=None if options.on_error == "stop" else lambda reject: note(f"warning: skipped: {reject.error()}"),
+    )
+    with _summed_truncation():
+        if options.output is not None:
+            _write_array(options, load, texts)
+            return
+        for some, embeddings in _embedded(options, load(), texts):
+            for text, embedding in zip(some, embeddings, strict=True):
+                # nine digits give back the same float32
+                numbers = ", ".join(f"{component:.9g}" for component in embedding.tolist())
+                print_line(f'{{"text": {json.dumps(text, ensure_ascii=False)}, "embedding": [{numbers}]}}')
+
+
+def _write_array(options: argparse.Namespace, load: Callable[[], Encoder], texts: Iterator[str]) -> None:
+    if options.output.is_dir():
+        raise IsADirectoryError(f"{options.output} is a folder: name a file, or a folder that does not end in .npy")
+    # begun before the model runs, so that a folder that is missing, or cannot be written to, is noticed
+    with written_whole(options.output) as path, path.open("xb") as stream:
+        encoder = load()
+        arrays = [embeddings for _, embeddings in _embedded(options, encoder, texts)]
+        matrix = np.concatenate(arrays) if arrays else encoder.encode([])
+        np.save(stream, matrix)
+    if options.json:
+        print_line(
+            json.dumps({"output": str(options.output), "shape": matrix.shape, "fingerprint": encoder.fingerprint})
+        )
+    else:
+        note(f"wrote {matrix.shape[0]} embeddings of dimension {matrix.shape[1]} to {options.output}")
+
+
+def _embedded(
+    options: argparse.Namespace, encoder: Encoder, texts: Iterator[str]
+) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
     role = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS}.get(options.role)
     prompt = encoder.tokenizer.prompt_for(None, None, role) if role else ""
-    arrays = []
-    lines = _read_lines(options.files)
-    with _summed_truncation():
-        while texts := list(islice(lines, _LINES_AT_ONCE)):
-            embeddings = encoder.encode(texts, prompt=prompt, truncate=options.truncate)
-            if options.output is None:
-                for text, embedding in zip(texts, embeddings, strict=True):
-                    # nine digits give back the same float32
-                    numbers = ", ".join(f"{component:.9g}" for component in embedding.tolist())
-                    print_line(f'{{"text": {json.dumps(text, ensure_ascii=False)}, "embedding": [{numbers}]}}')
-            else:
-                arrays.append(embeddings)
-    if options.output is not None:
-        matrix = np.concatenate(arrays) if arrays else encoder.encode([])
-        with written_whole(options.output) as path, path.open("xb") as stream:
-            np.save(stream, matrix)
-        if options.json:
-            print_line(
-                json.dumps({"output": str(options.output), "shape": matrix.shape, "fingerprint": encoder.fingerprint})
-            )
-        else:
-            note(f"wrote {matrix.shape[0]} embeddings of dimension {matrix.shape[1]} to {options.output}")
+    while some := list(islice(texts, _TEXTS_AT_ONCE)):
+        yield some, encoder.encode(some, prompt=prompt, truncate=options.truncate)
 
 
 def _embed_files(options: argparse.Namespace, load: Callable[[], Encoder]) -> None:
@@ -133,13 +157,8 @@ def _embed_files(options: argparse.Namespace, load: Callable[[], Encoder]) -> No
         options.usage_error("--output FOLDER needs at least one FILE")
     if options.part_rows < 1:
         options.usage_error(f"--part-rows is at least 1, got {options.part_rows}")
-    try:
-        from . import embed_files
-        from .columns import Columns, named_types
-    except ModuleNotFoundError as error:
-        if error.name not in ("pyarrow", "tqdm"):
-            raise
-        raise MissingDependencyError("embedding into a folder needs more: pip install 'e5onnx[bulk]'") from error
+    from . import embed_files
+
     if options.engine == "ray" and options.threads is None:
         options.threads = 1
     types: dict[str, str] = {}
@@ -180,21 +199,6 @@ def _embed_files(options: argparse.Namespace, load: Callable[[], Encoder]) -> No
         )
 
 
-def _read_lines(files: Sequence[str]) -> Iterator[str]:
-    """Iterate over the lines of files or standard input, without their line ends."""
-    for file in files or ["-"]:
-        name = "standard input" if file == "-" else file
-        if file == "-" and sys.stdin.isatty():
-            note("reading from standard input, one text a line; end with Ctrl-D")
-        with open(0 if file == "-" else file, "rb", closefd=file != "-") as stream:
-            for number, line in enumerate(stream, 1):
-                try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise InputValueError(f"{name}, line {number}, is not valid UTF-8: {error}") from error
-                yield text.rstrip("\r\n")
-
-
 @contextmanager
 def _summed_truncation() -> Iterator[None]:
     """Show one warning for the texts that were cut in all the calls, instead of one for each."""
@@ -208,6 +212,6 @@ def _summed_truncation() -> Iterator[None]:
     if cuts:
         longest = max(cut.longest for cut in cuts)
         note(
-            f"warning: {sum(cut.truncated for cut in cuts)} lines were longer than the model's {cuts[0].max_tokens} "
+            f"warning: {sum(cut.truncated for cut in cuts)} texts were longer than the model's {cuts[0].max_tokens} "
             f"tokens and were cut (the longest has {longest}); use --truncate error to refuse them"
         )

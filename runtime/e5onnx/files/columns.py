@@ -5,15 +5,16 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputValueError
-from .values import is_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 ID = "id"
 """The column of ids: a column of the input, or the row's number in all the input, from 0."""
+_JSON = "json"
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Columns:
     """Which columns mean what; the types are those of the ids and the kept columns.
 
     `as_text` are columns whose type was given as text, so that numbers in them become text; elsewhere they are wrong.
+    `as_json` are those whose values become JSON text.
     """
 
     text: str = "text"
@@ -29,36 +31,56 @@ class Columns:
     keep: tuple[str, ...] = ()
     types: tuple[tuple[str, pa.DataType], ...] = ()
     as_text: tuple[str, ...] = ()
+    as_json: tuple[str, ...] = ()
+
+    def embedded(self) -> list[str]:
+        """Return the columns that make up the texts, each once."""
+        return list(dict.fromkeys(name for name in (self.text, self.title) if name is not None))
 
     def read(self) -> list[str]:
         """Return the columns to be read, each once."""
-        return list(dict.fromkeys(name for name in (self.text, self.title, self.id, *self.keep) if name is not None))
+        return list(dict.fromkeys((*self.embedded(), *self.stored())))
 
     def stored(self) -> list[str]:
         """Return the columns of the input that are in the output."""
-        return [*([self.id] if self.id is not None else []), *self.keep]
+        return list(dict.fromkeys((*([self.id] if self.id is not None else []), *self.keep)))
 
-    def with_types(self, types: Mapping[str, pa.DataType], given: Mapping[str, str]) -> Columns:
-        """Return the columns with types, of which some were given by name."""
+    def kinds(self) -> dict[str, pa.DataType | None]:
+        """Return the types by column, None for JSON text."""
+        return {name: None if name in self.as_json else kind for name, kind in self.types}
+
+    def with_types(self, types: Mapping[str, pa.DataType | None], given: Mapping[str, str]) -> Columns:
+        """Return the columns with types, None for JSON text, of which some were given by name."""
+        import pyarrow as pa
+
+        from .values import is_text
+
         every = dict(types) | {name: type_named(kind, name) for name, kind in given.items()}
-        texts = {name for name in given if is_text(every[name])} | set(self.as_text)
+        kinds = {name: every[name] for name in self.stored() if name in every}
+        texts = {name for name in given if kinds.get(name) is not None and is_text(kinds[name])} | set(self.as_text)
         return replace(
             self,
-            types=tuple((name, every[name]) for name in dict.fromkeys(self.stored()) if name in every),
-            as_text=tuple(sorted(texts.intersection(self.stored()))),
+            types=tuple((name, pa.string() if kind is None else kind) for name, kind in kinds.items()),
+            as_text=tuple(sorted(texts.intersection(kinds))),
+            as_json=tuple(sorted(name for name, kind in kinds.items() if kind is None)),
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return it as values of JSON, the types as Arrow writes a schema."""
+        import pyarrow as pa
+
         schema = pa.schema(self.types).serialize().to_pybytes()
         return {**asdict(replace(self, types=())), "types": base64.b64encode(schema).decode()}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Columns:
         """Return what :meth:`to_json` wrote."""
+        import pyarrow as pa
+
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(content["types"])))
         types = tuple(zip(schema.names, schema.types, strict=True))
-        return cls(**{**content, "types": types, "keep": tuple(content["keep"]), "as_text": tuple(content["as_text"])})
+        lists = {name: tuple(content[name]) for name in ("keep", "as_text", "as_json")}
+        return cls(**{**content, **lists, "types": types})
 
 
 def named_types(columns: Sequence[str], types: dict[str, str]) -> list[str]:
@@ -74,24 +96,43 @@ def named_types(columns: Sequence[str], types: dict[str, str]) -> list[str]:
     return names
 
 
-def type_named(name: str, column: str) -> pa.DataType:
-    """Return the simple type of a name.
+def type_named(name: str, column: str) -> pa.DataType | None:
+    """Return the type of a name, one of Arrow's simple types or a `list<...>` of them; None for `json`.
 
     Raises:
         InputValueError: there is none.
     """
+    if name == _JSON:
+        return None
     try:
-        return pa.type_for_alias(name)
+        return _arrow_type(name)
     except ValueError as error:
         raise InputValueError(
-            f"column {column!r}: {name!r} is not the name of a simple Arrow type, such as int64 or string"
+            f"column {column!r}: {name!r} is not the name of a type, such as int64, string, list<string> or json"
         ) from error
 
 
 def is_type(name: str) -> bool:
-    """Tell whether a simple type has this name."""
+    """Tell whether a type has this name."""
     try:
-        pa.type_for_alias(name)
-    except ValueError:
+        type_named(name, "")
+    except InputValueError:
         return False
     return True
+
+
+def name_of(kind: pa.DataType | None) -> str:
+    """Return the name of a type as options take it, or as Arrow shows it if they take none."""
+    import pyarrow as pa
+
+    if kind is None:
+        return _JSON
+    return f"list<{name_of(kind.value_type)}>" if pa.types.is_list(kind) else str(kind)
+
+
+def _arrow_type(name: str) -> pa.DataType:
+    import pyarrow as pa
+
+    if name.startswith("list<") and name.endswith(">"):
+        return pa.list_(_arrow_type(name[len("list<") : -1]))
+    return pa.type_for_alias(name)

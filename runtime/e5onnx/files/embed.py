@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -19,14 +18,13 @@ from . import local, ray_engine
 from .columns import Columns
 from .inputs import (
     Format,
-    IgnoredFilesWarning,
     InputFile,
     JobChangedError,
     describe_file,
     find_files,
-    is_unchanged,
+    warn_of_ignored,
 )
-from .job import Done, Job, Settings, check_unchanged, opened_folder, read_plan, write_plan
+from .job import Done, Job, Plan, Settings, check_unchanged, opened_folder, read_plan, write_plan
 from .local import OnError
 from .outputs import DType, OutputFormat
 from .plan import PART_ROWS, Part, plan_parts
@@ -83,7 +81,7 @@ def embed_files(
         part_rows: most records of a part.
         engine: "ray" for a cluster.
         address: of the Ray cluster.
-        show_progress_bar: rows, tokens/s and the time left, on standard error (needs tqdm).
+        show_progress_bar: rows, tokens/s and the time left, on standard error .
 
     Returns:
         What the folder holds.
@@ -117,28 +115,25 @@ def embed_files(
         part_rows=part_rows,
     )
     found = find_files(inputs)
-    if found.ignored:
-        warnings.warn(
-            f"files ignored in input folders, as their names do not say a format: {found.ignored:,}",
-            IgnoredFilesWarning,
-            stacklevel=2,
-        )
+    warn_of_ignored(found.ignored)
     with opened_folder(output):
         types = {name: kind for name, kind in (column_types or {}).items() if name in wanted.columns.stored()}
-        files, parts, settings = _planned(output, found.files, wanted, types, show_progress_bar)
-        job = Job(output, files, parts, settings)
+        plan = _planned(output, found.files, wanted, types, show_progress_bar)
+        with _bar(show_progress_bar, "Finding parts", len(plan.parts), "part") as bar:
+            job = Job(output, plan, advance=bar.update)
+        todo = job.todo()
+        if todo:
+            job.remove_summary()
         try:
-            todo = job.todo()
             rows = sum(part.rows for part in todo)
-            with _progress(show_progress_bar, rows, sum(part.rows for part in parts)) as advance:
+            with _progress(show_progress_bar, rows, sum(part.rows for part in plan.parts)) as advance:
                 for done in _run(encoder, job, todo, on_error, engine, address, advance):
                     job.note(done)
-            if todo:
-                _check_files(files, output)  # what was read is not what was planned, if one changed meanwhile
-            return _finished(job)
         finally:
             job.write_rejects()
-            job.close()
+        if todo:
+            _check_files(plan.files, output)
+        return _finished(job)
 
 
 def _planned(
@@ -147,37 +142,32 @@ def _planned(
     wanted: Settings,
     types: Mapping[str, str],
     show_progress_bar: bool,
-) -> tuple[Sequence[InputFile], Sequence[Part], Settings]:
+) -> Plan:
     """Return the plan of the folder, which is made and written if there is none."""
     plan = read_plan(output)
     if plan is None:
-        files = _described(paths, wanted.input_format, show_progress_bar)
+        files = [describe_file(path, wanted.input_format) for path in paths]
         check_columns(files, wanted.columns)
-        parts = plan_parts(files, part_rows=wanted.part_rows)
+        with _bar(show_progress_bar, "Reading input", sum(file.size for file in files), "B") as bar:
+            parts = plan_parts(files, part_rows=wanted.part_rows, advance=bar.update)
         settings = replace(wanted, columns=typed_columns(wanted.columns, types, files, parts[0]))
-        write_plan(output, files, parts, settings)
-        return files, parts, settings
-    files, parts, planned = plan
-    if [path.resolve() for path in paths] != [Path(file.path).resolve() for file in files]:
+        return write_plan(output, files, parts, settings)
+    if [path.resolve() for path in paths] != [Path(file.path).resolve() for file in plan.files]:
         raise JobChangedError(f"{output} was begun with other input files: name another output folder")
-    _check_files(files, output)
-    begun = replace(wanted.columns, as_text=planned.columns.as_text)
-    settings = replace(wanted, columns=begun.with_types(dict(planned.columns.types), types))
-    check_unchanged(output, planned, settings)
-    return files, parts, settings
+    _check_files(plan.files, output)
+    planned = plan.settings.columns
+    begun = replace(wanted.columns, as_text=planned.as_text)
+    check_unchanged(output, plan.settings, replace(wanted, columns=begun.with_types(planned.kinds(), types)))
+    return plan
 
 
-def _described(paths: Sequence[Path], input_format: Format | None, show_progress_bar: bool) -> list[InputFile]:
-    size = sum(path.stat().st_size for path in paths)
-    with tqdm(
-        total=size, desc="Reading input", unit="B", unit_scale=True, disable=None if show_progress_bar else True
-    ) as bar:
-        return [describe_file(path, input_format, advance=bar.update) for path in paths]
+def _bar(show: bool, description: str, total: int, unit: str) -> tqdm:
+    return tqdm(total=total, desc=description, unit=unit, unit_scale=True, disable=None if show else True)
 
 
 def _check_files(files: Sequence[InputFile], output: Path) -> None:
     for file in files:
-        if not is_unchanged(file):
+        if not file.is_unchanged():
             raise JobChangedError(f"{file.path} has changed since {output} was begun: name another output folder")
 
 
@@ -194,11 +184,12 @@ def _run(
         return
     if engine == "local":
         yield from local.run_parts(
-            encoder, job.files, todo, job.folder, job.settings, on_error=on_error, advance=advance
+            encoder, job.plan.files, todo, job.folder, job.plan.settings, on_error=on_error, advance=advance
         )
         return
     parts = ray_engine.run_parts(
         encoder.arguments(),
+        job.plan,
         todo,
         job.folder,
         on_error=on_error,
@@ -215,7 +206,7 @@ def _finished(job: Job) -> Summary:
     for done in job.done():
         rows, rejected, parts = rows + done.rows, rejected + len(done.rejects), parts + 1
         truncated, tokens = truncated + done.truncated, tokens + done.tokens
-    settings = job.settings
+    settings = job.plan.settings
     summary = Summary(rows, rejected, truncated, tokens, parts, settings.dimension, settings.fingerprint)
     job.write_summary({**asdict(summary), "settings": settings.to_json()})
     return summary

@@ -1,14 +1,21 @@
-"""Files in: which ones a user means, what their format is, and whether they are still what they were."""
+"""Files in: which ones a user means, what their format is, and that what is read of them stays the same.
+
+Planning reads every byte once and notes the SHA-256 of each block. Whatever reads a file later, be it its header or
+its rows, here or on another machine, reads whole blocks, and gets their bytes only if their SHA-256 is the noted one.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import IO, Any, Literal, NamedTuple, get_args
 
 from ..errors import InputValueError
 
@@ -26,6 +33,13 @@ _SUFFIXES: dict[str, Format] = {
 }
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _READ_TWICE = "a run that can be resumed reads its input twice, so write it to a file first"
+STANDARD_INPUT = "standard input"
+BLOCK = 2**20
+"""Bytes that have one SHA-256."""
+_RECENT_BLOCKS = 8
+"""Blocks that an open file keeps: columns of Parquet are read in turns."""
+_NEW_NS = 2 * 10**9
+"""A file changed twice within the steps of its clock, 2 s for some file systems, may have the same times."""
 JOB_FOLDER = "_e5onnx"
 """What an output folder holds beside the parts, and is known by."""
 
@@ -39,19 +53,129 @@ class IgnoredFilesWarning(UserWarning):
 
 
 @dataclass(frozen=True)
-class InputFile:
-    """A file as its bytes were read: their SHA-256, and what notices a change without reading them again.
+class Stream:
+    """A file that is read once, from its beginning to its end; it may be a pipe, or standard input."""
 
-    `path` is absolute, so that it means the same wherever a process runs. The times are in ns.
+    path: str
+    format: Format
+
+    def opened(self) -> IO[bytes]:
+        """Open it for reading."""
+        standard_input = self.path == STANDARD_INPUT
+        return open(0 if standard_input else self.path, "rb", closefd=not standard_input)
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file, and the SHA-256 of the blocks that were read of it, by their number.
+
+    `path` is absolute, so that it means the same wherever a process runs. `state` notices most changes without reading;
+    it is None if the file was so new that another change might leave the same times.
     """
 
     path: str
     format: Format
     size: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
-    sha256: str
+    state: tuple[int, ...] | None
+    blocks: dict[int, str] = field(default_factory=dict)
+
+    def opened(self) -> IO[bytes]:
+        """Open it for reading; what is no longer what it was is a JobChangedError."""
+        return io.BufferedReader(self._checked(), BLOCK)
+
+    def bytes_noted(self) -> int:
+        """Return how many bytes the noted blocks have, if they are the first ones."""
+        return min(self.size, len(self.blocks) * BLOCK)
+
+    def note_rest(self) -> None:
+        """Read the blocks that were not read yet.
+
+        Raises:
+            JobChangedError: the file changes meanwhile.
+        """
+        self._read(number for number in self._numbers() if number not in self.blocks)
+        if not self.is_unchanged():
+            raise JobChangedError(f"{self.path} changes while it is read: begin when it is complete")
+
+    def is_unchanged(self) -> bool:
+        """Tell whether it is what it was; its bytes are read only if its state is another."""
+        status = Path(self.path).stat()
+        if self.state is not None and self.state == _state(status):
+            return True
+        if status.st_size != self.size or not stat.S_ISREG(status.st_mode):
+            return False
+        try:
+            self._read(self._numbers())
+        except JobChangedError:
+            return False
+        return True
+
+    def to_json(self) -> list[Any]:
+        """Return it as values of JSON."""
+        return [self.path, self.format, self.size, self.state, [self.blocks[number] for number in self._numbers()]]
+
+    @classmethod
+    def from_json(cls, content: Sequence[Any]) -> InputFile:
+        """Return what :meth:`to_json` wrote."""
+        path, kind, size, state, blocks = content
+        return cls(path, kind, size, None if state is None else tuple(state), dict(enumerate(blocks)))
+
+    def _numbers(self) -> range:
+        return range(-(-self.size // BLOCK))
+
+    def _read(self, numbers: Iterable[int]) -> None:
+        with self._checked() as file:
+            for number in numbers:
+                file.block(number)
+
+    def _checked(self) -> _CheckedFile:
+        return _CheckedFile(self, Path(self.path).open("rb"))
+
+
+class _CheckedFile(io.RawIOBase):
+    """The bytes of a file; every block is compared with what is noted of it, and noted if nothing is."""
+
+    def __init__(self, file: InputFile, stream: IO[bytes]) -> None:
+        self._file, self._stream = file, stream
+        self._at = 0
+        self._recent: dict[int, bytes] = {}
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._file.size)[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        number, start = divmod(self._at, BLOCK)
+        block = memoryview(self.block(number)) if self._at < self._file.size else b""
+        found = block[start : start + len(buffer)]
+        buffer[: len(found)] = found
+        self._at += len(found)
+        return len(found)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+    def block(self, number: int) -> bytes:
+        if number not in self._recent:
+            size = min(BLOCK, self._file.size - number * BLOCK)
+            self._stream.seek(number * BLOCK)
+            block = self._stream.read(size)
+            digest = hashlib.sha256(block).hexdigest()
+            if len(block) < size or self._file.blocks.setdefault(number, digest) != digest:
+                raise JobChangedError(
+                    f"{self._file.path} has changed since it was read first: name another output folder, or restore it"
+                )
+            if len(self._recent) == _RECENT_BLOCKS:
+                del self._recent[next(iter(self._recent))]
+            self._recent[number] = block
+        return self._recent[number]
 
 
 class Found(NamedTuple):
@@ -77,7 +201,7 @@ def find_files(inputs: Sequence[str]) -> Found:
         if not given:
             raise InputValueError("an empty argument names no file")
         if given == "-":
-            raise InputValueError(f"standard input is no regular file: {_READ_TWICE}")
+            raise InputValueError(f"standard input is not a regular file: {_READ_TWICE}")
         path = Path(given)
         if path.is_dir():
             inside = sorted(_walk(path))
@@ -95,45 +219,44 @@ def find_files(inputs: Sequence[str]) -> Found:
     return Found(list(files.values()), ignored)
 
 
-def describe_file(
-    path: Path, given: Format | None = None, *, advance: Callable[[int], object] = lambda size: None
-) -> InputFile:
-    """Return what is known of a file once all its bytes were read.
+def warn_of_ignored(files: int) -> None:
+    """Warn the caller's caller that files of folders were ignored."""
+    if files:
+        message = f"files ignored in input folders, as their names do not say a format: {files:,}"
+        warnings.warn(message, IgnoredFilesWarning, stacklevel=3)
+
+
+def describe_file(path: Path, given: Format | None = None) -> InputFile:
+    """Return what is known of a file before its bytes are read.
 
     Args:
         path: the file.
         given: its format, if its name does not say it.
-        advance: is told of bytes that were read.
 
     Raises:
-        InputValueError: the format cannot be told from the name, and is not given; or it is no regular file.
-        JobChangedError: it changes meanwhile.
-        OSError: it cannot be read.
+        InputValueError: the format cannot be told from the name, and is not given; or it is not a regular file.
+        OSError: there is no such file.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe would wait for its writer
+        raise InputValueError(f"{path} is not a regular file: {_READ_TWICE}")
+    is_new = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) < _NEW_NS
+    return InputFile(str(path), format_of(path, given), status.st_size, None if is_new else _state(status))
+
+
+def format_of(path: Path, given: Format | None) -> Format:
+    """Return the format of a file.
+
+    Raises:
+        InputValueError: it cannot be told from the name, and is not given.
     """
     kind = given or _SUFFIXES.get(suffixes(path)[0])
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for its writer
-        raise InputValueError(f"{path} is no regular file: {_READ_TWICE}")
     if kind is None:
         formats = ", ".join(get_args(Format))
         raise InputValueError(
             f"the format of {path} cannot be told from its name: name it by --input-format ({formats})"
         )
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        before = _state(os.fstat(stream.fileno()))
-        while block := stream.read(2**20):
-            digest.update(block)
-            advance(len(block))
-        if _state(os.fstat(stream.fileno())) != before:
-            raise JobChangedError(f"{path} changes while it is read: begin when it is complete")
-    return InputFile(str(path), kind, *before, digest.hexdigest())
-
-
-def is_unchanged(file: InputFile) -> bool:
-    """Tell whether a file is what it was when it was described; its bytes are read only if its state is another."""
-    if _state(Path(file.path).stat()) == (file.size, file.mtime_ns, file.ctime_ns, file.inode):
-        return True
-    return describe_file(Path(file.path), file.format).sha256 == file.sha256
+    return kind
 
 
 def suffixes(path: Path) -> tuple[str, str]:
@@ -143,7 +266,7 @@ def suffixes(path: Path) -> tuple[str, str]:
     return (names[-1] if names else ""), compression
 
 
-def _state(status: os.stat_result) -> tuple[int, int, int, int]:
+def _state(status: os.stat_result) -> tuple[int, ...]:
     """Return what another content of a file changes; the time of the last change of its state cannot be set back."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
@@ -167,7 +290,7 @@ def _matching(pattern: Path) -> list[Path]:
     try:
         found = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
     except (ValueError, NotImplementedError) as error:
-        raise InputValueError(f"{pattern} is no glob: {error}") from error
+        raise InputValueError(f"{pattern} is not a glob: {error}") from error
     named = next(position for position, name in enumerate(pattern.parts) if _is_pattern(name))
     return [
         each

@@ -20,8 +20,8 @@ from .inputs import InputFile
 from .job import Done, Settings, part_name
 from .outputs import write_part
 from .plan import Part
-from .records import Reader
-from .rows import Reject, read_rows
+from .rows import RowReader
+from .texts import Reject
 
 OnError = Literal["stop", "skip"]
 Item = TypeVar("Item")
@@ -72,7 +72,7 @@ def run_parts(
         RowError: a row cannot be embedded.
         InputValueError, OSError, InferenceError: files or the model failed.
     """
-    reader = Reader(files, settings.columns.read())
+    reader = RowReader(files, settings.columns)
     prepared = (prepare(encoder, reader, part, settings, on_error=on_error) for part in parts)
     with ThreadPoolExecutor(1, thread_name_prefix="e5onnx-write") as writer:
         writing = None
@@ -90,13 +90,13 @@ def run_parts(
             yield writing.result()
 
 
-def prepare(encoder: Encoder, reader: Reader, part: Part, settings: Settings, *, on_error: OnError) -> Prepared:
+def prepare(encoder: Encoder, reader: RowReader, part: Part, settings: Settings, *, on_error: OnError) -> Prepared:
     """Read and tokenise a part.
 
     Raises:
         RowError: a row cannot be embedded, and `on_error` is "stop".
     """
-    rows = read_rows(reader, part, settings.columns)
+    rows = reader.read(part)
     tokenized = encoder.tokenizer.tokenize(rows.texts, settings.prompt)
     if settings.truncate == "error":
         most = encoder.max_tokens
@@ -110,7 +110,7 @@ def prepare(encoder: Encoder, reader: Reader, part: Part, settings: Settings, *,
             tokenized = [text for position, text in enumerate(tokenized) if position not in too_long]
     if rows.rejects and on_error == "stop":
         raise rows.rejects[0].error()
-    return Prepared(part, tokenized, rows.table(settings.columns), rows.rejects)
+    return Prepared(part, tokenized, rows.columns, rows.rejects)
 
 
 def embed(encoder: Encoder, prepared: Prepared, advance: Callable[[int, int], object]) -> Embedded:
@@ -124,9 +124,9 @@ def embed(encoder: Encoder, prepared: Prepared, advance: Callable[[int, int], ob
 
 
 def write(folder: Path, embedded: Embedded, settings: Settings) -> Done:
-    """Write a part, and return what the journal says of it."""
+    """Write a part, and return what is noted of it."""
     prepared = embedded.prepared
-    sizes = write_part(
+    files = write_part(
         folder,
         part_name(prepared.part.number),
         prepared.columns,
@@ -141,7 +141,7 @@ def write(folder: Path, embedded: Embedded, settings: Settings) -> Done:
         tokens=sum(len(text.ids) for text in prepared.tokenized),
         truncated=sum(text.tokens > len(text.ids) for text in prepared.tokenized),
         rejects=tuple(prepared.rejects),
-        files=sizes,
+        files=files,
     )
 
 

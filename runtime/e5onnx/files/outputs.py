@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..atomic import written_whole
+from .values import printable
 
 OutputFormat = Literal["parquet", "npy"]
 DType = Literal["float32", "float16", "int8"]
@@ -40,8 +42,8 @@ def write_part(
     output_format: OutputFormat,
     dtype: DType,
     metadata: Mapping[str, str],
-) -> dict[str, int]:
-    """Write a part, and return the size in bytes of each of its files.
+) -> dict[str, str]:
+    """Write a part, and return the SHA-256 of each of its files.
 
     Every file appears whole, and is on the disk, before the next is begun.
 
@@ -68,13 +70,22 @@ def write_part(
     return {file: _write(folder / file, write) for file, write in writers.items()}
 
 
-def _write(path: Path, write: Callable[[Path], None]) -> int:
+def _write(path: Path, write: Callable[[Path], None]) -> str:
     with written_whole(path) as temporary:
         write(temporary)
         sync(temporary)
-        size = temporary.stat().st_size
+        digest = sha256_of(temporary)
     sync(path.parent)
-    return size
+    return digest
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:
@@ -108,8 +119,9 @@ def _write_npy(path: Path, array: NDArray[Any]) -> None:
 
 
 def _write_json_lines(path: Path, columns: pa.Table) -> None:
+    rows = pa.table({name: printable(columns.column(name)) for name in columns.column_names}).to_pylist()
     with path.open("x", encoding="utf-8") as stream:
-        for row in columns.to_pylist():
+        for row in rows:
             stream.write(json.dumps(_json_value(row), ensure_ascii=False, default=str) + "\n")
 
 

@@ -1,16 +1,17 @@
 """Which records make up which part of the output.
 
-The plan is made once, by reading all input: a part has up to so many records, or so many bytes, across files if they
-are small. It depends on the input alone, so every engine, and every run after a crash, writes the same parts.
+The plan is made once, by reading all input, of which every byte is noted: a part has up to so many records, or so many
+bytes, across files if they are small. It depends on the input alone, so every engine, and every run after a crash,
+writes the same parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from .inputs import InputFile
-from .records import Place, opened_parquet, read_records
+from .records import Place, read_records
 
 PART_ROWS = 10_000
 PART_BYTES = 64 * 2**20
@@ -37,11 +38,24 @@ class Part(NamedTuple):
         return sum(piece.rows for piece in self.pieces)
 
 
-def plan_parts(files: Sequence[InputFile], *, part_rows: int = PART_ROWS, part_bytes: int = PART_BYTES) -> list[Part]:
+def plan_parts(
+    files: Sequence[InputFile],
+    *,
+    part_rows: int = PART_ROWS,
+    part_bytes: int = PART_BYTES,
+    advance: Callable[[int], object] = lambda size: None,
+) -> list[Part]:
     """Divide the records of files into parts; one without any if there are none, so that the output can be read.
+
+    Args:
+        files: the input, whose bytes are noted.
+        part_rows: most records of a part.
+        part_bytes: most bytes of a part of more than one record.
+        advance: is told of bytes that were read.
 
     Raises:
         InputValueError: a file is damaged.
+        JobChangedError: a file changes meanwhile.
     """
     parts: list[Part] = []
     pieces: list[Piece] = []
@@ -56,7 +70,11 @@ def plan_parts(files: Sequence[InputFile], *, part_rows: int = PART_ROWS, part_b
 
     for position, file in enumerate(files):
         begun: Piece | None = None
+        blocks = noted = 0
         for place, length in _extents(file):
+            if len(file.blocks) > blocks:
+                advance(file.bytes_noted() - noted)
+                blocks, noted = len(file.blocks), file.bytes_noted()
             if rows == part_rows or (rows and size + length > part_bytes):
                 if begun is not None:
                     pieces.append(begun)
@@ -66,6 +84,8 @@ def plan_parts(files: Sequence[InputFile], *, part_rows: int = PART_ROWS, part_b
             rows, size = rows + 1, size + length
         if begun is not None:
             pieces.append(begun)
+        file.note_rest()
+        advance(file.size - noted)
     end_part()
     return parts
 
@@ -73,22 +93,9 @@ def plan_parts(files: Sequence[InputFile], *, part_rows: int = PART_ROWS, part_b
 def _extents(file: InputFile) -> Iterator[tuple[Place, int]]:
     """Yield place and length in bytes of every record."""
     if file.format == "parquet":
-        yield from _parquet_extents(file)
+        from .parquet import read_extents
+
+        yield from ((Place(row, row), length) for row, length in enumerate(read_extents(file), 1))
         return
     for record in read_records(file):
         yield record.place, record.length
-
-
-def _parquet_extents(file: InputFile) -> Iterator[tuple[Place, int]]:
-    """Yield the same without reading the rows, whose lengths are taken to be all those of their group."""
-    for _ in read_records(file):  # fails where the file is damaged
-        break
-    with opened_parquet(file) as parquet:
-        metadata = parquet.metadata
-    row = 1
-    for group in range(metadata.num_row_groups):
-        described = metadata.row_group(group)
-        length = described.total_byte_size // max(1, described.num_rows)
-        for _ in range(described.num_rows):
-            yield Place(row, row), length
-            row += 1

@@ -12,6 +12,7 @@ import logging
 import socket
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ import numpy as np
 from ..encoder import Encoder
 from ..errors import E5OnnxError, InputValueError, MissingDependencyError
 from .inputs import JobChangedError
-from .job import Done, read_plan
+from .job import Done, Plan, read_plan
 from .local import OnError, embed, prepare, write
 from .plan import Part
-from .records import Reader
-from .rows import RowError
+from .rows import RowReader
+from .texts import RowError
 
 _CONNECT_SECONDS = 5.0
 _TASKS_AHEAD = 2
@@ -37,6 +38,7 @@ class ClusterError(E5OnnxError, RuntimeError):
 
 def run_parts(
     model: Mapping[str, Any],
+    plan: Plan,
     parts: Sequence[Part],
     folder: Path,
     *,
@@ -48,8 +50,9 @@ def run_parts(
 
     Args:
         model: arguments of :class:`Encoder` save `threads`.
+        plan: the folder's, which the actors read there.
         parts: what to do.
-        folder: where they go; its plan says what they are made of, and how.
+        folder: where they go.
         on_error: "stop" raises at the first row that cannot be embedded.
         address: of the cluster; None for one that is running here, or else one of this machine's own.
         processors: that one actor holds.
@@ -70,7 +73,7 @@ def run_parts(
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ClusterError(f"there is no Ray cluster at {address or 'this machine'}: {error}") from error
     try:
-        yield from _on_actors(model, parts, folder, on_error, processors)
+        yield from _on_actors(model, plan.sha256, parts, folder, on_error, processors)
     finally:
         if begun_here:
             ray.shutdown()
@@ -89,6 +92,7 @@ def _check_reachable(address: str | None) -> None:
 
 def _on_actors(
     model: Mapping[str, Any],
+    plan: str,
     parts: Sequence[Part],
     folder: Path,
     on_error: OnError,
@@ -110,7 +114,7 @@ def _on_actors(
     numbers = ray.data.from_items([{"part": part.number} for part in parts], override_num_blocks=len(parts))
     done = numbers.map_batches(
         _Worker,
-        fn_constructor_args=(dict(model), folder.absolute(), on_error),
+        fn_constructor_args=(dict(model), plan, folder.absolute(), on_error),
         batch_size=1,
         num_cpus=processors,
         compute=ActorPoolStrategy(
@@ -124,7 +128,7 @@ def _on_actors(
         for row in done.iter_rows():
             if row["error"] is not None:
                 raise _raised(row["error"])
-            yield Done.from_line(row["line"])
+            yield Done.from_json(json.loads(row["done"]))
     except ray.exceptions.RayError as error:
         raise ClusterError(f"Ray failed: {str(error).strip().splitlines()[-1]}") from error
 
@@ -135,16 +139,17 @@ class _Worker:
     def __init__(
         self,
         model: dict[str, Any],
+        sha256: str,
         folder: Path,
         on_error: OnError,
     ) -> None:
         import ray
 
         plan = read_plan(folder)
-        if plan is None:
-            raise ClusterError(f"{folder} is not to be seen on this node")
-        files, self._parts, self._settings = plan
-        self._reader = Reader(files, self._settings.columns.read())
+        if plan is None or plan.sha256 != sha256:
+            raise ClusterError(f"{folder} is not the same folder on this node")
+        self._parts, self._settings = plan.parts, plan.settings
+        self._reader = RowReader(plan.files, self._settings.columns)
         self._folder, self._on_error = folder, on_error
         held = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
         self._encoder = Encoder(**model, threads=max(1, int(held)))
@@ -152,7 +157,7 @@ class _Worker:
             raise ClusterError("the model is another one on this node")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        lines: list[str | None] = []
+        dones: list[str | None] = []
         errors: list[str | None] = []
         for number in batch["part"]:
             try:
@@ -161,12 +166,12 @@ class _Worker:
                 done = write(self._folder, embed(self._encoder, prepared, lambda rows, tokens: None), self._settings)
             except (E5OnnxError, OSError) as error:
                 # told as a value: Ray would retry it, and wrap it in pages of traces
-                lines.append(None)
+                dones.append(None)
                 errors.append(_told(error))
             else:
-                lines.append(done.line())
+                dones.append(json.dumps(asdict(done)))
                 errors.append(None)
-        return {"line": np.array(lines, object), "error": np.array(errors, object)}
+        return {"done": np.array(dones, object), "error": np.array(errors, object)}
 
 
 def _told(error: Exception) -> str:

@@ -1,8 +1,8 @@
-"""Files -> records, in order.
+"""Files of lines and CSV -> records, in order; those of Parquet are in `parquet.py`.
 
-A record is what one row is made of, not yet looked into: a line of JSON or text, the fields of a CSV row, the values
-of a Parquet row. Records can be read from the middle of a file on; where a file cannot be entered there (compressed
-ones), what comes before is read and dropped.
+A record is what one row is made of: a line of JSON or text, not yet looked into, or the fields of a CSV row. Records
+can be read from the middle of a file on; where a file cannot be entered there (compressed ones), what comes before is
+read and dropped.
 """
 
 from __future__ import annotations
@@ -16,26 +16,14 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain, dropwhile, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from ..errors import InputValueError, MissingDependencyError
+from .inputs import InputFile, JobChangedError, Stream, suffixes
 
-from ..errors import InputValueError
-from .inputs import InputFile, JobChangedError, suffixes
-
-_OPENERS: dict[str, Callable[[Path], Any]] = {
-    "": lambda path: path.open("rb"),
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-    ".zst": lambda path: io.BufferedReader(pa.input_stream(path.open("rb"), compression="zstd")),
-}
-"""Compression, by the end of a name -> how it is opened."""
-_PARQUET_ROWS = 1024
-_DAMAGED = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, csv.Error, UnicodeError, pa.ArrowException)
+Source = InputFile | Stream
+_DAMAGED = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, csv.Error, UnicodeError)
 RECORD_BYTES = 64 * 2**20
 """Most bytes of a line or CSV row: a quote that is never closed would take in the rest of the file."""
 _TOO_LONG = f"it has more than {RECORD_BYTES >> 20} MiB"
@@ -57,11 +45,11 @@ _BEGINNING = Place()
 class Record(NamedTuple):
     """What a row is made of, and its length in bytes and lines.
 
-    `content` is bytes of a line, a list of CSV fields, a mapping of Parquet values, or an error that is the row's own.
+    `content` is bytes of a line, a mapping of CSV fields, or an error that is the row's own.
     """
 
     place: Place
-    content: bytes | list[str] | dict[str, Any] | Exception
+    content: bytes | dict[str, Any] | Exception
     length: int = 0
     lines: int = 1
 
@@ -69,70 +57,59 @@ class Record(NamedTuple):
 class Reader:
     """Reads stretches of files. A file stays open as long as each begins where the last one ended, or is compressed."""
 
-    def __init__(self, files: Sequence[InputFile], columns: Sequence[str]) -> None:
-        """Read from these files; `columns` are what is wanted of those in Parquet."""
+    def __init__(self, files: Sequence[InputFile]) -> None:
         self.files = files
-        self._columns = columns
         self._file: int | None = None
         self._records: Iterator[Record] = iter(())
+        self._following: Record | None = None
 
     def read(self, file: int, place: Place, rows: int) -> Iterator[Record]:
         """Yield so many records of a file, by its position, from a place on.
 
         Raises:
             InputValueError: the file is damaged.
-            JobChangedError: it has fewer records.
+            JobChangedError: it has changed.
         """
-        rest = self._records if self._file == file else iter(())
-        if suffixes(Path(self.files[file].path))[1]:  # it could only be read from its beginning on
-            rest = dropwhile(lambda record: record.place < place, rest)
-        following = next(rest, None)
-        if following is not None and following.place == place:
-            self._records = chain([following], rest)
-        else:
-            self._file, self._records = file, read_records(self.files[file], place, self._columns)
-        number = 0
-        for record in islice(self._records, rows):
+        if self._file != file or not self._goes_on_at(place, bool(suffixes(Path(self.files[file].path))[1])):
+            self._file, self._records, self._following = file, read_records(self.files[file], place), None
+        for _ in range(rows):
+            record = self._following or next(self._records, None)
+            if record is None:
+                raise JobChangedError(f"{self.files[file].path} has fewer rows than planned: name another folder")
+            self._following = None
             yield record
-            number += 1
-        if number < rows:
-            raise JobChangedError(f"{self.files[file].path} has become shorter since it was planned: begin anew")
+
+    def _goes_on_at(self, place: Place, drop: bool) -> bool:
+        """Tell whether the record at a place comes next, once those before it are dropped, if they may be."""
+        self._following = self._following or next(self._records, None)
+        while drop and self._following is not None and self._following.place < place:
+            self._following = next(self._records, None)
+        return self._following is not None and self._following.place == place
 
 
-def columns_of(file: InputFile) -> dict[str, pa.DataType | None] | None:
-    """Return the columns that a file declares, with their types where it does that too; None if it declares none.
+def read_header(file: Source) -> list[str]:
+    """Return the columns that a CSV file names.
 
     Raises:
-        InputValueError: the file is damaged.
+        InputValueError: the file is damaged, or names one twice.
     """
-    with _explained(file):
-        if file.format == "parquet":
-            with opened_parquet(file) as parquet:
-                schema = parquet.schema_arrow
-            return dict(zip(schema.names, schema.types, strict=True))
-        if file.format in ("csv", "tsv"):
-            return dict.fromkeys(_header(file), pa.string())
-    return None
+    with explained(file), _opened(file, 0) as stream:
+        return _header(file, _csv_reader(file, _CsvLines(stream, _BEGINNING)))
 
 
-def read_records(file: InputFile, place: Place = _BEGINNING, columns: Sequence[str] | None = None) -> Iterator[Record]:
+def read_records(file: Source, place: Place = _BEGINNING) -> Iterator[Record]:
     """Yield the records of a file.
 
     Args:
         file: the file.
         place: of the first record wanted.
-        columns: what is wanted of Parquet files; None for all.
 
     Raises:
         InputValueError: the file is damaged.
     """
-    with _explained(file):
-        if file.format == "parquet":
-            yield from _parquet_records(file, place.row, columns)
-        elif file.format in ("csv", "tsv"):
-            yield from _csv_records(file, place)
-        else:
-            yield from _line_records(file, place)
+    read = _csv_records if file.format in ("csv", "tsv") else _line_records
+    with explained(file), _opened(file, place.offset) as stream:
+        yield from read(file, stream, place)
 
 
 def decoded(line: bytes, row: int) -> str:
@@ -141,13 +118,24 @@ def decoded(line: bytes, row: int) -> str:
 
 
 @contextmanager
-def opened_parquet(file: InputFile) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file so that large row groups are read bit by bit, whatever bytes its name has."""
-    with (
-        Path(file.path).open("rb") as stream,
-        pq.ParquetFile(stream, pre_buffer=False, buffer_size=2**20) as parquet,
-    ):
-        yield parquet
+def explained(file: Source) -> Iterator[None]:
+    """Have errors name the file, and say when it is damaged."""
+    try:
+        yield
+    except (InputValueError, MissingDependencyError):
+        raise
+    except OSError as error:
+        if error.errno is None:  # a decompressor's
+            raise damaged(file, error) from error
+        error.filename = error.filename or file.path
+        raise
+    except _DAMAGED as error:
+        raise damaged(file, error) from error
+
+
+def damaged(file: Source, error: Exception) -> InputValueError:
+    """Return the error that says so."""
+    return InputValueError(f"{file.path} is damaged, or is not what its name says: {error}")
 
 
 def _lines(stream: IO[bytes]) -> Iterator[tuple[bytes, int]]:
@@ -161,19 +149,18 @@ def _lines(stream: IO[bytes]) -> Iterator[tuple[bytes, int]]:
         yield line, length
 
 
-def _line_records(file: InputFile, place: Place) -> Iterator[Record]:
+def _line_records(file: Source, stream: IO[bytes], place: Place) -> Iterator[Record]:
     is_json = file.format == "jsonl"
     begun = place.offset > 0
-    with _opened(file, place.offset) as stream:
-        for line, length in _lines(stream):
-            if not (is_json and line.isspace()):
-                if is_json and not begun and _begins_array(line):
-                    raise InputValueError(
-                        f"{file.path} is one JSON array; what is wanted is an object a line (jq -c '.[]' makes that)"
-                    )
-                begun = True
-                yield Record(place, line if len(line) <= RECORD_BYTES else ValueError(_TOO_LONG), length)
-            place = Place(place.row + 1, place.line + 1, place.offset + length)
+    for line, length in _lines(stream):
+        if not (is_json and line.isspace()):
+            if is_json and not begun and _begins_array(line):
+                raise InputValueError(
+                    f"{file.path} is one JSON array; what is wanted is an object a line (jq -c '.[]' makes that)"
+                )
+            begun = True
+            yield Record(place, line if len(line) <= RECORD_BYTES else ValueError(_TOO_LONG), length)
+        place = Place(place.row + 1, place.line + 1, place.offset + length)
 
 
 def _begins_array(line: bytes) -> bool:
@@ -182,27 +169,36 @@ def _begins_array(line: bytes) -> bool:
     return line.startswith(b"[") and line[1:].lstrip()[:1] in (b"", b"{")
 
 
-def _csv_records(file: InputFile, place: Place) -> Iterator[Record]:
-    """Yield lists of fields; bytes that are no UTF-8 stay in them as lone surrogates."""
-    with _opened(file, place.offset) as stream:
-        lines = _CsvLines(stream, place)
-        reader = _csv_reader(file, lines)
-        if place.offset == 0:
-            next(reader, None)  # the header
-        row = place.row
-        while True:
-            place = lines.begin_record(row)
-            content: list[str] | Exception
-            try:
-                content = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:  # the reader goes on with the next line
-                content = ValueError(f"no valid CSV: {error}")
-            if content == []:
+def _csv_records(file: Source, stream: IO[bytes], place: Place) -> Iterator[Record]:
+    """Yield mappings of fields; bytes that are not UTF-8 stay in them as lone surrogates."""
+    lines = _CsvLines(stream, place)
+    reader = _csv_reader(file, lines)
+    header = _header(file, reader) if place.offset == 0 else read_header(file)
+    row = place.row
+    while True:
+        place = lines.begin_record(row)
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:  # the reader goes on with the next line
+            content: dict[str, Any] | Exception = ValueError(f"not valid CSV: {error}")
+        else:
+            if not fields:
                 continue  # a blank line
-            yield Record(place, content, lines.offset - place.offset, lines.line - place.line)
-            row += 1
+            if len(fields) == len(header):
+                content = dict(zip(header, fields, strict=True))
+            else:
+                content = ValueError(f"it has {len(fields)} fields, the header has {len(header)}")
+        number = lines.line - place.line
+        if number > 1 and isinstance(content, Exception):
+            raise InputValueError(
+                f"{file.path}, row {row}: {content}. It takes in {number:,} lines, {place.line} to {lines.line - 1}, "
+                "as a quote that is not closed does. Which rows those are cannot be told, so they are not skipped: "
+                "correct the file"
+            )
+        yield Record(place, content, lines.offset - place.offset, number)
+        row += 1
 
 
 class _CsvLines:
@@ -230,81 +226,45 @@ class _CsvLines:
         return text
 
 
-def _csv_reader(file: InputFile, lines: Iterator[str]) -> Any:
+def _csv_reader(file: Source, lines: Iterator[str]) -> Any:
     return csv.reader(lines, "excel-tab" if file.format == "tsv" else "excel", strict=True)
 
 
-def _header(file: InputFile) -> list[str]:
-    with _opened(file, 0) as stream:
-        header: list[str] = next(_csv_reader(file, _CsvLines(stream, _BEGINNING)), [])
+def _header(file: Source, reader: Iterator[list[str]]) -> list[str]:
+    header = next(reader, [])
     "".join(header).encode()  # fails where it is not valid Unicode
     if len(set(header)) != len(header):
         raise InputValueError(f"{file.path} names a column twice in its header: {', '.join(header)}")
     return header
 
 
-def _parquet_records(file: InputFile, row: int, columns: Sequence[str] | None) -> Iterator[Record]:
-    with opened_parquet(file) as parquet:
-        first = 1
-        groups: list[int] = []
-        for group in range(parquet.num_row_groups):
-            rows = parquet.metadata.row_group(group).num_rows
-            if groups or first + rows > row:
-                groups.append(group)
-            else:
-                first += rows
-        if not groups:
-            return
-        for batch in parquet.iter_batches(_PARQUET_ROWS, row_groups=groups, columns=columns):
-            if first + batch.num_rows > row:
-                wanted = batch.slice(max(0, row - first))
-                for number, content in enumerate(_values(wanted), max(row, first)):
-                    yield Record(Place(number, number), content)
-            first += batch.num_rows
-
-
-def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Exception]:
-    """Yield rows; Parquet looks neither into its strings nor whether Python has such dates."""
-    try:
-        rows = batch.to_pylist()
-    except (ValueError, OverflowError):
-        for position in range(batch.num_rows):
-            yield _row(batch.slice(position, 1))
-    else:
-        yield from rows
-
-
-def _row(row: pa.RecordBatch) -> dict[str, Any] | Exception:
-    try:
-        (values,) = row.to_pylist()
-    except UnicodeDecodeError as error:
-        return error
-    except (ValueError, OverflowError) as error:
-        return ValueError(f"one of its values cannot be read: {error}")
-    return dict(values)
-
-
 @contextmanager
-def _opened(file: InputFile, offset: int) -> Iterator[IO[bytes]]:
+def _opened(file: Source, offset: int) -> Iterator[IO[bytes]]:
     compression = suffixes(Path(file.path))[1]
-    with _OPENERS[compression](Path(file.path)) as stream:
-        if compression:
+    with file.opened() as raw:
+        if not compression:
+            if offset:
+                raw.seek(offset)
+            yield raw
+            return
+        with _DECOMPRESSORS[compression](raw) as stream:
             while offset:
                 offset -= len(stream.read(min(offset, 2**20))) or offset
-        else:
-            stream.seek(offset)
-        yield stream
+            yield stream
 
 
-@contextmanager
-def _explained(file: InputFile) -> Iterator[None]:
+def _zstd(stream: IO[bytes]) -> IO[bytes]:
     try:
-        yield
-    except InputValueError:
-        raise
-    except _DAMAGED as error:
-        raise InputValueError(f"{file.path} is damaged, or is not what its name says: {error}") from error
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise InputValueError(f"{file.path} is damaged, or is not what its name says: {error}") from error
+        import pyarrow as pa
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("reading .zst files needs more: pip install 'e5onnx[bulk]'") from error
+    return io.BufferedReader(pa.input_stream(stream, compression="zstd"))
+
+
+_DECOMPRESSORS: dict[str, Callable[[IO[bytes]], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _zstd,
+}
+"""Compression, by the end of a name -> how it is opened."""

@@ -1,45 +1,23 @@
-"""Records -> rows: the text to embed, its id, the columns that are kept; and what is wrong with a record."""
+"""The rows of a part: texts, ids, kept columns, and what was rejected."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from ..errors import InputValueError
-from ..openai_api import kind_of
-from .columns import ID, Columns, is_type
+from .columns import ID, Columns, is_type, name_of
+from .inputs import InputFile
+from .parquet import ParquetReader
 from .plan import Part, Piece
-from .records import Reader, Record, columns_of, decoded
-from .values import array_of, inferred, is_text
+from .records import Place, Reader, Record
+from .texts import Parsed, Reject, parsed, reason_of, table_contents, text_of
+from .values import Values, array_of, inferred, is_text, printable, storable
 
-Parsed = dict[str, Any] | Exception
 _SHOWN = 60
 """Most characters of a value that a message shows."""
-
-
-class RowError(InputValueError):
-    """A row cannot be embedded; the message names its file and number."""
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A row that cannot be embedded, and why."""
-
-    file: str
-    row: int
-    reason: str
-
-    def line(self) -> str:
-        """Return it as a line of JSON."""
-        return json.dumps(asdict(self), ensure_ascii=True) + "\n"
-
-    def error(self) -> RowError:
-        """Return it as an error."""
-        return RowError(f"{self.file}, row {self.row}: {self.reason}")
 
 
 class Origin(NamedTuple):
@@ -52,11 +30,11 @@ class Origin(NamedTuple):
 
 @dataclass
 class Rows:
-    """The rows of a part: texts, their columns as lists of the same length, and by number the records that are none."""
+    """The rows of a part: texts, origins, ids and kept columns; by number, the records that are rejected."""
 
     texts: list[str] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
-    stored: dict[str, list[Any]] = field(default_factory=dict)
+    columns: pa.Table = None
     rejected: dict[int, Reject] = field(default_factory=dict)
 
     @property
@@ -72,142 +50,121 @@ class Rows:
         kept = [position for position in range(len(self.texts)) if position not in reasons]
         self.texts = [self.texts[position] for position in kept]
         self.origins = [self.origins[position] for position in kept]
-        self.stored = {name: [values[position] for position in kept] for name, values in self.stored.items()}
-
-    def table(self, columns: Columns) -> pa.Table:
-        """Return ids and kept columns."""
-        types = dict(columns.types)
-        names = [ID, *columns.keep]
-        arrays = [
-            array_of(self.stored[name], types.get(name, pa.int64()), as_text=name in columns.as_text)[0]
-            for name in [columns.id or ID, *columns.keep]
-        ]
-        return pa.table(dict(zip(names, arrays, strict=True)))
+        self.columns = self.columns.take(pa.array(kept, pa.int64()))
 
 
-def read_rows(reader: Reader, part: Part, columns: Columns) -> Rows:
-    """Return the rows of a part, in order, and its rejects.
+class RowReader:
+    """Reads the rows of parts; parts in order are read without going back."""
 
-    Raises:
-        InputValueError: a file is damaged.
-        JobChangedError: a file is shorter than it was.
-        OSError: a file cannot be read.
-    """
-    rows = Rows(stored={name: [] for name in (columns.stored() if columns.id else [ID, *columns.keep])})
-    number = part.first
-    for piece in part.pieces:
-        path = reader.files[piece.file].path
-        for record, content in parsed_records(reader, piece, columns):
-            origin = Origin(number, path, record.place.row)
-            try:
-                _add(rows, origin, content, columns)
-            except ValueError as error:
-                rows.rejected[number] = Reject(origin.file, origin.row, _reason(error, record))
-            number += 1
-    _reject_wrong_types(rows, columns)
-    return rows
+    def __init__(self, files: Sequence[InputFile], columns: Columns) -> None:
+        """Read these columns, whose types are known, of these files."""
+        self._files = files
+        self._columns = columns
+        self._records = Reader(files)
+        self._tables = ParquetReader(files, columns.read())
 
+    def read(self, part: Part) -> Rows:
+        """Return the rows of a part, in order, and its rejects.
 
-def parsed_records(reader: Reader, piece: Piece, columns: Columns) -> Iterator[tuple[Record, Parsed]]:
-    """Yield the records of a piece with what they say: a mapping of columns, or an error that is the row's own."""
-    file = reader.files[piece.file]
-    header = list(columns_of(file) or ()) if file.format in ("csv", "tsv") else []
-    for record in reader.read(piece.file, piece.place, piece.rows):
-        content = record.content
-        if isinstance(content, list):
-            yield record, _fields(content, header)
-        elif isinstance(content, bytes):
-            yield record, _line(content, record.place.row, columns.text if file.format == "text" else None)
+        Raises:
+            InputValueError: a file is damaged.
+            JobChangedError: a file has changed.
+            OSError: a file cannot be read.
+        """
+        rows = Rows()
+        number = part.first
+        tables = [self._empty()]
+        for piece in part.pieces:
+            each = self._read_piece(piece, number)
+            number += piece.rows
+            rows.texts += each.texts
+            rows.origins += each.origins
+            rows.rejected |= each.rejected
+            tables.append(each.columns)
+        rows.columns = pa.concat_tables(tables)
+        return rows
+
+    def _read_piece(self, piece: Piece, number: int) -> Rows:
+        rows, path, columns = Rows(), self._files[piece.file].path, self._columns
+        contents: list[Any] = []
+        kept: list[int] = []
+        table: pa.Table | None = None
+        records: Iterable[tuple[Record, Parsed]]
+        if self._files[piece.file].format == "parquet":
+            table = self._tables.read(piece.file, piece.place.row, piece.rows)
+            records = (
+                (Record(Place(row, row), b""), content)
+                for row, content in enumerate(table_contents(table, columns), piece.place.row)
+            )
         else:
-            yield record, content
+            file = self._files[piece.file]
+            found = self._records.read(piece.file, piece.place, piece.rows)
+            records = ((record, parsed(record, file, columns)) for record in found)
+        for position, (record, content) in enumerate(records):
+            origin = Origin(number + position, path, record.place.row)
+            try:
+                rows.texts.append(text_of(content, columns))
+            except ValueError as error:
+                rows.rejected[origin.number] = Reject(path, origin.row, reason_of(error, record))
+                continue
+            rows.origins.append(origin)
+            kept.append(position)
+            if table is None:
+                contents.append(content)
+
+        def stored(name: str) -> Values:
+            if table is None:
+                return [content.get(name) for content in contents]
+            array = table.column(name).combine_chunks()  # which does not depend on where reading began
+            return array if len(kept) == len(array) else array.take(pa.array(kept, pa.int64()))
+
+        self._store(rows, {name: stored(name) for name in columns.stored()})
+        return rows
+
+    def _store(self, rows: Rows, stored: dict[str, Values]) -> None:
+        """Put ids and kept columns into rows, and reject those whose values are not of the type."""
+        columns = self._columns
+        arrays: dict[str, pa.Array] = {}
+        reasons: dict[int, str] = {}
+        for name, kind in columns.kinds().items():
+            values = stored[name]
+            arrays[name], wrong = array_of(values, kind, as_text=name in columns.as_text)
+            for position in wrong:
+                reasons.setdefault(position, _wrong_type(name, values, position, kind, columns))
+            if name == columns.id and arrays[name].null_count > len(wrong):
+                for position, missing in enumerate(arrays[name].is_null().to_pylist()):
+                    if missing:
+                        reasons.setdefault(position, f"its id, column {name!r}, is missing or empty")
+        ids = pa.array([origin.number for origin in rows.origins], pa.int64())
+        names = {ID: columns.id} | {name: name for name in columns.keep}
+        rows.columns = pa.table({name: ids if given is None else arrays[given] for name, given in names.items()})
+        if reasons:
+            rows.reject(reasons)
+
+    def _empty(self) -> pa.Table:
+        rows = Rows()
+        self._store(rows, {name: [] for name in self._columns.stored()})
+        return rows.columns
 
 
-def _fields(content: list[str], header: list[str]) -> Parsed:
-    if len(content) != len(header):
-        return ValueError(f"it has {len(content)} fields, the header has {len(header)}")
-    return dict(zip(header, content, strict=True))
-
-
-def _line(line: bytes, row: int, text_column: str | None) -> Parsed:
-    """Return what a line says, which is JSON unless it is all the text."""
-    try:
-        text = decoded(line, row)
-        return _json_object(text) if text_column is None else {text_column: text}
-    except ValueError as error:
-        return error
-
-
-def _json_object(line: str) -> dict[str, Any]:
-    try:
-        content = json.loads(line)
-    except RecursionError as error:
-        raise ValueError("its JSON is nested too deeply") from error
-    except ValueError as error:
-        raise ValueError(f"it is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"it is {kind_of(content)}, not a JSON object")
-    return content
-
-
-def _add(rows: Rows, origin: Origin, content: Parsed, columns: Columns) -> None:
-    if isinstance(content, Exception):
-        raise content
-    text = _text(content, columns.text)
-    if columns.title is not None and content.get(columns.title) is not None:
-        text = f"{_text(content, columns.title)} {text}"
-    if columns.id is not None and content.get(columns.id) is None:
-        raise ValueError(f"its id, column {columns.id!r}, is missing")
-    rows.texts.append(text)
-    rows.origins.append(origin)
-    for name, values in rows.stored.items():
-        values.append(origin.number if columns.id is None and name == ID else content.get(name))
-
-
-def _reason(error: Exception, record: Record) -> str:
-    reason = f"it is not valid UTF-8: {error}" if isinstance(error, UnicodeDecodeError) else str(error)
-    if record.lines == 1:
-        return reason
-    line = record.place.line  # a stray quote takes in rows that are none of its own
-    return f"{reason} (lines {line} to {line + record.lines - 1} of the file)"
-
-
-def _text(content: dict[str, Any], column: str) -> str:
-    text = content.get(column)
-    if text is None:
-        raise ValueError(f"its text, column {column!r}, is {'null' if column in content else 'missing'}")
-    if not isinstance(text, str):
-        kind = "binary" if isinstance(text, bytes) else kind_of(text)
-        raise ValueError(f"column {column!r} is {kind}, not a text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"column {column!r} is not valid Unicode: {error.reason} at {error.start}") from error
-    return text
-
-
-def _reject_wrong_types(rows: Rows, columns: Columns) -> None:
-    reasons: dict[int, str] = {}
-    for name, kind in columns.types:
-        values = rows.stored[name]
-        array, wrong = array_of(values, kind, as_text=name in columns.as_text)
-        for position in wrong:
-            reasons.setdefault(position, _wrong_type(name, values[position], kind, columns))
-        if name == columns.id and array.null_count > len(wrong):
-            for position in set(array.is_null().to_numpy(zero_copy_only=False).nonzero()[0].tolist()).difference(wrong):
-                reasons.setdefault(position, f"its id, column {name!r}, is empty")
-    if reasons:
-        rows.reject(reasons)
-
-
-def _wrong_type(name: str, value: Any, kind: pa.DataType, columns: Columns) -> str:
+def _wrong_type(name: str, values: Values, position: int, kind: pa.DataType | None, columns: Columns) -> str:
+    if isinstance(values, pa.Array):
+        other = storable(values.type)
+        try:
+            (value,) = printable(values.slice(position, 1)).to_pylist()
+        except UnicodeDecodeError as error:
+            return f"column {name!r} is not valid UTF-8: {error}"
+    else:
+        value = values[position]
+        other = inferred([value])
     shown = ascii(value)
     shown = shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
-    reason = f"column {name!r} is {shown}, which is no {kind}"
-    other = inferred([value])
-    if other == kind or not is_type(str(other)):
-        return reason
+    reason = f"column {name!r} is {shown}, which is not of type {name_of(kind)}"
+    takes = [other_name for other_name in [name_of(other)] if other_name != name_of(kind) and is_type(other_name)]
+    if kind is not None and is_text(kind) and isinstance(value, int | float) and not isinstance(value, bool):
+        takes.append("string")
+    if kind is not None and isinstance(value, list | dict):
+        takes.append("json")
     option = "--id-column" if name == columns.id else "--keep-columns"
-    remedies = [f"{option} {name}:{other}"]
-    if is_text(kind) and isinstance(value, int | float) and not isinstance(value, bool):
-        remedies.append(f"{option} {name}:string")
-    return f"{reason}; {' or '.join(remedies)}, in a new folder, takes such values"
+    remedies = [f"{option} '{name}:{each}'" for each in dict.fromkeys(takes)]
+    return f"{reason}; {' or '.join(remedies)}, in a new folder, takes such values" if remedies else reason

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 
 from ..errors import InputValueError
 from .columns import ID, Columns, is_type
 from .inputs import InputFile
+from .parquet import read_schema
 from .plan import Part
-from .records import Reader, columns_of
-from .rows import parsed_records, read_rows
+from .records import read_header, read_records
+from .texts import parsed
 from .values import inferred, storable
 
 
@@ -22,9 +25,7 @@ def check_columns(files: Sequence[InputFile], columns: Columns) -> None:
     if twice:
         raise InputValueError(f"the output would have two columns {', '.join(sorted(twice))}: rename one in the input")
     for file in files:
-        declared = columns_of(file)
-        if file.format == "text":
-            declared = {columns.text: None}
+        declared = {columns.text: pa.string()} if file.format == "text" else _declared(file)
         missing = [name for name in columns.read() if declared is not None and name not in declared]
         if missing:
             raise InputValueError(f"{file.path} has no column {_named(missing)}; it has {_named(declared or ())}")
@@ -36,38 +37,57 @@ def typed_columns(columns: Columns, given: Mapping[str, str], files: Sequence[In
     Raises:
         InputValueError: a name is that of no type, or of no column of the first rows.
     """
-    _check_keys(columns, given, files, first)
     unknown = [name for name in columns.stored() if name not in given]
-    declared = (columns_of(files[first.pieces[0].file]) if first.pieces else None) or {}
-    types = {name: storable(declared[name] or pa.string()) for name in unknown if name in declared}
-    if len(types) < len(unknown):
-        rows = read_rows(Reader(files, columns.read()), first, columns)
-        types = {name: inferred(rows.stored[name]) for name in unknown}
-    return columns.with_types(types, given)
+    declared = (_declared(files[first.pieces[0].file]) if first.pieces else None) or {}
+    types: dict[str, pa.DataType | None] = {name: storable(declared[name]) for name in unknown if name in declared}
+    contents = list(_json_contents(files, first, columns))
+    if contents and len(types) < len(unknown):
+        types |= {name: inferred([each.get(name) for each in contents]) for name in unknown if name not in types}
+    _check_keys(columns, given, files, first, contents)
+    return columns.with_types(dict.fromkeys(unknown, pa.string()) | types, given)
 
 
-def _check_keys(columns: Columns, given: Mapping[str, str], files: Sequence[InputFile], first: Part) -> None:
+def _declared(file: InputFile) -> dict[str, pa.DataType] | None:
+    """Return the columns that a file declares, with their types; None if it declares none."""
+    if file.format == "parquet":
+        schema = read_schema(file)
+        return dict(zip(schema.names, schema.types, strict=True))
+    return dict.fromkeys(read_header(file), pa.string()) if file.format in ("csv", "tsv") else None
+
+
+def _json_contents(files: Sequence[InputFile], part: Part, columns: Columns) -> Iterator[dict[str, Any]]:
+    for piece in part.pieces:
+        file = files[piece.file]
+        if file.format == "jsonl":
+            for record in islice(read_records(file, piece.place), piece.rows):
+                content = parsed(record, file, columns)
+                if isinstance(content, dict):
+                    yield content
+
+
+def _check_keys(
+    columns: Columns,
+    given: Mapping[str, str],
+    files: Sequence[InputFile],
+    first: Part,
+    contents: Sequence[Mapping[str, Any]],
+) -> None:
     """Raise InputValueError if a column is in none of the first objects of JSON; one of a given type may come later."""
-    wanted = [name for name in (columns.title, *columns.keep) if name is not None and name not in given]
-    if not wanted or any(files[piece.file].format != "jsonl" for piece in first.pieces):
+    wanted = [name for name in (columns.text, columns.title, *columns.keep) if name is not None and name not in given]
+    if any(files[piece.file].format != "jsonl" for piece in first.pieces):
         return
-    reader, objects = Reader(files, columns.read()), 0
-    keys: set[str] = set()
-    for piece in first.pieces:
-        for _, content in parsed_records(reader, piece, columns):
-            if isinstance(content, dict):
-                objects += 1
-                keys.update(content)
+    keys = {key for content in contents for key in content}
     missing = [name for name in wanted if name not in keys]
-    if objects and missing:
+    if contents and missing:
+        later = " (of a column that comes later, name the type: --keep-columns NAME:TYPE)"
         raise InputValueError(
-            f"none of the first {objects} rows has a column {_named(missing)}; they have {_named(sorted(keys))} "
-            "(of a column that comes later, name the type: --keep-columns NAME:TYPE)"
+            f"none of the first {len(contents)} rows has a column {_named(missing)}; they have {_named(sorted(keys))}"
+            + (later if set(missing).intersection(columns.keep) else "")
         )
 
 
 def _named(names: Sequence[str] | Mapping[str, object]) -> str:
     """Return names for a message, and why one with a colon was not taken for a name and a type."""
     kinds = [name.rpartition(":")[2] for name in names if ":" in name]
-    wrong = "".join(f" ({kind!r} is no simple type of Arrow)" for kind in kinds if not is_type(kind))
+    wrong = "".join(f" ({kind!r} is not a type)" for kind in kinds if not is_type(kind))
     return (", ".join(map(repr, names)) or "none") + wrong

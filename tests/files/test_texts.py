@@ -1,0 +1,242 @@
+"""`e5onnx embed` without an output folder: files are read by their format, as with one."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from e5onnx import Encoder, InputValueError
+from e5onnx.files import IgnoredFilesWarning, RowError, embed_files
+from e5onnx.files.columns import Columns
+from e5onnx.files.texts import Reject, open_texts
+
+ROWS: list[dict[str, Any]] = [
+    {"text": "first", "title": "A title", "n": 1},
+    {"text": '  second, with "quotes"  ', "title": None, "n": 2},
+    {"text": "third\twith ünïcode 🙂", "title": "", "n": 3},
+]
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_model: Path) -> Encoder:
+    return Encoder(tiny_model, threads=1)
+
+
+def e5onnx(*arguments: Any, stdin: bytes = b"", **options: Any) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "e5onnx", *map(str, arguments)]
+    return subprocess.run(command, input=stdin, capture_output=True, check=False, **options)
+
+
+def jsonl(rows: Sequence[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def csv(rows: Sequence[dict[str, Any]], delimiter: str = ",") -> bytes:
+    def field(value: Any) -> str:
+        return '"' + ("" if value is None else str(value)).replace('"', '""') + '"'
+
+    lines = [delimiter.join(rows[0]), *(delimiter.join(map(field, row.values())) for row in rows)]
+    return ("\ufeff" + "\r\n".join(lines)).encode()
+
+
+def parquet(rows: Sequence[dict[str, Any]]) -> bytes:
+    pq.write_table(pa.Table.from_pylist(list(rows)), stream := pa.BufferOutputStream())
+    content: bytes = stream.getvalue().to_pybytes()
+    return content
+
+
+FORMATS: dict[str, Callable[[Sequence[dict[str, Any]]], bytes]] = {
+    "a.jsonl": jsonl,
+    "a.csv": csv,
+    "a.tsv": lambda rows: csv(rows, "\t"),
+    "a.parquet": parquet,
+    "a.json.gz": lambda rows: gzip.compress(jsonl(rows)),
+    "a.csv.zst": lambda rows: bytes(pa.compress(csv(rows), codec="zstd", asbytes=True)),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_files_are_read_by_their_format(encoder: Encoder, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(FORMATS[name](ROWS))
+    is_csv = "sv" in name
+    # of CSV an empty title is a text, not null
+    titled = ["A title first", (" " if is_csv else "") + ROWS[1]["text"], " " + ROWS[2]["text"]]
+    expected = encoder.encode_document([row["text"] for row in ROWS])
+    printed = e5onnx("embed", encoder.arguments()["model"], path)
+    assert printed.returncode == 0, printed.stderr
+    lines = [json.loads(line) for line in printed.stdout.splitlines()]
+    assert [list(line) for line in lines] == [["text", "embedding"]] * 3
+    assert [line["text"] for line in lines] == [row["text"] for row in ROWS]
+    np.testing.assert_allclose([line["embedding"] for line in lines], expected, rtol=0, atol=1e-6)
+
+    array = tmp_path / "x.npy"
+    done = e5onnx("embed", encoder.arguments()["model"], path, "--title-column", "title", "--output", array)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(np.load(array), encoder.encode_document(titled), rtol=0, atol=1e-6)
+    embed_files(encoder, [str(path)], tmp_path / "out", columns=Columns(title="title", keep=("text",)))
+    table = ds.dataset(sorted(map(str, (tmp_path / "out").glob("part-*")))).to_table()
+    np.testing.assert_allclose(np.load(array), table.column("embedding").to_pylist(), rtol=0, atol=1e-6)
+
+
+def test_other_columns_and_standard_input(encoder: Encoder, tmp_path: Path) -> None:
+    rows = [{"body": "a"}, {"body": "b"}]
+    path = tmp_path / "rows"
+    path.write_bytes(jsonl(rows))
+    model = encoder.arguments()["model"]
+    options = ("--text-column", "body", "--input-format", "jsonl")
+    done = e5onnx("embed", model, path, "-", *options, stdin=jsonl([{"body": "c"}]))
+    assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["a", "b", "c"], done.stderr
+    done = e5onnx("embed", model, stdin=b'{"text": "a"}\n')  # text, as nothing else is said
+    assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ['{"text": "a"}']
+    done = e5onnx("embed", model, path)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert f"the format of {path} cannot be told from its name: name it by --input-format" in done.stderr.decode()
+    done = e5onnx("embed", model, "--input-format", "parquet", stdin=parquet(ROWS))
+    assert done.returncode == 1
+    assert b"standard input is a pipe, and Parquet is read from its end: write it to a file" in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are POSIX'")
+def test_pipes_can_be_read_once(encoder: Encoder, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    writer = subprocess.Popen(["sh", "-c", 'printf "text,n\\na,1\\nb,2\\n" > "$1"', "sh", str(tmp_path / "pipe.csv")])
+    done = e5onnx("embed", encoder.arguments()["model"], tmp_path / "pipe.csv")
+    assert writer.wait() == 0
+    assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["a", "b"], done.stderr
+
+
+def test_bad_rows_stop_or_are_named(encoder: Encoder, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a"}\n{"text": 5}\nno\n{"text": "b"}\n')
+    model = encoder.arguments()["model"]
+    done = e5onnx("embed", model, path, "--output", tmp_path / "x.npy")
+    assert done.returncode == 1
+    assert done.stderr.decode() == f"e5onnx: error: {path}, row 2: column 'text' is a number, not a text\n"
+    assert not (tmp_path / "x.npy").exists()
+    done = e5onnx("embed", model, path, "--on-error", "skip", "--json", "--output", tmp_path / "x.npy")
+    assert json.loads(done.stdout)["shape"] == [2, 48]
+    notes = done.stderr.decode().splitlines()
+    assert notes[0] == f"e5onnx: warning: skipped: {path}, row 2: column 'text' is a number, not a text"
+    assert notes[1].startswith(f"e5onnx: warning: skipped: {path}, row 3: it is not valid JSON: ")
+    assert len(notes) == 2
+
+
+def test_folders_are_read_and_files_without_a_format_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(csv(ROWS))
+    (tmp_path / "b.jsonl").write_bytes(jsonl(ROWS))
+    (tmp_path / "c.md").touch()
+    with pytest.warns(IgnoredFilesWarning, match="as their names do not say a format: 1"):
+        found = list(open_texts([str(tmp_path), str(tmp_path / "b*")], Columns(), input_format=None, skip=None))
+    assert found == [row["text"] for row in ROWS] * 2
+
+
+def texts(path: Path, columns: Columns | None = None, skipped: list[Reject] | None = None) -> list[str]:
+    skip = None if skipped is None else skipped.append
+    return list(open_texts([str(path)], columns or Columns(), input_format=None, skip=skip))
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "a.csv.zst"])
+@pytest.mark.parametrize("columns", [Columns(text="txt"), Columns(title="titel")])
+def test_a_misspelt_column_is_an_error(tmp_path: Path, name: str, columns: Columns) -> None:
+    (tmp_path / name).write_bytes(FORMATS[name](ROWS))
+    wrong = "txt" if columns.text == "txt" else "titel"
+    with pytest.raises(InputValueError, match=f"column '{wrong}'"):
+        texts(tmp_path / name, columns)
+    with pytest.raises(InputValueError, match=f"column '{wrong}'"):
+        texts(tmp_path / name, columns, [])
+
+
+def test_every_file_has_the_columns_that_it_declares(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(csv(ROWS))
+    (tmp_path / "b.csv").write_bytes(b"text,n\na,1\n")
+    with pytest.raises(InputValueError, match=r"b\.csv has no column 'title'"):
+        texts(tmp_path, Columns(title="title"))
+
+
+def test_a_quote_that_is_not_closed_stops(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b'text,n\nfine,1\n"open,2\n' + b"fine,3\n" * 1990)
+    with pytest.raises(InputValueError, match=r"row 2: .* It takes in 1,991 lines, 3 to 1993, as a quote"):
+        texts(tmp_path / "a.csv", skipped=[])
+
+
+def test_marks_of_utf8_count_at_the_beginning_alone(encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("\ufeffa \u00a0\n\ufeffb  \r\n \tc\n\n".encode())
+    expected = ["a \u00a0", "\ufeffb  ", " \tc", ""]  # spaces at the ends are the text's
+    assert texts(tmp_path / "a.txt") == expected
+    embed_files(encoder, [str(tmp_path / "a.txt")], tmp_path / "out", columns=Columns(keep=("text",)), part_rows=1)
+    assert ds.dataset(tmp_path / "out").to_table().column("text").to_pylist() == expected
+    (tmp_path / "a.csv").write_bytes("\ufefftext\r\n\ufeffa  \r\nb \r\n".encode())
+    assert texts(tmp_path / "a.csv") == ["\ufeffa  ", "b "]
+    (tmp_path / "a.jsonl").write_bytes('\ufeff{"text": "a "}\n\ufeff{"text": "b"}\n'.encode())
+    with pytest.raises(RowError, match="row 2: it is not valid JSON"):
+        texts(tmp_path / "a.jsonl")
+
+
+def test_rows_of_csv_are_counted_without_blank_lines(encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"text,n\n\na,1\n\n\nb,2\n\nbad\nc,3\n\nworse\n")
+    skipped: list[Reject] = []
+    assert texts(tmp_path / "a.csv", skipped=skipped) == ["a", "b", "c"]
+    assert [reject.row for reject in skipped] == [3, 5]
+    for part_rows in (1, 2, 10):  # also from the middle on
+        output = tmp_path / f"out{part_rows}"
+        embed_files(encoder, [str(tmp_path / "a.csv")], output, part_rows=part_rows, on_error="skip")
+        rejects = [json.loads(line) for line in (output / "_e5onnx/rejects.jsonl").read_text().splitlines()]
+        assert [reject["row"] for reject in rejects] == [3, 5]
+        assert ds.dataset(output).to_table().column("id").to_pylist() == [0, 1, 3]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv.zst", "a.jsonl", "a.csv", "a.txt"])
+def test_lines_and_csv_need_no_extra(encoder: Encoder, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(FORMATS[name](ROWS) if name in FORMATS else b"first\n")
+    for missing in ("pyarrow", "tqdm", "filelock"):
+        (tmp_path / f"{missing}.py").write_text(f"raise ModuleNotFoundError('no', name='{missing}')")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+    done = e5onnx("embed", encoder.arguments()["model"], path, env=environment)
+    if name in ("a.parquet", "a.csv.zst"):
+        assert done.returncode == 1
+        assert done.stderr.decode().endswith("needs more: pip install 'e5onnx[bulk]'\n")
+    else:
+        assert json.loads(done.stdout.splitlines()[0])["text"] == "first", done.stderr
+
+
+def test_an_output_that_cannot_be_written_is_noticed_before_the_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "a.txt").write_text("a\n")
+    (tmp_path / "file").touch()
+    for output, message in (
+        ("no/x.npy", "No such file or directory"),
+        ("folder.npy", "is a folder: name a file"),
+        ("file/x.npy", "Not a directory"),
+    ):
+        done = e5onnx("embed", tmp_path / "no-model", tmp_path / "a.txt", "--output", tmp_path / output)
+        assert done.returncode == 1
+        assert message in done.stderr.decode()
+        assert str(tmp_path / output) in done.stderr.decode()
+        assert "no-model" not in done.stderr.decode()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "file", "folder.npy"]
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(TEXT, min_size=1, max_size=8), name=st.sampled_from(list(FORMATS)))
+def test_texts_are_those_of_the_rows(tmp_path: Path, rows: list[str], name: str) -> None:
+    (tmp_path / name).write_bytes(FORMATS[name]([{"text": text, "n": 0} for text in rows]))
+    assert texts(tmp_path / name) == rows
