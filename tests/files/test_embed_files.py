@@ -217,6 +217,18 @@ def test_rejects_are_in_the_order_of_the_input(encoder: Encoder, tmp_path: Path)
         embed_files(encoder, [str(path)], tmp_path / "stopped", truncate="error")
 
 
+def test_a_row_without_a_space_in_a_million_characters_is_a_bad_row(encoder: Encoder, tmp_path: Path) -> None:
+    rows = [{"text": "one"}, {"text": "x" * 1_200_000}, {"text": "two"}]
+    path = write_jsonl(tmp_path / "in.jsonl", rows)
+    with pytest.raises(RowError, match="row 2: its text cannot be tokenised: it has 1,200,000 characters"):
+        embed_files(encoder, [str(path)], tmp_path / "out")
+    embed_files(encoder, [str(path)], tmp_path / "out", on_error="skip")
+    found = pq.read_table(tmp_path / "out/part-000000.parquet")
+    assert found["id"].to_pylist() == [0, 2]
+    expected = encoder.encode_document(["one", "two"])
+    np.testing.assert_allclose(np.array(found["embedding"].to_pylist()), expected, atol=1e-6)
+
+
 def test_blank_lines_before_a_part_count_as_lines(encoder: Encoder, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('\n\n{"text": "a"}\n{"text": "b"}\n\n\n{"text": 1}\n')

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..encoder import Encoder
-from ..errors import E5OnnxError
+from ..errors import E5OnnxError, TextTooLongError
 from ..tokenizer import TokenizedText
 from .inputs import InputFile
 from .job import Done, Settings, part_name
@@ -97,17 +97,19 @@ def prepare(encoder: Encoder, reader: RowReader, part: Part, settings: Settings,
         RowError: a row cannot be embedded, and `on_error` is "stop".
     """
     rows = reader.read(part)
-    tokenized = encoder.tokenizer.tokenize(rows.texts, settings.prompt)
-    if settings.truncate == "error":
-        most = encoder.max_tokens
-        too_long = {
-            position: f"its text has {text.tokens} tokens, the model's maximum is {most}"
-            for position, text in enumerate(tokenized)
-            if text.tokens > most
-        }
-        if too_long:
-            rows.reject(too_long)
-            tokenized = [text for position, text in enumerate(tokenized) if position not in too_long]
+    tokenized, too_long = [], {}
+    for position, text in enumerate(rows.texts):
+        try:
+            (tokens,) = encoder.tokenizer.tokenize([text], settings.prompt)
+        except TextTooLongError as error:
+            too_long[position] = f"its text cannot be tokenised: {error.__cause__}"
+            continue
+        if settings.truncate == "error" and tokens.tokens > encoder.max_tokens:
+            too_long[position] = f"its text has {tokens.tokens} tokens, the model's maximum is {encoder.max_tokens}"
+            continue
+        tokenized.append(tokens)
+    if too_long:
+        rows.reject(too_long)
     if rows.rejects and on_error == "stop":
         raise rows.rejects[0].error()
     return Prepared(part, tokenized, rows.columns, rows.rejects)
