@@ -103,8 +103,8 @@ def test_anything_else_is_read_or_refused(content: Any) -> None:
     [
         (b"", "not valid JSON"),
         (b"{", "not valid JSON"),
-        (b'{"input": NaN}', "NaN is no JSON number"),
-        (b'{"input": -Infinity}', "-Infinity is no JSON number"),
+        (b'{"input": NaN}', "NaN is not a JSON number"),
+        (b'{"input": -Infinity}', "-Infinity is not a JSON number"),
         (b'{"input": "\xff"}', "not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"input": ' + b"1" * 5000 + b"}", "not valid JSON"),

@@ -68,7 +68,7 @@ def test_any_json_is_answered_or_refused(server: Server, path: str, content: Any
     | st.builds(
         lambda path, head, body: b"POST " + path + b" HTTP/1.1\r\n" + head + b"\r\n\r\n" + body,
         st.sampled_from([path.encode() for path in (*_POSTS, "/%ff", "//", "*")]),
-        st.sampled_from([b"Host: x", b"Content-Length: -1", b"Content-Length: 5\r\nTransfer-Encoding: chunked", b":"]),
+        st.sampled_from([b"Host: localhost", b"Content-Length: -1", b"Content-Length: 5\r\nTransfer-Encoding: chunked", b":"]),
         st.binary(max_size=30),
     )
 )
@@ -103,7 +103,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         thread.join()
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n"])
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: localhost\r\n"])
 def test_a_head_that_never_ends_is_hung_up_on(impatient: str, sent: bytes) -> None:
     with connect(impatient) as connection:
         connection.sendall(sent)
@@ -112,7 +112,7 @@ def test_a_head_that_never_ends_is_hung_up_on(impatient: str, sent: bytes) -> No
 
 def test_a_second_head_that_never_ends_is_hung_up_on(impatient: str) -> None:
     with connect(impatient) as connection:
-        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert connection.recv(1000).endswith(b"ok")
         connection.sendall(b"GET /")
         assert connection.recv(1) == b""
@@ -121,7 +121,7 @@ def test_a_second_head_that_never_ends_is_hung_up_on(impatient: str) -> None:
 def test_pauses_between_requests_and_in_bodies_are_nobodys_business(impatient: str) -> None:
     with connect(impatient) as connection:
         for _ in range(2):
-            connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{")
+            connection.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{")
             time.sleep(0.7)
             connection.sendall(b"}")
             assert connection.recv(1000).endswith(b"ok")
@@ -130,7 +130,7 @@ def test_pauses_between_requests_and_in_bodies_are_nobodys_business(impatient: s
 
 def test_bytes_that_begin_no_request_do_not_keep_a_connection(impatient: str) -> None:
     with connect(impatient) as connection:
-        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert connection.recv(1000).endswith(b"ok")
         connection.sendall(b"\r\n")
         assert connection.recv(1) == b""
@@ -138,7 +138,7 @@ def test_bytes_that_begin_no_request_do_not_keep_a_connection(impatient: str) ->
 
 def test_a_client_that_does_not_read_is_hung_up_on(impatient: str) -> None:
     with connect(impatient) as connection:
-        connection.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
         time.sleep(1.5)
         received = 0
         with contextlib.suppress(ConnectionResetError):
@@ -149,7 +149,7 @@ def test_a_client_that_does_not_read_is_hung_up_on(impatient: str) -> None:
 
 def test_a_head_without_end_is_refused(server: Server) -> None:
     with connect(server.url) as connection:
-        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
         answer = b""
         with contextlib.suppress(OSError):
             for _ in range(1000):
@@ -176,7 +176,7 @@ def test_the_wish_for_another_protocol_is_passed_over(server: Server) -> None:
 
 def test_a_refused_body_is_not_waited_for(server: Server) -> None:
     with connect(server.url) as connection:
-        connection.sendall(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n{")
+        connection.sendall(b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n{")
         answer = b""
         while part := connection.recv(1000):
             answer += part

@@ -302,7 +302,7 @@ def test_work_of_clients_that_left_is_dropped(http: httpx.Client, server: Server
     before = given_up()
     for _ in range(3):
         with socket.create_connection((address.host, address.port)) as leaving:
-            head = "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            head = "POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             time.sleep(0.3)
     until = time.monotonic() + 60
@@ -316,7 +316,7 @@ def test_slow_clients_hold_nobody_up(http: httpx.Client, server: Server) -> None
     slow = [socket.create_connection((address.host, address.port)) for _ in range(50)]
     try:
         for connection in slow:
-            head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            head = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             connection.sendall(head + b"Content-Length: 100\r\n\r\n{")
         assert http.post("/v1/embeddings", json={"input": "a"}).status_code == 200
     finally:

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 
 import orjson
 
-from .front import log
+from .middleware import log
 
 
 def log_to_standard_error() -> None:
