@@ -168,9 +168,12 @@ def test_the_log_has_a_line_a_request_and_no_text(http: httpx.Client, server: Se
         ("/v1/embeddings", b'{"input": "\\ud800"}', 400),
         ("/v1/embeddings", b'{"input": "a", "\\ud800": 1}', 400),
         ("/v1/embeddings", json.dumps({"input": "a", "model": "m" * 100_000}).encode(), 404),
-        ("/v1/embeddings", json.dumps({"input": "a", "dimensions": [[]] * 100_000}).encode(), 400),
+        ("/v1/embeddings", json.dumps({"input": "a", "dimensions": [[]] * 10_000}).encode(), 400),
+        ("/v1/embeddings", json.dumps({"input": "a", "dimensions": [[]] * 100_000}).encode(), 413),
         ("/v1/embeddings", b'{"input": "\xff"}', 400),
-        ("/v1/embeddings", b"[" * 200_000, 400),
+        ("/v1/embeddings", b'{"input": "a", "input": "b"}', 400),
+        ("/v1/embeddings", b"[" * 100_000, 400),
+        ("/v1/embeddings", b"[" * 200_000, 413),
         ("/v1/embeddings", b'{"input": ["a", 1]}', 400),
         ("/v1/embeddings", json.dumps({"input": ["a"] * 101}).encode(), 413),
         ("/v1/embeddings", json.dumps({"input": "a" * 100_001}).encode(), 413),
@@ -248,6 +251,7 @@ def test_keys_are_asked_for_and_never_logged(tiny_model: Path, tmp_path: Path) -
         for key in ("first-key", "second-key", "third-key"):
             client = OpenAI(base_url=f"{running.url}/v1", api_key=key)
             assert client.models.list().data
+            assert httpx.get(f"{running.url}/info", headers={"authorization": f"bearer {key}"}).status_code == 200
         with pytest.raises(AuthenticationError):
             OpenAI(base_url=f"{running.url}/v1", api_key="fourth-key").models.list()
         assert httpx.get(f"{running.url}/metrics").status_code == 401
