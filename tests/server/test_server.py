@@ -202,6 +202,23 @@ def test_what_is_wrong_is_said_and_the_server_lives_on(http: httpx.Client, path:
     assert http.get("/health").status_code == 200
 
 
+def test_what_is_exactly_at_a_limit_is_answered(http: httpx.Client, encoder: Encoder) -> None:
+    words = 512 - encoder.count_tokens("passage: ")
+    for path, content in (
+        ("/v1/embeddings", {"input": "a" * 100_000}),
+        ("/v1/embeddings", {"input": ["a"] * 100}),
+        ("/v1/embeddings", {"input": "word " * words, "truncate": "error"}),
+        ("/embed", {"inputs": "word " * words}),
+        ("/tokenize", {"inputs": ["a"] * 100}),
+    ):
+        assert http.post(path, json=content).status_code == 200
+    for size, status in ((2_000_000, 200), (2_000_001, 413)):
+        body = b'{"inputs": "a"}'.ljust(size)
+        for sent in (body, iter([body[:1000], body[1000:]])):  # with a Content-Length, and without
+            reply = http.post("/embed", content=sent, headers={"content-type": "application/json"})
+            assert reply.status_code == status
+
+
 def test_a_body_without_a_length_is_limited_too(http: httpx.Client) -> None:
     def parts() -> Iterator[bytes]:
         for _ in range(300):
@@ -389,6 +406,9 @@ def test_what_it_cannot_start_with_is_one_line(
         (["--max-texts", "0"], "must be at least 1"),
         (["--request-timeout", "nan"], "must be 0 to 86400 seconds"),
         (["--drain-seconds", "-1"], "must be 0 to 86400 seconds"),
+        (["--allowed-hosts", "a.example,https://b.example"], "holds 'https://b.example', which is not a name"),
+        (["--allowed-hosts", "a.example:80"], "holds 'a.example:80', which is not a name"),
+        (["--allowed-hosts", "a.*.example"], "holds 'a.*.example', which is not a name"),
     ],
 )
 def test_impossible_options_are_wrong_usage(
