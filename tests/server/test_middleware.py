@@ -74,6 +74,7 @@ def status(service: Service, headers: Sequence[tuple[bytes, bytes]], path: str =
             statuses.append(message["status"])
 
     scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b""}
+
     async def call() -> None:
         await service.app()({**scope, "scheme": "http", "headers": list(headers)}, receive, send)
 

@@ -57,12 +57,9 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
     def send_400_response(self, msg: str) -> None:
         """End a connection whose bytes are not HTTP."""
         self._on_ended("malformed")
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # no reply has begun
             super().send_400_response(msg)
         self.transport.close()
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True  # whatever the application says from here on has nowhere to go
-            self.cycle.message_event.set()
 
     def pause_writing(self) -> None:
         """Give the client time to read."""
