@@ -119,6 +119,7 @@ def test_anything_else_is_read_or_refused(content: Any) -> None:
         (b'{"input": "a", "\\u0069nput": "b"}', "the key 'input' occurs twice"),
         (b'\xef\xbb\xbf{"input": "a"}', "not valid JSON"),
         (b'{"input": "a"} {}', "not valid JSON"),
+        (b'{"input": ' + b"1" * 101 + b"}", "a number has 101 digits"),
         (b'{"input": ' + b"1" * 5000 + b"}", "not valid JSON"),
     ],
 )

@@ -15,8 +15,8 @@ _HELD_BODIES = 8
 """How many bodies of the largest size may be held in memory at a time."""
 _SMALL_BODY = 64 * 1024
 """Bytes of every body that do not count towards that, so that small requests never wait for large ones."""
-_MOST_VALUES = 100_000
-"""Values in the JSON of a body, beside one for every text: parsing as many holds everybody up for some 20 ms."""
+_MOST_VALUES = 20_000
+"""Values in the JSON of a body, beside one for every text: parsing as many holds everybody up for some 10 ms."""
 
 
 class Bodies:
