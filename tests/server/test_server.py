@@ -368,6 +368,24 @@ def test_a_signal_turns_health_red_first_and_what_is_in_flight_is_answered(
     near([item["embedding"] for item in replies[0].json()["data"]], encoder.encode_document(texts))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals as on POSIX")
+def test_a_second_signal_ends_it_at_once(tiny_model: Path, tmp_path: Path) -> None:
+    with serving(tiny_model, tmp_path / "log", "--drain-seconds", "3600") as running, httpx.Client() as client:
+        assert client.get(f"{running.url}/health").status_code == 200  # and stays connected
+        running.process.send_signal(signal.SIGTERM)
+        while client.get(f"{running.url}/health").status_code == 200:
+            time.sleep(0.02)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(60) == 0
+        assert running.log()[-1]["event"] == "ended"
+
+
+@pytest.mark.parametrize("path", ["/v1/models/", "/"])
+def test_a_long_path_is_not_sent_back(http: httpx.Client, path: str) -> None:
+    reply = http.get(path + "a" * 60_000)
+    assert (reply.status_code, len(reply.content) < 500) == (404, True)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

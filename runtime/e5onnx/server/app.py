@@ -23,7 +23,7 @@ from starlette.types import ASGIApp
 from .. import __version__
 from ..encoder import Encoder
 from ..errors import InputValueError, ModelFolderError
-from ..openai_api import EmbeddingsRequest, Limits, RequestError, Role, kind_of
+from ..openai_api import EmbeddingsRequest, Limits, RequestError, Role, kind_of, shown
 from ..tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS, Token, TokenizedText
 from .body import Bodies
 from .metrics import Metrics
@@ -148,7 +148,7 @@ class Service:
         """`GET /v1/models/{name}`, as OpenAI's."""
         name = request.path_params["name"]
         if name != self.model:
-            message = f"the model {name!r} is not here; this is {self.model!r}"
+            message = f"the model {shown(name)} is not here; this is {self.model!r}"
             raise RequestError(message, status=404, param="model", code="model_not_found")
         return json_reply(self._model_object())
 
