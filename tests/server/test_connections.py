@@ -145,9 +145,9 @@ class Impatient:
 
 
 @contextlib.contextmanager
-def running(app: Any, ended: list[str], send_buffer: int | None = None) -> Iterator[str]:
+def running(app: Any, ended: list[str], *, send_buffer: int | None = None) -> Iterator[str]:
     http: Any = partial(protocol.Protocol, on_ended=ended.append)
-    config = uvicorn.Config(app, http=http, loop="asyncio", lifespan="off", log_config=None)
+    config = uvicorn.Config(app, http=http, loop="asyncio", lifespan="off", log_config=None, timeout_keep_alive=1)
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         if send_buffer is not None:
@@ -258,7 +258,7 @@ def test_a_head_without_end_is_refused(server: Server) -> None:
 # --- replies
 
 
-@pytest.mark.parametrize(("path", "more"), [("/large", ()), ("/medium", ()), ("/medium", ("Connection: close",))])
+@pytest.mark.parametrize(("path", "more"), [("/large", ()), ("/medium", ("Connection: close",)), ("/medium", ())])
 def test_a_client_that_does_not_read_is_hung_up_on(impatient: Impatient, path: str, more: tuple[str, ...]) -> None:
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -419,6 +419,32 @@ def test_a_body_that_is_read_has_a_deadline(hasty: Impatient) -> None:
             received = until_closed(connection)
             assert statuses(received) == [408]
             assert b"connection: close" in received
+
+
+def test_others_have_their_turn_while_tiny_chunks_are_read() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        turns, size, more = 0, 0, True
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(other())
+        while more:
+            message = await receive()
+            size, more = size + len(message["body"]), message["more_body"]
+        task.cancel()
+        body = f"{size} {turns}".encode()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": body})
+
+    with running(app, []) as url, connect(url) as connection:
+        connection.sendall(head_of("POST", "/", "Transfer-Encoding: chunked") + b"1\r\n \r\n" * 50_000 + b"0\r\n\r\n")
+        size, turns = (int(number) for number in re.findall(rb"([0-9]+) ([0-9]+)", until_closed(connection))[-1])
+    assert size == 50_000
+    assert turns > 300_000 / 8192 / 2  # not two or three
 
 
 def test_small_bodies_that_nobody_reads_are_no_next_request(server: Server) -> None:
