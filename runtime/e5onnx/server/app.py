@@ -24,12 +24,12 @@ from .. import __version__
 from ..encoder import Encoder
 from ..errors import InputValueError, ModelFolderError
 from ..openai_api import EmbeddingsRequest, Limits, RequestError, Role, kind_of, shown
-from ..tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS, Token, TokenizedText
+from ..tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS, TokenizedText
 from .body import Bodies
 from .metrics import Metrics
 from .middleware import ConnectionMiddleware, HostMiddleware, KeyMiddleware, RequestMiddleware, state_of
 from .openapi import document
-from .replies import HANDLERS, PAGES, json_reply, page, refusal
+from .replies import HANDLERS, PAGES, json_reply, page, refusal, to_json
 from .scheduler import Scheduler
 from .tei import read_embed, read_flag, read_object, read_texts
 from .tokenizing import Tokenizing
@@ -175,11 +175,13 @@ class Service:
         prompt = "" if name is None else self._prompt(name)
         special = read_flag(content, "add_special_tokens", True)
 
-        def tokenize(piece: Sequence[str]) -> list[list[Token]]:
-            return self.encoder.tokenizer.tokens(piece, prompt, special_tokens=special)
+        def tokenize(piece: Sequence[str]) -> list[bytes]:
+            """Return the reply's items: a million tokens are too many to write in the event loop."""
+            tokens = self.encoder.tokenizer.tokens(piece, prompt, special_tokens=special)
+            return [to_json([token._asdict() for token in each]) for each in tokens]
 
-        tokens = await self._unless_gone(request, self._tokenizing.run(texts, tokenize))
-        return json_reply([[token._asdict() for token in each] for each in tokens])
+        items = await self._unless_gone(request, self._tokenizing.run(texts, tokenize))
+        return Response(b"[%b]" % b",".join(items), media_type="application/json")
 
     async def info(self, request: Request) -> Response:
         """`GET /info`: the model and the limits, with text-embeddings-inference's names where it has them."""

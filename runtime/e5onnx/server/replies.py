@@ -47,8 +47,12 @@ def page(path: str) -> Callable[[Request], Coroutine[Any, Any, Response]]:
 
 def json_reply(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Return a reply of JSON; vectors may be arrays."""
-    body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(body, status, headers, media_type="application/json")
+    return Response(to_json(content), status, headers, media_type="application/json")
+
+
+def to_json(content: Any) -> bytes:
+    """Return JSON; vectors may be arrays."""
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def refusal(request: Request, error: RequestError) -> Response:
