@@ -116,7 +116,7 @@ def serving(name: str, *options: str) -> Iterator[tuple[subprocess.Popen[bytes],
 
 def _answers(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
-        connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         return b" 200 " in connection.recv(100)
     return False
 
@@ -246,7 +246,7 @@ class Client:
             # a connection that the server hung up on meanwhile is no loss
             self._idle = [each for each in self._idle if not each[0].at_eof()]
             reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection("127.0.0.1", self._port)
-            head = "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            head = "POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             answer = (await reader.readuntil(b"\r\n\r\n")).lower()
             length = int(answer.split(b"content-length:")[1].split(b"\r\n")[0])

@@ -47,7 +47,7 @@ async def _soak(port: int, status: Path, seconds: float) -> dict[str, object]:
                 return
             if kind == "gone":
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
-                head = "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                head = "POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
                 await asyncio.sleep(0.05)
                 writer.close()

@@ -35,6 +35,7 @@ _INPUT_TYPES: dict[str, Role] = {
 """E5's card: symmetric tasks and features take the prompt of queries."""
 _MOST_SHOWN = 80
 """Characters of what was sent that are repeated in a message."""
+_MOST_DIGITS = 100
 _KEYS = ("input", "model", "encoding_format", "dimensions", "user", "input_type", "truncate")
 
 
@@ -192,7 +193,7 @@ def parse_json(body: bytes) -> Any:
         {'input': 'text'}
     """
     try:
-        return json.loads(body.decode(), parse_constant=_refuse_constant)
+        return json.loads(body.decode(), parse_constant=_refuse_constant, parse_int=_whole, object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise RequestError(f"the body is not UTF-8 text: {error}") from error
     except RecursionError as error:
@@ -280,8 +281,23 @@ def _base64(vector: NDArray[np.float32]) -> str:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode()
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):  # which of them counts, others would decide otherwise
+        names = [name for name, _ in pairs]
+        twice = next(name for position, name in enumerate(names) if name in names[:position])
+        raise ValueError(f"the key {shown(twice)} occurs twice in an object")
+    return content
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:  # the time to read them grows with their square
+        raise ValueError(f"a number has {len(digits):,} digits")
+    return int(digits)
+
+
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def kind_of(value: Any) -> str:

@@ -88,6 +88,13 @@ def test_what_is_wrong_is_named(content: Any, message: str, param: str | None, s
     assert (error["message"], error["type"], error["param"]) == (str(caught.value), "invalid_request_error", param)
 
 
+def test_limits_are_reached_before_they_are_exceeded() -> None:
+    limits = Limits(texts=3, characters=100)
+    content = {"input": ["é" * 100] * 3}
+    request = EmbeddingsRequest.from_json(content, model="e5", dimension=384, limits=limits)
+    assert request.texts == content["input"]
+
+
 @given(_JSON | st.dictionaries(_KEYS, _JSON | st.lists(st.text()), max_size=7))
 def test_anything_else_is_read_or_refused(content: Any) -> None:
     try:
@@ -103,10 +110,16 @@ def test_anything_else_is_read_or_refused(content: Any) -> None:
     [
         (b"", "not valid JSON"),
         (b"{", "not valid JSON"),
-        (b'{"input": NaN}', "NaN is no JSON number"),
-        (b'{"input": -Infinity}', "-Infinity is no JSON number"),
+        (b'{"input": NaN}', "NaN is not a JSON number"),
+        (b'{"input": -Infinity}', "-Infinity is not a JSON number"),
         (b'{"input": "\xff"}', "not UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
+        (b'{"input": "a", "input": "b"}', "the key 'input' occurs twice"),
+        (b'{"input": {"a": [{"b": 1, "c": 2, "b": 1}]}}', "the key 'b' occurs twice"),
+        (b'{"input": "a", "\\u0069nput": "b"}', "the key 'input' occurs twice"),
+        (b'\xef\xbb\xbf{"input": "a"}', "not valid JSON"),
+        (b'{"input": "a"} {}', "not valid JSON"),
+        (b'{"input": ' + b"1" * 101 + b"}", "a number has 101 digits"),
         (b'{"input": ' + b"1" * 5000 + b"}", "not valid JSON"),
     ],
 )
@@ -155,6 +168,14 @@ def test_long_texts_are_counted_or_refused(encoder: Encoder) -> None:
     reply = request.reply(encoder.encode_tokenized(tokenized), tokenized, model="e5", floats=shortest_floats)
     assert reply["truncated"] == 1
     assert reply["usage"]["total_tokens"] == 512 + encoder.count_tokens("passage: short")
+    words = 512 - encoder.count_tokens("passage: ")
+    exact = EmbeddingsRequest.from_json({"input": "word " * words, "truncate": "error"}, model="e5", dimension=384)
+    assert [text.tokens for text in exact.tokenize(encoder)] == [512]
+    one_more = EmbeddingsRequest.from_json(
+        {"input": "word " * (words + 1), "truncate": "error"}, model="e5", dimension=384
+    )
+    with pytest.raises(RequestError, match="position 0 has 513 tokens"):
+        one_more.tokenize(encoder)
     refusing = EmbeddingsRequest.from_json({**content, "truncate": "error"}, model="e5", dimension=384)
     with pytest.raises(RequestError, match=r"position 1 has 60\d tokens, the model's maximum is 512") as caught:
         refusing.tokenize(encoder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from e5onnx.openai_api import Limits
 from e5onnx.server import tokenizing
 from e5onnx.server.app import Service, Settings
 from e5onnx.server.tokenizing import Tokenizing
+from e5onnx.server.turns import QueueFullError
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_what_fails_outside_all_routes_is_a_500_too(service: Service) -> None:
         raise ValueError("secret")
 
     front: Any = service.app()
-    front._app = fails
+    front._app._app = fails
 
     async def get() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(front), base_url="http://e5") as client:
@@ -96,6 +98,31 @@ def test_tokenising_counts_against_the_timeout(service: Service, monkeypatch: py
     assert reply.status_code == 503
     assert reply.headers["retry-after"] == "1"
     assert len(begun) < 30  # the rest is not begun
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embed", "/similarity"])
+def test_a_full_queue_says_when_to_come_again(service: Service, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    async def full(*_: Any, **__: Any) -> None:
+        raise QueueFullError(3, 4000, 7)
+
+    monkeypatch.setattr(service.scheduler, "embed", full)
+    sentences = {"source_sentence": "a", "sentences": ["b"]}
+    contents = {"/v1/embeddings": {"input": "a"}, "/embed": {"inputs": "a"}, "/similarity": {"inputs": sentences}}
+    (reply,) = answers(service, (path, contents[path]))
+    assert (reply.status_code, reply.headers["retry-after"]) == (429, "7")
+    assert "3 requests with 4,000 tokens are waiting already; try again in 7 s" in reply.text
+
+
+def test_a_model_that_was_replaced_while_it_is_loaded_is_not_served(
+    tiny_model: Path, sample_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    encoder = Encoder(folder, threads=2)
+    shutil.rmtree(folder)
+    shutil.copytree(sample_model, folder)
+    with pytest.raises(ModelFolderError, match="model was replaced by another model while the server was loading it"):
+        Service(encoder, Settings())
 
 
 def test_bodies_in_memory_are_bounded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

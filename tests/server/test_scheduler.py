@@ -367,3 +367,80 @@ def test_large_requests_leave_room_for_small_ones(gate: Gate, scheduler: Schedul
         await asyncio.gather(*tasks)
 
     asyncio.run(asyncio.wait_for(requests(), 60))
+
+
+def test_a_request_that_leaves_while_it_is_run_is_no_failure(gate: Gate, encoder: Encoder) -> None:
+    runs: list[Run] = []
+    observed: Any = gate
+    scheduler = Scheduler(observed, max_waiting_tokens=2000, max_waiting_requests=50, observe=runs.append)
+    failures: list[Any] = []
+
+    async def requests() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+        for failure in (None, InferenceError("no memory")):
+            gate.open.clear()
+            gate.failure = failure
+            task = await started(scheduler, texts_of(encoder, 10))
+            await gate.is_entered()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            gate.open.set()
+            while len(runs) < (1 if failure is None else 2):
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # what the worker left to the loop is done
+        gate.failure = None
+        assert len(await scheduler.embed(texts_of(encoder, 10), normalize=True)) == 1
+
+    asyncio.run(asyncio.wait_for(requests(), 60))
+    scheduler.close()
+    assert failures == []
+    assert [run.failed for run in runs] == [False, True, False]
+
+
+def test_the_speed_is_that_of_all_workers(encoder: Encoder) -> None:
+    runs: list[Run] = []
+    held = threading.Event()
+
+    class First:
+        """A model whose first run is held up."""
+
+        dimension, threads = encoder.dimension, 2
+        calls = 0
+        entered = threading.Semaphore(0)
+
+        def encode_tokenized(self, texts: Sequence[TokenizedText], *, normalize_embeddings: bool) -> Any:
+            First.calls += 1
+            First.entered.release()
+            if First.calls == 1:
+                held.wait(60)
+            return encoder.encode_tokenized(texts, normalize_embeddings=normalize_embeddings)
+
+    model: Any = First()
+    scheduler = Scheduler(
+        model, worker_encoder=model, max_waiting_tokens=5000, max_waiting_requests=50, observe=runs.append
+    )
+
+    def estimate(before: float, workers: int, run: Run) -> float:
+        return before + 0.1 * (workers * run.tokens / run.seconds - before)
+
+    async def requests() -> None:
+        first = await started(scheduler, texts_of(encoder, 300))
+        assert await asyncio.to_thread(First.entered.acquire, timeout=60)
+        await scheduler.embed(texts_of(encoder, 40), normalize=True)  # beside the first
+        while len(runs) < 1:
+            await asyncio.sleep(0.01)
+        expected = estimate(1000.0, 2, runs[0])
+        assert scheduler._tokens_per_second == pytest.approx(expected)
+        held.set()
+        await first
+        while len(runs) < 2:
+            await asyncio.sleep(0.01)
+        assert scheduler._tokens_per_second == pytest.approx(estimate(expected, 1, runs[1]))
+
+    try:
+        asyncio.run(asyncio.wait_for(requests(), 60))
+    finally:
+        held.set()
+        scheduler.close()
+    assert [run.tokens for run in runs] == [40, 300]

@@ -168,9 +168,12 @@ def test_the_log_has_a_line_a_request_and_no_text(http: httpx.Client, server: Se
         ("/v1/embeddings", b'{"input": "\\ud800"}', 400),
         ("/v1/embeddings", b'{"input": "a", "\\ud800": 1}', 400),
         ("/v1/embeddings", json.dumps({"input": "a", "model": "m" * 100_000}).encode(), 404),
-        ("/v1/embeddings", json.dumps({"input": "a", "dimensions": [[]] * 100_000}).encode(), 400),
+        ("/v1/embeddings", json.dumps({"input": "a", "dimensions": [[]] * 10_000}).encode(), 400),
+        ("/v1/embeddings", json.dumps({"input": "a", "dimensions": [[]] * 100_000}).encode(), 413),
         ("/v1/embeddings", b'{"input": "\xff"}', 400),
-        ("/v1/embeddings", b"[" * 200_000, 400),
+        ("/v1/embeddings", b'{"input": "a", "input": "b"}', 400),
+        ("/v1/embeddings", b"[" * 20_000, 400),
+        ("/v1/embeddings", b"[" * 200_000, 413),
         ("/v1/embeddings", b'{"input": ["a", 1]}', 400),
         ("/v1/embeddings", json.dumps({"input": ["a"] * 101}).encode(), 413),
         ("/v1/embeddings", json.dumps({"input": "a" * 100_001}).encode(), 413),
@@ -197,6 +200,23 @@ def test_what_is_wrong_is_said_and_the_server_lives_on(http: httpx.Client, path:
     error = reply.json()["error"]
     assert error if isinstance(error, str) else error["message"]
     assert http.get("/health").status_code == 200
+
+
+def test_what_is_exactly_at_a_limit_is_answered(http: httpx.Client, encoder: Encoder) -> None:
+    words = 512 - encoder.count_tokens("passage: ")
+    for path, content in (
+        ("/v1/embeddings", {"input": "a" * 100_000}),
+        ("/v1/embeddings", {"input": ["a"] * 100}),
+        ("/v1/embeddings", {"input": "word " * words, "truncate": "error"}),
+        ("/embed", {"inputs": "word " * words}),
+        ("/tokenize", {"inputs": ["a"] * 100}),
+    ):
+        assert http.post(path, json=content).status_code == 200
+    for size, status in ((2_000_000, 200), (2_000_001, 413)):
+        body = b'{"inputs": "a"}'.ljust(size)
+        for sent in (body, iter([body[:1000], body[1000:]])):  # with a Content-Length, and without
+            reply = http.post("/embed", content=sent, headers={"content-type": "application/json"})
+            assert reply.status_code == status
 
 
 def test_a_body_without_a_length_is_limited_too(http: httpx.Client) -> None:
@@ -248,6 +268,7 @@ def test_keys_are_asked_for_and_never_logged(tiny_model: Path, tmp_path: Path) -
         for key in ("first-key", "second-key", "third-key"):
             client = OpenAI(base_url=f"{running.url}/v1", api_key=key)
             assert client.models.list().data
+            assert httpx.get(f"{running.url}/info", headers={"authorization": f"bearer {key}"}).status_code == 200
         with pytest.raises(AuthenticationError):
             OpenAI(base_url=f"{running.url}/v1", api_key="fourth-key").models.list()
         assert httpx.get(f"{running.url}/metrics").status_code == 401
@@ -302,7 +323,7 @@ def test_work_of_clients_that_left_is_dropped(http: httpx.Client, server: Server
     before = given_up()
     for _ in range(3):
         with socket.create_connection((address.host, address.port)) as leaving:
-            head = "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            head = "POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             time.sleep(0.3)
     until = time.monotonic() + 60
@@ -316,7 +337,7 @@ def test_slow_clients_hold_nobody_up(http: httpx.Client, server: Server) -> None
     slow = [socket.create_connection((address.host, address.port)) for _ in range(50)]
     try:
         for connection in slow:
-            head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            head = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             connection.sendall(head + b"Content-Length: 100\r\n\r\n{")
         assert http.post("/v1/embeddings", json={"input": "a"}).status_code == 200
     finally:
@@ -345,6 +366,24 @@ def test_a_signal_turns_health_red_first_and_what_is_in_flight_is_answered(
         thread.join()
         assert running.process.wait(30) == -signal.SIGTERM or running.process.returncode == 0
     near([item["embedding"] for item in replies[0].json()["data"]], encoder.encode_document(texts))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals as on POSIX")
+def test_a_second_signal_ends_it_at_once(tiny_model: Path, tmp_path: Path) -> None:
+    with serving(tiny_model, tmp_path / "log", "--drain-seconds", "3600") as running, httpx.Client() as client:
+        assert client.get(f"{running.url}/health").status_code == 200  # and stays connected
+        running.process.send_signal(signal.SIGTERM)
+        while client.get(f"{running.url}/health").status_code == 200:
+            time.sleep(0.02)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(60) == 0
+        assert running.log()[-1]["event"] == "ended"
+
+
+@pytest.mark.parametrize("path", ["/v1/models/", "/"])
+def test_a_long_path_is_not_sent_back(http: httpx.Client, path: str) -> None:
+    reply = http.get(path + "a" * 60_000)
+    assert (reply.status_code, len(reply.content) < 500) == (404, True)
 
 
 @pytest.mark.parametrize(
@@ -385,6 +424,9 @@ def test_what_it_cannot_start_with_is_one_line(
         (["--max-texts", "0"], "must be at least 1"),
         (["--request-timeout", "nan"], "must be 0 to 86400 seconds"),
         (["--drain-seconds", "-1"], "must be 0 to 86400 seconds"),
+        (["--allowed-hosts", "a.example,https://b.example"], "holds 'https://b.example', which is not a name"),
+        (["--allowed-hosts", "a.example:80"], "holds 'a.example:80', which is not a name"),
+        (["--allowed-hosts", "a.*.example"], "holds 'a.*.example', which is not a name"),
     ],
 )
 def test_impossible_options_are_wrong_usage(

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,6 +69,33 @@ def test_every_text_is_run_once_or_dropped_with_its_request(steps: list[tuple[An
         if number not in dropped:
             assert {row for of, row in runs if of == number} == set(range(len(job.texts)))
             assert job in done
+    loop.close()
+
+
+@pytest.mark.parametrize(("free", "sizes"), [(1, [10]), (2, [5]), (3, [4])])
+def test_a_batch_is_left_whole_where_others_have_one_for_every_free_worker(free: int, sizes: list[int]) -> None:
+    loop = asyncio.new_event_loop()
+    turns = Turns(max_tokens=10**6, max_requests=8, token_budget=500)
+    first, second = job_of([50] * 10, True, loop), job_of([499], True, loop)
+    for number, job in enumerate((first, second)):
+        turns.add(job, now=0.0, tokens_per_second=10.0**number)
+    turns._least_left_first = False  # the first is due first, or so slow a server would have it
+    first.due = 0.0
+    assert [len(share.rows) for share in turns.take(free_workers=free)] == sizes
+    loop.close()
+
+
+@pytest.mark.parametrize(("speed", "seconds"), [(100.0, 3), (250.0, 1), (249.0, 2), (1e9, 1)])
+def test_whoever_is_refused_is_told_when_the_least_of_what_waits_will_have_run(speed: float, seconds: int) -> None:
+    loop = asyncio.new_event_loop()
+    turns = Turns(max_tokens=10**6, max_requests=2, token_budget=500)
+    for lengths in ([100, 150], [330]):
+        turns.add(job_of(lengths, True, loop), now=0.0, tokens_per_second=speed)
+    with pytest.raises(
+        QueueFullError, match=f"2 requests with 580 tokens are waiting already; .* {seconds} s"
+    ) as caught:
+        turns.add(job_of([10], True, loop), now=0.0, tokens_per_second=speed)
+    assert caught.value.retry_after == seconds
     loop.close()
 
 

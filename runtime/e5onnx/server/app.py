@@ -22,20 +22,20 @@ from starlette.types import ASGIApp
 
 from .. import __version__
 from ..encoder import Encoder
-from ..errors import InputValueError
-from ..openai_api import EmbeddingsRequest, Limits, RequestError, Role, kind_of
-from ..tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS, Token, TokenizedText
+from ..errors import InputValueError, ModelFolderError
+from ..openai_api import EmbeddingsRequest, Limits, RequestError, Role, kind_of, shown
+from ..tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS, TokenizedText
 from .body import Bodies
-from .front import Front, exchange_of
 from .metrics import Metrics
+from .middleware import ConnectionMiddleware, HostMiddleware, KeyMiddleware, RequestMiddleware, state_of
 from .openapi import document
-from .replies import HANDLERS, PAGES, json_reply, page, refusal
+from .replies import HANDLERS, PAGES, json_reply, page, refusal, to_json
 from .scheduler import Scheduler
 from .tei import read_embed, read_flag, read_object, read_texts
 from .tokenizing import Tokenizing
 
-_OPEN_PATHS = frozenset(("/health", "/ping", "/openapi.json", *PAGES))
-"""For those who have no key: load balancers and kubelets, and people who have yet to type theirs into the page."""
+OPEN_PATHS = frozenset(("/health", "/ping", "/openapi.json", *PAGES))
+"""Read without a key: by load balancers and kubelets, and by people who have yet to type theirs into the page."""
 
 Answer = TypeVar("Answer")
 
@@ -52,6 +52,8 @@ class Settings:
     request_timeout: float = 60.0
     body_timeout: float = 15.0
     api_keys: Sequence[str] = ()
+    loopback: bool = False
+    allowed_hosts: Sequence[str] = ()
 
 
 class Service:
@@ -75,12 +77,30 @@ class Service:
             waiting_requests=lambda: self.scheduler.waiting_requests,
             waiting_tokens=lambda: self.scheduler.waiting_tokens,
         )
-        self._bodies = Bodies(max_body=settings.max_body, seconds=settings.body_timeout)
+        self._bodies = Bodies(
+            max_body=settings.max_body, max_texts=settings.limits.texts, seconds=settings.body_timeout
+        )
         self._tokenizing = Tokenizing()
 
     def app(self) -> ASGIApp:
         """Return the ASGI application."""
-        routes = [
+        starlette = Starlette(routes=self.routes(), exception_handlers=HANDLERS)
+        starlette.router.redirect_slashes = False  # to a host that the client names
+        app: ASGIApp = KeyMiddleware(starlette, api_keys=self.settings.api_keys, open_paths=OPEN_PATHS)
+        app = HostMiddleware(app, loopback=self.settings.loopback, allowed_hosts=self.settings.allowed_hosts)
+        app = RequestMiddleware(
+            app,
+            metrics=self.metrics,
+            paths=frozenset(route.path for route in self.routes()),
+            refuse=refusal,
+            is_draining=lambda: self.draining,
+            release=self._bodies.release,
+        )
+        return ConnectionMiddleware(app, is_draining=lambda: self.draining)
+
+    def routes(self) -> list[Route]:
+        """Return what answers at which path."""
+        return [
             Route("/v1/embeddings", self.embeddings, methods=["POST"]),
             Route("/v1/models", self.models, methods=["GET"]),
             Route("/v1/models/{name:path}", self.named_model, methods=["GET"]),
@@ -95,18 +115,6 @@ class Service:
             Route("/", self.embed_or_compare, methods=["POST"]),
             *(Route(path, page(path), methods=["GET"]) for path in PAGES),
         ]
-        app = Starlette(routes=routes, exception_handlers=HANDLERS)
-        app.router.redirect_slashes = False  # to a host that the client names
-        return Front(
-            app,
-            metrics=self.metrics,
-            paths=frozenset(route.path for route in routes),
-            open_paths=_OPEN_PATHS,
-            api_keys=self.settings.api_keys,
-            refuse=refusal,
-            is_draining=lambda: self.draining,
-            release=self._bodies.release,
-        )
 
     def close(self) -> None:
         """Run what waits, then end the threads."""
@@ -140,7 +148,7 @@ class Service:
         """`GET /v1/models/{name}`, as OpenAI's."""
         name = request.path_params["name"]
         if name != self.model:
-            message = f"the model {name!r} is not here; this is {self.model!r}"
+            message = f"the model {shown(name)} is not here; this is {self.model!r}"
             raise RequestError(message, status=404, param="model", code="model_not_found")
         return json_reply(self._model_object())
 
@@ -167,11 +175,13 @@ class Service:
         prompt = "" if name is None else self._prompt(name)
         special = read_flag(content, "add_special_tokens", True)
 
-        def tokenize(piece: Sequence[str]) -> list[list[Token]]:
-            return self.encoder.tokenizer.tokens(piece, prompt, special_tokens=special)
+        def tokenize(piece: Sequence[str]) -> list[bytes]:
+            """Return the reply's items: a million tokens are too many to write in the event loop."""
+            tokens = self.encoder.tokenizer.tokens(piece, prompt, special_tokens=special)
+            return [to_json([token._asdict() for token in each]) for each in tokens]
 
-        tokens = await self._unless_gone(request, self._tokenizing.run(texts, tokenize))
-        return json_reply([[token._asdict() for token in each] for each in tokens])
+        items = await self._unless_gone(request, self._tokenizing.run(texts, tokenize))
+        return Response(b"[%b]" % b",".join(items), media_type="application/json")
 
     async def info(self, request: Request) -> Response:
         """`GET /info`: the model and the limits, with text-embeddings-inference's names where it has them."""
@@ -283,8 +293,8 @@ class Service:
         tokenized = await self._tokenizing.run(texts, lambda piece: tokenizer.tokenize(piece, prompt))
         check(tokenized)
         vectors = await self.scheduler.embed(tokenized, normalize=normalize)
-        exchange = exchange_of(request)
-        exchange.texts, exchange.tokens = len(tokenized), sum(len(text.ids) for text in tokenized)
+        state = state_of(request)
+        state.texts, state.tokens = len(tokenized), sum(len(text.ids) for text in tokenized)
         self.metrics.texts.inc(len(tokenized))
         self.metrics.truncated.inc(sum(text.tokens > len(text.ids) for text in tokenized))
         return tokenized, vectors
@@ -309,6 +319,9 @@ def _worker_encoder(encoder: Encoder) -> Encoder | None:
     if encoder.provider != "cpu" or encoder.threads == 1:
         return None
     worker = Encoder(**encoder.arguments(), threads=1)
+    if worker.fingerprint != encoder.fingerprint:
+        path = encoder.arguments()["model"]
+        raise ModelFolderError(f"{path} was replaced by another model while the server was loading it: start it again")
     worker.warmup()
     return worker
 

@@ -1,4 +1,4 @@
-"""Bodies of requests: read within limits of size and time, and parsed."""
+"""Bodies of requests: read within limits of size, time and number of values, and parsed."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ import anyio
 from starlette.requests import Request
 
 from ..openai_api import RequestError, parse_json
-from .front import Exchange, exchange_of
+from .middleware import RequestState, state_of
 
 _HELD_BODIES = 8
 """How many bodies of the largest size may be held in memory at a time."""
+_SMALL_BODY = 64 * 1024
+"""Bytes of every body that do not count towards that, so that small requests never wait for large ones."""
+_MOST_VALUES = 20_000
+"""Values in the JSON of a body, beside one for every text: parsing as many holds everybody up for some 10 ms."""
 
 
 class Bodies:
     """Reads bodies, and knows how much of them is in memory: from their first byte until the reply is sent."""
 
-    def __init__(self, *, max_body: int, seconds: float) -> None:
+    def __init__(self, *, max_body: int, max_texts: int, seconds: float) -> None:
         """Take bodies up to `max_body` bytes that arrive within that many seconds."""
         self._max_body = max_body
+        self._max_values = _MOST_VALUES + max_texts
         self._seconds = seconds
         self._held = 0
 
@@ -28,7 +33,7 @@ class Bodies:
         """Return the content of a body.
 
         Raises:
-            RequestError: it is not JSON, too long, too slow, or there are too many.
+            RequestError: it is not JSON, too long, too slow, has too many values, or there are too many bodies.
         """
         headers = request.headers
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -39,34 +44,61 @@ class Bodies:
         encoding = headers.get("content-encoding", "identity").lower()
         if encoding != "identity":
             raise RequestError(f"send the body as it is, without Content-Encoding: {encoding[:80]}", status=415)
-        message = f"the body has more than {self._max_body:,} bytes: send several requests"
-        too_long = RequestError(message, status=413)
-        length = headers.get("content-length", "0")
-        if length.isdecimal() and (len(length) > 20 or int(length) > self._max_body):
+        length = headers.get("content-length")
+        if length is not None and "transfer-encoding" in headers:  # whoever stands between may have taken the other
+            raise RequestError("send either Content-Length or Transfer-Encoding, not both")
+        too_long = RequestError(f"the body has more than {self._max_body:,} bytes: send several requests", status=413)
+        if length is not None and int(length) > self._max_body:
             raise too_long
-        exchange, body = exchange_of(request), bytearray()
+        state, body, values = state_of(request), bytearray(), _Values()
         try:
             with anyio.fail_after(self._seconds):
                 async for part in request.stream():
                     body.extend(part)
                     if len(body) > self._max_body:
                         raise too_long
-                    self._hold(exchange, len(part))
+                    self._hold(state, len(body))
+                    if values.count(part) > self._max_values:
+                        message = f"the body has more than {self._max_values:,} JSON values: send texts, not numbers"
+                        raise RequestError(message, status=413)
         except TimeoutError as error:
             raise RequestError(f"the body did not arrive within {self._seconds:.0f} s", status=408) from error
-        exchange.body_was_read = True
-        gc.disable()  # it would look through millions of lists again and again, if somebody sends them
+        gc.disable()  # it would look through all the values again and again
         try:
             return parse_json(bytes(body))
         finally:
             gc.enable()
 
-    def release(self, exchange: Exchange) -> None:
+    def release(self, state: RequestState) -> None:
         """Note that a request was answered."""
-        self._held -= exchange.body_bytes
+        self._held -= state.held_bytes
+        state.held_bytes = 0
 
-    def _hold(self, exchange: Exchange, size: int) -> None:
-        if self._held + size > _HELD_BODIES * self._max_body:
+    def _hold(self, state: RequestState, size: int) -> None:
+        more = max(0, size - _SMALL_BODY) - state.held_bytes
+        if self._held + more > _HELD_BODIES * self._max_body:
             raise RequestError("too much is being read already; try again", status=429, code="rate_limit_exceeded")
-        self._held += size
-        exchange.body_bytes += size
+        self._held += more
+        state.held_bytes += more
+
+
+class _Values:
+    """Counts the values of JSON as its parts come, and with them what it would cost to parse."""
+
+    def __init__(self) -> None:
+        self._number = 1
+        self._in_string = False
+        self._left = b""
+
+    def count(self, part: bytes) -> int:
+        """Return how many values there are with this part: all that a comma or a bracket outside of strings begins."""
+        part = self._left + part
+        if (len(part) - len(part.rstrip(b"\\"))) % 2:
+            part, self._left = part[:-1], part[-1:]  # what follows is escaped by it
+        else:
+            self._left = b""
+        pieces = part.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        outside = b"".join(pieces[self._in_string :: 2])
+        self._in_string ^= len(pieces) % 2 == 0
+        self._number += sum(map(outside.count, (b",", b"[", b"{")))
+        return self._number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,14 @@ def add_arguments(serve: argparse.ArgumentParser) -> None:
     )
     serve.add_argument(
         "--api-key-file", metavar="FILE", type=Path, help="keys, one a line (or: E5ONNX_API_KEY); default: none needed"
+    )
+    serve.add_argument(
+        "--allowed-hosts",
+        type=_hosts,
+        default=(),
+        metavar="HOSTS",
+        help="names that requests may be sent to, with commas between them; *.example.org and * are possible "
+        "(default: on a loopback address its own names only, on any other address every name)",
     )
     serve.add_argument(
         "--max-texts", type=_count, default=2048, metavar="N", help="of a request (default: %(default)s)"
@@ -67,6 +76,7 @@ def run(options: argparse.Namespace, load: Callable[[], Encoder]) -> None:
         max_waiting_requests=options.max_waiting_requests,
         request_timeout=options.request_timeout,
         api_keys=_api_keys(options.api_key_file),
+        allowed_hosts=options.allowed_hosts,
     )
     serve(load(), settings, host=options.host, port=options.port, drain_seconds=options.drain_seconds)
 
@@ -90,6 +100,15 @@ def _api_keys(file: Path | None) -> list[str]:
             raise InputValueError(f"{source} holds a key with other characters than ASCII's, which no header can carry")
         keys += lines
     return keys
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    """Return names of hosts as in a Host header, without the port."""
+    hosts = tuple(host.strip() for host in text.split(",") if host.strip())
+    for host in hosts:
+        if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9._-]+", host):
+            raise argparse.ArgumentTypeError(f"holds {host!r}, which is not a name: write it without a port or scheme")
+    return hosts
 
 
 def _count(text: str) -> int:

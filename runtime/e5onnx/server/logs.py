@@ -8,14 +8,15 @@ from datetime import datetime, timezone
 
 import orjson
 
-from .front import log
+from .middleware import log
 
 
 def log_to_standard_error() -> None:
-    """Write a line for every event. What uvicorn says of the process is no event, its errors are."""
+    """Write a line for every event. Of what uvicorn and asyncio say, only errors are events."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Line())
-    for logger, level in ((log, logging.INFO), (logging.getLogger("uvicorn.error"), logging.ERROR)):
+    others = (logging.getLogger(name) for name in ("uvicorn.error", "asyncio"))
+    for logger, level in ((log, logging.INFO), *((other, logging.ERROR) for other in others)):
         logger.addHandler(handler)
         logger.setLevel(level)
         logger.propagate = False

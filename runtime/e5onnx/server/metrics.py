@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from .. import __version__
 from ..encoder import Encoder
+from .protocol import Ended
 from .scheduler import Run
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
@@ -38,6 +40,11 @@ class Metrics:
         self.seconds = Histogram(
             "e5onnx_request_seconds", "Time to answer", ["path"], buckets=_SECONDS, registry=registry
         )
+        self.ended = Counter(
+            "e5onnx_ended_connections", "Connections that the server ended early", ["why"], registry=registry
+        )
+        for why in get_args(Ended):
+            self.ended.labels(why)
         self.texts = Counter("e5onnx_texts", "Texts embedded for requests", registry=registry)
         self.truncated = Counter("e5onnx_truncated_texts", "Texts cut at the model's maximum", registry=registry)
         self._tokens = Counter("e5onnx_tokens", "Tokens run, without padding", registry=registry)

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from ..errors import E5OnnxError
 from ..openai_api import RequestError
-from .front import exchange_of, failure, log_failure
+from .middleware import failure, log_failure, state_of
 from .turns import QueueFullError
 
 PAGES = {
@@ -47,8 +47,12 @@ def page(path: str) -> Callable[[Request], Coroutine[Any, Any, Response]]:
 
 def json_reply(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Return a reply of JSON; vectors may be arrays."""
-    body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(body, status, headers, media_type="application/json")
+    return Response(to_json(content), status, headers, media_type="application/json")
+
+
+def to_json(content: Any) -> bytes:
+    """Return JSON; vectors may be arrays."""
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def refusal(request: Request, error: RequestError) -> Response:
@@ -58,15 +62,15 @@ def refusal(request: Request, error: RequestError) -> Response:
 
 
 def _refusal(request: Request, error: RequestError, headers: dict[str, str] | None) -> Response:
-    if request.url.path in _TEI_PATHS:
+    if request.scope["path"] in _TEI_PATHS:  # not url.path: that begins with whatever the Host header says
         content = {"error": str(error), "error_type": _TEI_KINDS.get(error.status, "Validation")}
         return json_reply(content, error.status, headers)
     return json_reply(error.body(), error.status, headers)
 
 
 async def _answer_http_error(request: Request, error: HTTPException) -> Response:
-    what = {404: "there is nothing at", 405: f"{request.method} is not for"}.get(error.status_code, error.detail)
-    refused = RequestError(f"{what} {request.url.path}", status=error.status_code)
+    what = {404: "there is nothing at", 405: f"{request.method[:20]} is not for"}.get(error.status_code, error.detail)
+    refused = RequestError(f"{what} {request.scope['path'][:80]}", status=error.status_code)
     return _refusal(request, refused, dict(error.headers) if error.headers else None)
 
 
@@ -84,7 +88,7 @@ async def _answer_gone(request: Request, error: ClientDisconnect) -> Response:
 
 
 async def _answer_failure(request: Request, error: Exception) -> Response:
-    log_failure(error, exchange_of(request).id)
+    log_failure(error, state_of(request).id)
     return refusal(request, failure(error))
 
 

@@ -7,6 +7,8 @@ import gc
 import math
 import signal
 import socket
+from dataclasses import replace
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -14,9 +16,9 @@ import uvicorn
 from ..encoder import Encoder
 from ..errors import E5OnnxError
 from .app import Service, Settings
-from .front import log
 from .logs import log_to_standard_error
-from .protocol import KEEP_ALIVE, WRITE_TIMEOUT, Protocol
+from .middleware import is_loopback, log
+from .protocol import HEAD_BYTES, KEEP_ALIVE, WRITE_TIMEOUT, Ended, Protocol
 
 
 class AddressError(E5OnnxError, OSError):
@@ -34,22 +36,29 @@ def serve(encoder: Encoder, settings: Settings, *, host: str, port: int, drain_s
     """
     listening = _listen(host, port)
     log_to_standard_error()
-    service = Service(encoder, settings)
+    name, bound = listening.getsockname()[:2]
+    service = Service(encoder, replace(settings, loopback=is_loopback(name)))
     encoder.warmup()
+
+    def on_ended(why: Ended) -> None:
+        service.metrics.ended.labels(why).inc()
+        log.info({"event": "connection_ended", "why": why})
+
     gc.collect()
     gc.freeze()  # what is loaded stays: no pause of a request is spent on looking through it
     config = uvicorn.Config(
         service.app(),
-        http=Protocol,
+        http=partial(Protocol, on_ended=on_ended),  # type: ignore[arg-type]  # called like the class
         ws="none",
+        loop="asyncio",  # uvloop would read 256 KiB at a time, whatever the protocol says
         timeout_keep_alive=KEEP_ALIVE,
+        h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_graceful_shutdown=math.ceil(settings.request_timeout + WRITE_TIMEOUT) + 5,
         log_config=None,
         access_log=False,
         server_header=False,
         lifespan="off",
     )
-    name, bound = listening.getsockname()[:2]
     log.info({"event": "listening", "url": f"http://{f'[{name}]' if ':' in name else name}:{bound}"})
     try:
         _Server(config, service, drain_seconds).run(sockets=[listening])
