@@ -29,6 +29,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from e5onnx.batching import pad_batch, plan_batches
 
+from .json_file import CheckpointError
+
 Floats = NDArray[np.float32]
 
 SMOOTHING = 0.8
@@ -269,6 +271,8 @@ def _collect(
         outputs = session.run(names, {"input_ids": input_ids, "attention_mask": attention_mask})
         for name, output in zip(names, outputs, strict=True):
             rows = output.reshape(-1, output.shape[-1])[is_token]
+            if not np.isfinite(rows).all():
+                raise CheckpointError(f"the encoder computes NaN or infinity: its weights are damaged (seen at {name})")
             kept[name].append(rows[chosen])
             ranges[name].append((rows.min(axis=0), rows.max(axis=0)))
     return {

@@ -10,7 +10,8 @@ import pytest
 
 from checkpoints import write_json
 from e5onnx.errors import E5OnnxError, InputValueError, ModelNotFoundError
-from e5onnx_export.checkpoint import CheckpointError, read_checkpoint
+from e5onnx_export.checkpoint import read_checkpoint
+from e5onnx_export.json_file import CheckpointError
 
 BERT = {"model_type": "bert", "max_position_embeddings": 512, "num_hidden_layers": 1, "hidden_size": 8}
 E5_PROMPTS = {"query": "query: ", "document": "passage: "}

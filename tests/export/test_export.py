@@ -21,7 +21,7 @@ from e5onnx import Encoder, InputValueError
 from e5onnx.model_folder import ModelFolder
 from e5onnx_export import export_model as export_both
 from e5onnx_export import validate
-from e5onnx_export.checkpoint import CheckpointError
+from e5onnx_export.json_file import CheckpointError
 from e5onnx_export.validate import ParityError
 from texts import TEXTS
 
