@@ -247,23 +247,23 @@ def _read_modules(root: Path) -> list[str]:
     for position, entry in enumerate(content):
         module = JsonObject.of(f"modules.json: module {position}", entry)
         module.require(_MODULE, ("idx", "name", "path", "type"))
-        kind, path = module.get("type", str) or "", module.get("path", str)
+        kind, path, name = (module.get(key, str) for key in ("type", "path", "name"))
         expected = supported[position] if position < len(supported) else "nothing"
-        if kind.rpartition(".")[2] != expected or not kind.startswith("sentence_transformers."):
+        if not kind or kind.rpartition(".")[2] != expected or not kind.startswith("sentence_transformers."):
             raise CheckpointError(
                 f"{module.name} is {kind or 'of no type'}; only Transformer, Pooling and then perhaps Normalize "
                 "of sentence-transformers can be exported"
             )
-        if path is None:
-            raise CheckpointError(f"{module.name} lacks the key path")
+        if path is None or name is None:
+            raise CheckpointError(f"{module.name} lacks the key {'path' if path is None else 'name'}")
         if "\0" in path or PureWindowsPath(path).anchor or ".." in PureWindowsPath(path).parts:
             raise CheckpointError(f"{module.name}: path {path!r} leads out of the checkpoint")
         paths.append(path)
-        names.append(module.get("name", str))
+        names.append(name)
     if len(paths) < 2:
         raise CheckpointError("modules.json has no Pooling module: these are token embeddings, not text embeddings")
     if len(set(names)) < len(names):
-        raise CheckpointError(f"modules.json has modules of the same name, {names}")
+        raise CheckpointError(f"modules.json has several modules of one name: {', '.join(map(repr, names))}")
     return paths
 
 
