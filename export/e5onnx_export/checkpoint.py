@@ -28,6 +28,7 @@ SAMPLE_CHECKPOINT = "sentence-transformers/all-MiniLM-L6-v2"
 E5_PROMPTS = {"query": "query: ", "document": "passage: "}
 E5_MAX_TOKENS = 512
 _E5_NAME = re.compile(r"(^|[/_-])e5-(small|base|large)(?!.*instruct)", re.IGNORECASE)
+_MOST_LAYERS = 1000
 _FEWEST_TOKENS = 3  # one between those of the start and the end
 
 _HUB_PATTERNS = ["*.json", "*.txt", "*.model"]  # "*" matches folders too
@@ -68,7 +69,6 @@ _TRANSFORMER: dict[str, Collection[Any]] = {
     "transformer_task": ("feature-extraction",),
     "modality_config": ({"text": {"method": "forward", "method_output_name": "last_hidden_state"}},),
     "module_output_name": ("token_embeddings",),
-    "message_format": ("auto",),
     "backend": ("torch",),
     **dict.fromkeys(("config_args", "config_kwargs", "processing_kwargs"), ({},)),
     **dict.fromkeys(("query_length", "document_length", "query_expansion", "tokenizer_name_or_path", "cache_dir"), ()),
@@ -285,8 +285,10 @@ def _read_encoder(folder: Path) -> JsonObject:
         raise CheckpointError("config.json lacks the key model_type")
     config.require(_ENCODER)
     sizes = {key: config.integer(key, least=1) for key in ("hidden_size", "num_attention_heads")}
-    for key in ("num_hidden_layers", "intermediate_size", "vocab_size"):
+    for key in ("intermediate_size", "vocab_size"):
         config.integer(key, least=1)
+    if (layers := config.integer("num_hidden_layers", least=1)) > _MOST_LAYERS:
+        raise CheckpointError(f"config.json: num_hidden_layers is {layers}, more than any encoder has")
     config.integer("max_position_embeddings", least=_FEWEST_TOKENS)
     config.integer("type_vocab_size", least=1, default=2)
     config.number("layer_norm_eps", least=0)

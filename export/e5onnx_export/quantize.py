@@ -276,8 +276,8 @@ def _collect(
             largest = np.abs(rows).max()
             if not largest < _LARGEST_ACTIVATION:  # so that NaN fails
                 raise CheckpointError(
-                    f"the encoder computes {largest:.0e} at {name}, which int8 cannot express: its weights are damaged, "
-                    "or it needs --precision fp32"
+                    f"the encoder computes {largest:.0e} at {name}, which int8 cannot express: its weights are "
+                    "damaged, or it needs --precision fp32"
                 )
             kept[name].append(rows[chosen])
             ranges[name].append((rows.min(axis=0), rows.max(axis=0)))

@@ -65,6 +65,7 @@ def load_tokenizer(checkpoint: Checkpoint, encoder: Any) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             checkpoint.folder, use_fast=True, local_files_only=True, **checkpoint.tokenizer_args
         )
+        probe = tokenizer("")
     except Exception as error:  # of a damaged file transformers raises nearly any kind, the Rust library no other
         raise CheckpointError(f"{where} cannot be loaded: {error}") from error
     if not tokenizer.is_fast:
@@ -72,6 +73,8 @@ def load_tokenizer(checkpoint: Checkpoint, encoder: Any) -> Any:
     for setting in ("padding_side", "truncation_side"):
         if getattr(tokenizer, setting) != "right":
             raise CheckpointError(f"{where} has {setting} {getattr(tokenizer, setting)!r}; only 'right' is supported")
+    if "attention_mask" not in probe:
+        raise CheckpointError(f"{where} makes no attention_mask (model_input_names), which is not supported")
     if tokenizer.chat_template:
         raise CheckpointError(f"{where} has a chat template, which is not supported")
     backend = tokenizer.backend_tokenizer
@@ -80,7 +83,7 @@ def load_tokenizer(checkpoint: Checkpoint, encoder: Any) -> Any:
     normalizer = backend.normalizer
     if checkpoint.lowercase and (normalizer is None or "A" in normalizer.normalize_str("A")):
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *([normalizer] if normalizer else [])])
-    largest = max([*backend.get_vocab().values(), *backend.encode("").ids], default=0)
+    largest = max([*backend.get_vocab().values(), *probe["input_ids"]], default=0)
     if largest >= encoder.config.vocab_size:
         raise CheckpointError(
             f"{where} has token ids up to {largest}, but the encoder knows {encoder.config.vocab_size} (vocab_size "

@@ -26,7 +26,7 @@ LEAST_MEAN_COSINE = 0.99
 _TEXT = (
     "the model reads a sentence and returns one vector; then it rains — don't café naïve Zürich überraschung москва "
     "東京 🙂 “quoted” (parenthesis) 42 3.14159 antidisestablishmentarianism e-mail@example.org HTTP/2 snake_case x² "
-    "0xFF"
+    "0xFF [SEP] </s>"
 )
 _WORDS = _TEXT.split()
 

@@ -127,6 +127,7 @@ def test_other_modules_are_refused_by_name(tmp_path: Path, types: list[str], nam
         ({"chunk_size_feed_forward": 8}, "chunk_size_feed_forward is 8"),
         ({"hidden_act": "xielu"}, "hidden_act is 'xielu'; only 'gelu' or"),
         ({"hidden_act": ["gelu"]}, "hidden_act is"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, more than any encoder has"),
         ({"num_attention_heads": 3}, "hidden_size 8 is not a multiple of num_attention_heads 3"),
     ],
 )

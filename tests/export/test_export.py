@@ -220,7 +220,7 @@ def test_a_folder_that_exists_stays_the_folder_it_is(
     (here / "lost+found").mkdir()  # of a new file system
     monkeypatch.chdir(here)
     (tmp_path / "link").symlink_to(here)
-    for output, force in [(Path("."), False), (Path("."), True), (tmp_path / "link", True)]:
+    for output, force in [(Path(), False), (Path(), True), (tmp_path / "link", True)]:
         said: list[str] = []
         folder = export_model(small, output, force=force, max_tokens=99, report=said.append)
         assert Path.cwd().samefile(here)
@@ -297,7 +297,7 @@ def test_weights_in_every_form_give_the_same_folder(tmp_path: Path, small: Path,
     size = "1MB" if "shards" in form else "1GB"
     encoder = BertModel.from_pretrained(small)
     encoder.save_pretrained(checkpoint, safe_serialization="safetensors" in form, max_shard_size=size)
-    assert len(list(checkpoint.glob("*model-0*"))) == (5 if "shards" in form else 0)
+    assert len(list(checkpoint.glob("*model-0*"))) == (2 if "shards" in form else 0)
     assert export_model(checkpoint, tmp_path / "a").manifest == export_model(small, tmp_path / "b").manifest
 
 
