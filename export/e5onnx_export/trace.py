@@ -40,7 +40,7 @@ def load_encoder(checkpoint: Checkpoint) -> Any:
             output_attentions=False,
         )
     except Exception as error:  # of a damaged file transformers, safetensors and pickle raise nearly any kind
-        raise CheckpointError(f"the weights in {checkpoint.folder} cannot be loaded: {error}") from error
+        raise CheckpointError(f"the weights in {checkpoint.folder} cannot be loaded: {_in_one_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
     if report["missing_keys"]:
@@ -67,7 +67,7 @@ def load_tokenizer(checkpoint: Checkpoint, encoder: Any) -> Any:
         )
         probe = tokenizer("")
     except Exception as error:  # of a damaged file transformers raises nearly any kind, the Rust library no other
-        raise CheckpointError(f"{where} cannot be loaded: {error}") from error
+        raise CheckpointError(f"{where} cannot be loaded: {_in_one_line(error)}") from error
     if not tokenizer.is_fast:
         raise CheckpointError(f"{where} has no form that `tokenizers` can run")
     for setting in ("padding_side", "truncation_side"):
@@ -114,3 +114,7 @@ def trace_encoder(encoder: Any, folder: Path) -> onnx.ModelProto:
     model = onnx.load(path)
     path.unlink()
     return model
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

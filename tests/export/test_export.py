@@ -301,7 +301,7 @@ def test_weights_in_every_form_give_the_same_folder(tmp_path: Path, small: Path,
     assert export_model(checkpoint, tmp_path / "a").manifest == export_model(small, tmp_path / "b").manifest
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "lacking"])
+@pytest.mark.parametrize("damage", ["truncated", "missing", "lacking", "of another size"])
 def test_damaged_weights_are_refused(tmp_path: Path, small: Path, damage: str) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -311,12 +311,16 @@ def test_damaged_weights_are_refused(tmp_path: Path, small: Path, damage: str) -
         os.truncate(weights, weights.stat().st_size // 2)
     elif damage == "missing":
         weights.unlink()
+    elif damage == "of another size":
+        config = json.loads((checkpoint / "config.json").read_text())
+        write_json(checkpoint / "config.json", {**config, "vocab_size": 40_000})
     else:
         tensors = load_file(weights)
         del tensors["encoder.layer.1.output.dense.weight"]
         save_file(tensors, weights, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=str(checkpoint)):
+    with pytest.raises(CheckpointError, match=str(checkpoint)) as error:
         export_model(checkpoint, tmp_path / "out/model")
+    assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 

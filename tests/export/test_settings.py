@@ -152,7 +152,7 @@ def test_what_the_runtime_does_not_do_is_refused(
 
 def test_special_tokens_that_are_to_be_split_are_noticed(tmp_path: Path, checkpoint: Path) -> None:
     change(checkpoint / "tokenizer_config.json", split_special_tokens=True)  # which tokenizer.json cannot say
-    with pytest.raises(ParityError, match="splits .* otherwise than the checkpoint's"):
+    with pytest.raises(ParityError, match=r"splits .* otherwise than the checkpoint's"):
         export_model(checkpoint, tmp_path / "m")
 
 
