@@ -63,6 +63,12 @@ _ENCODER = {
     "quantization_config": (),
     "hidden_act": _ACTIVATIONS,
 }
+_MODEL_FILE = "config_sentence_transformers.json"
+# Of the other names, old releases took one for each kind of encoder, and all releases read them all.
+_TRANSFORMER_FILES = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 # Of sentence-transformers' files every key is known, to be honoured or to change nothing; see JsonObject.require.
 _MODULE: dict[str, Collection[Any]] = {"kwargs": ([],)}
 _TRANSFORMER: dict[str, Collection[Any]] = {
@@ -171,7 +177,7 @@ def read_checkpoint(
     _refuse_adapter(folder)
     config = _read_encoder(folder)
     transformer = _read_transformer(folder)
-    model = JsonObject.read(root, "config_sentence_transformers.json")
+    model = JsonObject.read(root, _MODEL_FILE)
     model.require(_MODEL, _MODEL_READ)
     is_e5 = _E5_NAME.search(name) is not None
     prompts, default_prompt_name = _decide_prompts(model, is_e5, query_prompt, document_prompt)
@@ -239,6 +245,12 @@ def _read_modules(root: Path) -> list[str]:
     """Return the folders of the modules of `modules.json`: Transformer, Pooling and perhaps Normalize."""
     content = read_json(root, "modules.json")
     if content is None:
+        for file in (_MODEL_FILE, *_TRANSFORMER_FILES):
+            if (root / file).exists():
+                raise CheckpointError(
+                    f"{root} has {file}, but not modules.json, without which sentence-transformers ignores it: "
+                    "add the one or remove the other"
+                )
         return []
     if not isinstance(content, list):
         raise CheckpointError(f"modules.json must be a list, not {content!r:.80}")
@@ -302,9 +314,8 @@ def _read_encoder(folder: Path) -> JsonObject:
 
 def _read_transformer(folder: Path) -> JsonObject:
     """Return `sentence_bert_config.json`; an empty object if there is none."""
-    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"):
-        # of the other names, old releases took one for each kind of encoder, and all read them all
-        transformer = JsonObject.read(folder, f"sentence_{kind}_config.json")
+    for file in _TRANSFORMER_FILES:
+        transformer = JsonObject.read(folder, file)
         if transformer.content:
             break
     transformer.require(_TRANSFORMER, (*_TRANSFORMER_READ, *_MODEL_ARGS, *_TOKENIZER_ARGS))

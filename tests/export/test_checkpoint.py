@@ -39,8 +39,9 @@ OLD, NEW = "sentence_transformers.models.", "sentence_transformers.sentence_tran
 
 
 def checkpoint(folder: Path, **files: Any) -> Path:
-    """Write a checkpoint's JSON files, which :data:`FILES` names."""
-    for name, content in {"config": BERT, **files}.items():
+    """Write a checkpoint's JSON files, which :data:`FILES` names; with settings, they are complete."""
+    settings: dict[str, Any] = {"modules": MODULES[:2], "pooling": {"pooling_mode": "mean"}}
+    for name, content in {"config": BERT, **(settings if files.keys() & {"bert", "st"} else {}), **files}.items():
         if content is not None:
             write_json(folder / FILES[name], content)
     return folder
@@ -265,10 +266,18 @@ def test_an_impossible_maximum_is_refused(tmp_path: Path, max_tokens: int) -> No
         read_checkpoint(checkpoint(tmp_path), max_tokens=max_tokens)
 
 
+@pytest.mark.parametrize("file", ["st", "bert"])
+def test_settings_that_sentence_transformers_ignores_are_refused(tmp_path: Path, file: str) -> None:
+    source = checkpoint(tmp_path, **{file: {}}, modules=None)
+    with pytest.raises(CheckpointError, match=rf"has {FILES[file]}, but not modules\.json"):
+        read_checkpoint(source)
+
+
 def test_an_encoder_in_a_folder_of_its_own_is_found(tmp_path: Path) -> None:
     layout = [{**MODULES[0], "path": "0_Transformer"}, *MODULES[1:]]
     checkpoint(tmp_path, config=None, modules=layout, pooling={"pooling_mode": "mean"})
-    checkpoint(tmp_path / "0_Transformer", bert={"max_seq_length": 77})
+    checkpoint(tmp_path / "0_Transformer")
+    write_json(tmp_path / "0_Transformer/sentence_bert_config.json", {"max_seq_length": 77})
     read = read_checkpoint(tmp_path)
     assert read.folder == tmp_path / "0_Transformer"
     assert read.max_tokens.value == 77
