@@ -71,8 +71,8 @@ def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputValueError(
-            f"the export takes about {needed / 1e6:.0f} MB, and the disk of {folder.parent} has {free / 1e6:.0f} MB "
-            "free: no space left; make some, or name another output"
+            f"the export takes about {needed / 1e6:.0f} MB, and the disk of the output has {free / 1e6:.0f} MB free: "
+            "no space left; make some, or name another output"
         )
 
 
