@@ -29,8 +29,10 @@ def make_checkpoint(
 ) -> Path:
     """Write a BERT checkpoint with random weights, of E5-small's shape by default, and the sample's tokenizer.
 
-    Without `modules` it is a plain transformers checkpoint, else it has sentence-transformers' files.
+    Without `modules` and `st_config` it is a plain transformers checkpoint, else it has sentence-transformers' files.
     """
+    if st_config is not None and not modules:  # what sentence-transformers makes of a plain checkpoint
+        modules = ("Transformer", "Pooling")
     import torch
     from transformers import AutoTokenizer, BertConfig, BertModel
 

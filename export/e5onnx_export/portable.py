@@ -47,7 +47,8 @@ Attention (queries, keys, values, mask) => (attended)
     attended = Reshape(attended_4d, together)
 }}
 """
-_GELU = """
+_ACTIVATIONS = {
+    "Gelu": """
 <domain: "{domain}", opset_import: ["" : 18]>
 Gelu (x) => (y)
 {{
@@ -60,7 +61,39 @@ Gelu (x) => (y)
     product = Mul(x, sum)
     y = Mul(product, half)
 }}
-"""
+""",
+    # The paper's approximation by tanh: 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
+    "FastGelu": """
+<domain: "{domain}", opset_import: ["" : 18]>
+FastGelu (x) => (y)
+{{
+    cubic_share = Constant<value = float {{0.044715}}>()
+    root = Constant<value = float {{0.7978845608}}>()
+    one = Constant<value = float {{1.0}}>()
+    half = Constant<value = float {{0.5}}>()
+    square = Mul(x, x)
+    share = Mul(square, cubic_share)
+    factor = Add(share, one)
+    sum = Mul(x, factor)
+    scaled = Mul(sum, root)
+    tangent = Tanh(scaled)
+    weight = Add(tangent, one)
+    product = Mul(x, weight)
+    y = Mul(product, half)
+}}
+""",
+    # The paper's approximation by the logistic function: x sigmoid(1.702 x).
+    "QuickGelu": """
+<domain: "{domain}", opset_import: ["" : 18]>
+QuickGelu (x) => (y)
+{{
+    alpha = Constant<value = float {{1.702}}>()
+    scaled = Mul(x, alpha)
+    weight = Sigmoid(scaled)
+    y = Mul(x, weight)
+}}
+""",
+}
 
 
 def add_portable_graph(
@@ -138,9 +171,13 @@ def in_standard_operators(fused: onnx.ModelProto) -> onnx.ModelProto:
                     domain=_DOMAIN,
                 )
             )
-        elif node.op_type == "Gelu":
+        elif node.op_type in _ACTIVATIONS:
             node.domain = _DOMAIN
-    functions = [_ATTENTION.format(domain=_DOMAIN, heads=heads, scale=repr(scale)), _GELU.format(domain=_DOMAIN)]
+            del node.attribute[:]
+    functions = [
+        _ATTENTION.format(domain=_DOMAIN, heads=heads, scale=repr(scale)),
+        *(function.format(domain=_DOMAIN) for function in _ACTIVATIONS.values()),
+    ]
     fused.functions.extend(map(onnx.parser.parse_function, functions))
     standard = [helper.make_opsetid("", opset.version) for opset in fused.opset_import if not opset.domain]
     del fused.opset_import[:]

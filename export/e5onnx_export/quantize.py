@@ -29,6 +29,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from e5onnx.batching import pad_batch, plan_batches
 
+from .json_file import CheckpointError
+
 Floats = NDArray[np.float32]
 
 SMOOTHING = 0.8
@@ -37,6 +39,8 @@ METHOD = f"static min-max activations, SmoothQuant {SMOOTHING}, least squares, G
 """What the manifest says of how weights and scales were found."""
 _ROWS = 8192
 """Tokens whose activations are kept to fit the weights; ranges are those of all tokens."""
+_LARGEST_ACTIVATION = 1e15
+"""The sum of the squares of all rows is a float32 then."""
 _DAMPING = 0.01
 """Of the mean of the diagonal of the activations' second moments, added to it, as in GPTQ."""
 _BLOCK = 64
@@ -269,6 +273,12 @@ def _collect(
         outputs = session.run(names, {"input_ids": input_ids, "attention_mask": attention_mask})
         for name, output in zip(names, outputs, strict=True):
             rows = output.reshape(-1, output.shape[-1])[is_token]
+            largest = np.abs(rows).max()
+            if not largest < _LARGEST_ACTIVATION:  # so that NaN fails
+                raise CheckpointError(
+                    f"the encoder computes {largest:.0e} at {name}, which int8 cannot express: its weights are "
+                    "damaged, or it needs --precision fp32"
+                )
             kept[name].append(rows[chosen])
             ranges[name].append((rows.min(axis=0), rows.max(axis=0)))
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,15 @@ import onnx
 import torch
 from optimum.exporters.onnx import export
 from optimum.exporters.tasks import TasksManager
-from safetensors import SafetensorError
 from tokenizers import normalizers
 from transformers import AutoTokenizer, BertModel
 from transformers.utils import logging
 
-from .checkpoint import Checkpoint, CheckpointError
+from .checkpoint import Checkpoint
+from .json_file import CheckpointError
 
 OPSET = 18
+_TRACED_TOKENS = 16
 
 
 def load_encoder(checkpoint: Checkpoint) -> Any:
@@ -33,9 +33,14 @@ def load_encoder(checkpoint: Checkpoint) -> Any:
             dtype=torch.float32,
             local_files_only=True,
             output_loading_info=True,
+            # whatever config.json says of them: they change what is returned, not what is computed
+            return_dict=True,
+            torchscript=False,
+            output_hidden_states=False,
+            output_attentions=False,
         )
-    except (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"the weights in {checkpoint.folder} cannot be loaded: {error}") from error
+    except Exception as error:  # of a damaged file transformers, safetensors and pickle raise nearly any kind
+        raise CheckpointError(f"the weights in {checkpoint.folder} cannot be loaded: {_in_one_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
     if report["missing_keys"]:
@@ -43,23 +48,47 @@ def load_encoder(checkpoint: Checkpoint) -> Any:
             f"the weights in {checkpoint.folder} lack {len(report['missing_keys'])} tensors of a BERT encoder, "
             f"{sorted(report['missing_keys'])[0]} among them"
         )
+    for name, tensor in encoder.state_dict().items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"the weights in {checkpoint.folder} are damaged: {name} holds NaN or infinity")
     return encoder.eval()
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """Return the checkpoint's tokenizer, one of the Rust library `tokenizers`, without truncation and padding."""
+def load_tokenizer(checkpoint: Checkpoint, encoder: Any) -> Any:
+    """Return the checkpoint's tokenizer, one of the Rust library `tokenizers`, without truncation and padding.
+
+    Raises:
+        CheckpointError: it is damaged, makes ids that `encoder` does not have, or works as the runtime does not.
+    """
+    where = f"the tokenizer in {checkpoint.folder}"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, use_fast=True, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"the tokenizer in {checkpoint.folder} cannot be loaded: {error}") from error
+        tokenizer = AutoTokenizer.from_pretrained(
+            checkpoint.folder, use_fast=True, local_files_only=True, **checkpoint.tokenizer_args
+        )
+        probe = tokenizer("")
+    except Exception as error:  # of a damaged file transformers raises nearly any kind, the Rust library no other
+        raise CheckpointError(f"{where} cannot be loaded: {_in_one_line(error)}") from error
     if not tokenizer.is_fast:
-        raise CheckpointError(f"the tokenizer in {checkpoint.folder} has no form that `tokenizers` can run")
+        raise CheckpointError(f"{where} has no form that `tokenizers` can run")
+    for setting in ("padding_side", "truncation_side"):
+        if getattr(tokenizer, setting) != "right":
+            raise CheckpointError(f"{where} has {setting} {getattr(tokenizer, setting)!r}; only 'right' is supported")
+    if "attention_mask" not in probe:
+        raise CheckpointError(f"{where} makes no attention_mask (model_input_names), which is not supported")
+    if tokenizer.chat_template:
+        raise CheckpointError(f"{where} has a chat template, which is not supported")
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
     normalizer = backend.normalizer
     if checkpoint.lowercase and (normalizer is None or "A" in normalizer.normalize_str("A")):
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *([normalizer] if normalizer else [])])
+    largest = max([*backend.get_vocab().values(), *probe["input_ids"]], default=0)
+    if largest >= encoder.config.vocab_size:
+        raise CheckpointError(
+            f"{where} has token ids up to {largest}, but the encoder knows {encoder.config.vocab_size} (vocab_size "
+            "in config.json): they do not belong together"
+        )
     tokenizer.model_max_length = checkpoint.max_tokens.value
     return tokenizer
 
@@ -70,6 +99,9 @@ def trace_encoder(encoder: Any, folder: Path) -> onnx.ModelProto:
     Inputs `input_ids`, `attention_mask` and `token_type_ids`, int64 `[batch, sequence]`; output `last_hidden_state`,
     float32 `[batch, sequence, dimension]`.
     """
+    types = encoder.embeddings.token_type_embeddings.weight
+    if len(types) == 1:  # optimum traces with types 0 and 1, and the graph will keep type 0 alone
+        types.data = types.data.repeat(2, 1)
     config = TasksManager.get_exporter_config_constructor(
         "onnx", model=encoder, task="feature-extraction", library_name="transformers"
     )(encoder.config)
@@ -77,7 +109,12 @@ def trace_encoder(encoder: Any, folder: Path) -> onnx.ModelProto:
     with warnings.catch_warnings():
         # TracerWarnings of branches on shapes; the finished graph is compared with the encoder at many shapes.
         warnings.simplefilter("ignore")
-        export(encoder, config, path, opset=OPSET)
+        tokens = min(_TRACED_TOKENS, encoder.config.max_position_embeddings)
+        export(encoder, config, path, opset=OPSET, input_shapes={"batch_size": 2, "sequence_length": tokens})
     model = onnx.load(path)
     path.unlink()
     return model
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -26,7 +26,7 @@ LEAST_MEAN_COSINE = 0.99
 _TEXT = (
     "the model reads a sentence and returns one vector; then it rains — don't café naïve Zürich überraschung москва "
     "東京 🙂 “quoted” (parenthesis) 42 3.14159 antidisestablishmentarianism e-mail@example.org HTTP/2 snake_case x² "
-    "0xFF"
+    "0xFF [SEP] </s>"
 )
 _WORDS = _TEXT.split()
 
@@ -62,21 +62,21 @@ def measure_parity(folder: ModelFolder, graph: GraphRecord, encoder: Any, tokeni
         encoded = tokenizer(text, truncation=True, max_length=manifest.max_tokens, return_tensors="pt")
         if encoded["input_ids"][0].tolist() != ids.tolist():
             raise ParityError(f"the exported tokenizer splits {text[:60]!r} otherwise than the checkpoint's")
-        expected.append(_pool(encoder, encoded, manifest.pooling))
+        expected.append(_pool(encoder, encoded, manifest.pooling)[: manifest.dimension])
     reference = np.stack(expected)
     lengths = np.linalg.norm(reference, axis=1, keepdims=True)
 
     session = _session(folder.path / graph.file, manifest.dimension, graph.precision)
     batches = [[ids] for ids in tokenized], [tokenized]
-    difference, cosine = 0.0, 1.0
+    differences, cosines = [], []
     for output in ("sentence_embedding", "pooled_embedding"):
         for runs in batches:
             vectors = np.concatenate([session.run(*pad_batch(rows), output) for rows in runs])
             if output == "pooled_embedding":
                 vectors = vectors / lengths
-            difference = max(difference, float(np.abs(vectors - reference / lengths).max()))
-            cosines = (vectors * reference).sum(1) / lengths[:, 0] / np.linalg.norm(vectors, axis=1)
-            cosine = min(cosine, float(cosines.min()))
+            differences.append(np.abs(vectors - reference / lengths).max())
+            cosines.append(((vectors * reference).sum(1) / lengths[:, 0] / np.linalg.norm(vectors, axis=1)).min())
+    difference, cosine = float(np.max(differences)), float(np.min(cosines))  # NaN if any is, unlike by max() and min()
     if not difference <= LARGEST_DIFFERENCE[graph.precision]:  # so that NaN fails
         raise ParityError(
             f"{graph.file} differs from the checkpoint by up to {difference:.1e} in a component, "
@@ -94,7 +94,7 @@ def measure_fidelity(
         `mean_cosine` and `min_cosine` over the texts, and `texts`, how many there were.
 
     Raises:
-        ParityError: the mean is below :data:`LEAST_MEAN_COSINE`, unless `any_fidelity`.
+        ParityError: the mean is below :data:`LEAST_MEAN_COSINE`, unless `any_fidelity`; or a vector is NaN.
     """
     vectors = []
     for precision in ("fp32", "int8"):
@@ -106,7 +106,9 @@ def measure_fidelity(
         )
     cosines = np.einsum("ij,ij->i", *vectors)
     mean, smallest = float(cosines.mean()), float(cosines.min())
-    if not (mean >= LEAST_MEAN_COSINE or any_fidelity):  # so that NaN fails
+    if not np.isfinite(cosines).all():
+        raise ParityError("int8 gives vectors with NaN; write fp32 only (--precision fp32)")
+    if not (mean >= LEAST_MEAN_COSINE or any_fidelity):
         raise ParityError(
             f"int8 is too far from fp32: mean cosine {mean:.4f}, at least {LEAST_MEAN_COSINE} is wanted, smallest "
             f"{smallest:.4f}. Calibrate on texts as in use (--calibration), write fp32 only (--precision fp32), or "

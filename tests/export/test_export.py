@@ -21,7 +21,7 @@ from e5onnx import Encoder, InputValueError
 from e5onnx.model_folder import ModelFolder
 from e5onnx_export import export_model as export_both
 from e5onnx_export import validate
-from e5onnx_export.checkpoint import CheckpointError
+from e5onnx_export.json_file import CheckpointError
 from e5onnx_export.validate import ParityError
 from texts import TEXTS
 
@@ -170,6 +170,15 @@ def test_exports_are_the_same_each_time(tmp_path: Path, small: Path) -> None:
     assert first == second
 
 
+def test_the_fp32_fingerprint_does_not_depend_on_what_else_is_exported(tmp_path: Path, small: Path) -> None:
+    alone = export_model(small, tmp_path / "fp32")
+    both = export_both(small, tmp_path / "both", portable=True)
+    assert both.manifest.fingerprint("fp32") == alone.manifest.fingerprint("fp32")
+    assert both.manifest.files == alone.manifest.files
+    tokenizer = json.loads((both.path / "tokenizer.json").read_text())
+    assert (tokenizer["truncation"], tokenizer["padding"]) == (None, None)
+
+
 # Nothing half-done, nothing lost
 
 
@@ -202,6 +211,55 @@ def test_an_empty_folder_and_missing_parents_are_fine(tmp_path: Path, small: Pat
     assert folder.stat().st_mode == (tmp_path / "a").stat().st_mode  # as open to others as any new folder
 
 
+def test_a_folder_that_exists_stays_the_folder_it_is(
+    tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller's current folder is not taken away, nor the target of a symbolic link, nor who may read it."""
+    here = tmp_path / "here"
+    here.mkdir(mode=0o711)
+    (here / "lost+found").mkdir()  # of a new file system
+    monkeypatch.chdir(here)
+    (tmp_path / "link").symlink_to(here)
+    for output, force in [(Path(), False), (Path(), True), (tmp_path / "link", True)]:
+        said: list[str] = []
+        folder = export_model(small, output, force=force, max_tokens=99, report=said.append)
+        assert Path.cwd().samefile(here)
+        assert (tmp_path / "link").is_symlink()
+        assert here.stat().st_mode & 0o777 == 0o711
+        assert sorted(path.name for path in here.iterdir()) == sorted(
+            {"lost+found", "e5onnx.json", "onnx", *(record.file for record in folder.manifest.files)}
+        )
+        assert len(ModelFolder.open(here).verify()) == len(list(folder.manifest.records()))
+
+
+def test_a_failure_while_files_are_replaced_brings_the_old_ones_back(
+    tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "model"
+    export_model(small, output)
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    rename = Path.rename
+    monkeypatch.setattr(
+        Path, "rename", lambda self, to: rename(self, to) if "tokenizer.json" not in str(to) else fail()
+    )
+
+    def fail() -> Path:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_model(small, output, max_tokens=99, force=True)
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_a_checkpoint_within_the_output_is_not_replaced(tmp_path: Path, small: Path) -> None:
+    output = export_model(small, tmp_path / "model").path
+    checkpoint = shutil.copytree(small, output / "checkpoint")
+    for source in (checkpoint, output / "checkpoint/../checkpoint"):
+        with pytest.raises(InputValueError, match="holds the checkpoint"):
+            export_model(source, output, force=True)
+    assert (checkpoint / "model.safetensors").read_bytes() == (small / "model.safetensors").read_bytes()
+
+
 def test_a_graph_that_differs_leaves_nothing_behind(
     tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,7 +288,20 @@ def test_another_tokenizer_is_noticed(tmp_path: Path, small: Path, monkeypatch: 
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "lacking"])
+@pytest.mark.parametrize("form", ["safetensors in shards", "pickled", "pickled in shards"])
+def test_weights_in_every_form_give_the_same_folder(tmp_path: Path, small: Path, form: str) -> None:
+    from transformers import BertModel
+
+    checkpoint = shutil.copytree(small, tmp_path / "small")
+    (checkpoint / "model.safetensors").unlink()
+    size = "1MB" if "shards" in form else "1GB"
+    encoder = BertModel.from_pretrained(small)
+    encoder.save_pretrained(checkpoint, safe_serialization="safetensors" in form, max_shard_size=size)
+    assert len(list(checkpoint.glob("*model-0*"))) == (2 if "shards" in form else 0)
+    assert export_model(checkpoint, tmp_path / "a").manifest == export_model(small, tmp_path / "b").manifest
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "lacking", "of another size"])
 def test_damaged_weights_are_refused(tmp_path: Path, small: Path, damage: str) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -240,12 +311,16 @@ def test_damaged_weights_are_refused(tmp_path: Path, small: Path, damage: str) -
         os.truncate(weights, weights.stat().st_size // 2)
     elif damage == "missing":
         weights.unlink()
+    elif damage == "of another size":
+        config = json.loads((checkpoint / "config.json").read_text())
+        write_json(checkpoint / "config.json", {**config, "vocab_size": 40_000})
     else:
         tensors = load_file(weights)
         del tensors["encoder.layer.1.output.dense.weight"]
         save_file(tensors, weights, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=str(checkpoint)):
+    with pytest.raises(CheckpointError, match=str(checkpoint)) as error:
         export_model(checkpoint, tmp_path / "out/model")
+    assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -38,7 +39,7 @@ def test_a_killed_export_leaves_no_half_folder(checkpoint: Path, tiny_model: Pat
     process = subprocess.Popen(export(checkpoint, output, *options), stdout=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 120
-        while not any(tmp_path.glob(f".model.*.partial/new/{stage}")):
+        while not any(tmp_path.rglob(f".model.*.partial/new/{stage}")):
             assert process.poll() is None
             assert time.monotonic() < until
             time.sleep(0.005)
@@ -50,6 +51,8 @@ def test_a_killed_export_leaves_no_half_folder(checkpoint: Path, tiny_model: Pat
         assert ModelFolder.open(output).manifest == ModelFolder.open(tiny_model).manifest
     else:
         assert not output.exists()
+    subprocess.run(export(checkpoint, output, "--force"), check=True, stdout=subprocess.DEVNULL)  # and goes on
+    assert ModelFolder.open(output).verify()
 
 
 def test_an_export_goes_on_beside_the_remains_of_a_killed_one(checkpoint: Path, tmp_path: Path) -> None:
@@ -59,18 +62,49 @@ def test_an_export_goes_on_beside_the_remains_of_a_killed_one(checkpoint: Path, 
     assert Encoder(tmp_path / "model").encode("text").shape == (48,)
 
 
-@pytest.mark.parametrize("size", ["1m", "6500k"])
-def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint: Path, tmp_path: Path, size: str) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    mount = f'mount -t tmpfs -o size={size} tmpfs "$1"; shift; "$@"; status=$?; ls -A {small} >&2; exit $status'
-    isolated = ["unshare", "--mount", "sh", "-c", mount, "sh", str(small)]
+def mounted(folder: Path, size: str) -> list[str]:
+    """Return the start of a command that runs where a small file system is mounted at `folder`, and lists it then."""
+    folder.mkdir()
+    mount = f'mount -t tmpfs -o size={size} tmpfs "$1"; shift; "$@"; status=$?; ls -A {folder} >&2; exit $status'
+    isolated = ["unshare", "--mount", "sh", "-c", mount, "sh", str(folder)]
     if shutil.which("unshare") is None or subprocess.run([*isolated, "true"], check=False).returncode:
         pytest.skip("no file system can be mounted here")
-    command = [*isolated, *export(checkpoint, small / "model")]
+    return isolated
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [("1m", "the disk of the output has 1 MB free: no space left"), ("6100k", "No space left on device")],
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint: Path, tmp_path: Path, size: str, expected: str) -> None:
+    small = tmp_path / "small"
+    command = [*mounted(small, size), *export(checkpoint, small / "model")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if not line.startswith("e5onnx: warning")]
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("e5onnx: error: ")
-    assert "No space left on device" in lines[0]
+    assert re.search(expected, lines[0])
+    assert ("Tracing" in done.stdout) == ("device" in expected)
+
+
+def test_an_empty_mount_point_is_filled_and_filled_again(checkpoint: Path, tmp_path: Path) -> None:
+    """As a container's volume is: it cannot be renamed, nor can anything be moved to it from outside."""
+    volume = tmp_path / "volume"
+    use = "from e5onnx import Encoder; print(Encoder('.').encode('').shape)"
+    twice = f'"$@" && "$@" --force && cd {volume} && "$0" -c "{use}"'
+    command = [*mounted(volume, "40m"), "sh", "-c", twice, sys.executable, *export(checkpoint, volume)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "e5onnx.json" in done.stderr.splitlines()
+    assert "partial" not in done.stderr
+    assert done.stdout.endswith("(48,)\n")
+
+
+def test_a_read_only_place_is_refused_before_the_work(checkpoint: Path, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    command = ["sh", "-c", f'mount -o remount,ro "{place}"; "$@"', "sh", *export(checkpoint, place / "a/model")]
+    done = subprocess.run([*mounted(place, "40m"), *command], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1
+    assert f"cannot be written: {place} is read-only" in done.stderr
+    assert "Exporting" not in done.stdout

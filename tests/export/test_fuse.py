@@ -40,9 +40,9 @@ def batch() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return ids, mask
 
 
-def reference(checkpoint: Path) -> NDArray[Any]:
-    """Return PyTorch's pooled vectors of :func:`batch`."""
-    ids, mask = map(torch.from_numpy, batch())
+def reference(checkpoint: Path, length: int = 40) -> NDArray[Any]:
+    """Return PyTorch's pooled vectors of :func:`batch`, whose texts are cut to `length`."""
+    ids, mask = (torch.from_numpy(each[:, :length]) for each in batch())
     encoder = BertModel.from_pretrained(checkpoint, add_pooling_layer=False).eval()
     with torch.inference_mode():
         hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -50,14 +50,57 @@ def reference(checkpoint: Path) -> NDArray[Any]:
     return pooled
 
 
-@pytest.mark.parametrize("file", GRAPHS)
-def test_any_mask_gives_the_vectors_of_pytorch(checkpoint: Path, model: Path, file: str) -> None:
-    ids, mask = batch()
-    session = onnxruntime.InferenceSession(model / file)
-    pooled, unit = session.run(["pooled_embedding", "sentence_embedding"], {"input_ids": ids, "attention_mask": mask})
+def assert_graphs_give(model: Path, expected: NDArray[Any], length: int = 40) -> None:
+    """Compare both graphs, run on :func:`batch`, with its pooled vectors."""
+    ids, mask = (each[:, :length] for each in batch())
+    for file in GRAPHS:
+        session = onnxruntime.InferenceSession(model / file)
+        outputs = ["pooled_embedding", "sentence_embedding"]
+        pooled, unit = session.run(outputs, {"input_ids": ids, "attention_mask": mask})
+        np.testing.assert_allclose(pooled, expected, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(unit, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5, rtol=0)
+
+
+def test_any_mask_gives_the_vectors_of_pytorch(checkpoint: Path, model: Path) -> None:
+    assert_graphs_give(model, reference(checkpoint))
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu_pytorch_tanh", "gelu_fast", "quick_gelu", "relu", "silu"])
+def test_other_activations_give_the_vectors_of_pytorch(tmp_path: Path, activation: str) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c", layers=1, hidden_size=48, heads=4, hidden_act=activation)
+    exact = make_checkpoint(tmp_path / "exact", layers=1, hidden_size=48, heads=4)
+    model = export_model(checkpoint, tmp_path / "model", precisions=["fp32"], portable=True).path
     expected = reference(checkpoint)
-    np.testing.assert_allclose(pooled, expected, atol=1e-5, rtol=0)
-    np.testing.assert_allclose(unit, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5, rtol=0)
+    assert np.abs(expected - reference(exact)).max() > 2e-5  # a graph with the exact GELU would fail
+    assert_graphs_give(model, expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "heads"),
+    [
+        ({"type_vocab_size": 1}, 4),
+        ({"type_vocab_size": 5}, 1),
+        ({"max_position_embeddings": 14}, 48),
+    ],
+)
+def test_unusual_sizes_give_the_vectors_of_pytorch(tmp_path: Path, config: dict[str, Any], heads: int) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c", layers=1, hidden_size=48, heads=heads, **config)
+    model = export_model(checkpoint, tmp_path / "model", precisions=["fp32"], portable=True).path
+    length = config.get("max_position_embeddings", 40)
+    assert_graphs_give(model, reference(checkpoint, length), length)
+
+
+@pytest.mark.parametrize("factor", [1e6, 1e12])
+def test_padding_has_no_weight_however_large_the_scores_are(tmp_path: Path, factor: float) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c", layers=1, hidden_size=48, heads=4)
+    encoder = BertModel.from_pretrained(checkpoint).eval()
+    query = encoder.encoder.layer[0].attention.self.query
+    with torch.no_grad():
+        query.weight *= factor
+        query.bias *= factor
+    encoder.save_pretrained(checkpoint)
+    model = export_model(checkpoint, tmp_path / "model", precisions=["fp32"], portable=True).path
+    assert_graphs_give(model, reference(checkpoint))
 
 
 def test_the_fused_graph_holds_no_node_too_many(model: Path) -> None:

@@ -17,7 +17,7 @@ from e5onnx_export.head import build_head
 Pooling = Literal["mean", "cls"]
 DIMENSION = 5
 SESSIONS = {
-    pooling: onnxruntime.InferenceSession(build_head(pooling, DIMENSION).SerializeToString())
+    pooling: onnxruntime.InferenceSession(build_head(pooling, DIMENSION, DIMENSION).SerializeToString())
     for pooling in ("mean", "cls")
 }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from checkpoints import make_checkpoint
+from checkpoints import make_checkpoint, write_json
 from e5onnx import Encoder
 from e5onnx.model_folder import Manifest, ModelFolder
 from hub_stand_in import HubStandIn
@@ -124,6 +124,80 @@ def test_pickled_weights_are_fetched_where_there_are_no_safetensors(
     assert (manifest.checkpoint, manifest.prompts) == ("maker/small", {})
     assert {WEIGHTS, PICKLED} & set(hub.downloaded()) == {WEIGHTS if keep_safetensors else PICKLED}
     assert not set(OTHER_WEIGHTS) & set(hub.downloaded())
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pickled", "safetensors in shards", "pickled in shards"])
+def test_weights_are_fetched_from_the_encoders_own_folder(
+    hub: HubStandIn, tmp_path: Path, small_checkpoint: Path, form: str
+) -> None:
+    """Weights of others, a stray adapter among them, neither hide those of the encoder nor are they fetched."""
+    from transformers import BertModel
+
+    checkpoint = tmp_path / "checkpoint"
+    encoder = shutil.copytree(small_checkpoint, checkpoint / "0_Transformer")
+    (encoder / WEIGHTS).unlink()
+    size = "1MB" if "shards" in form else "1GB"
+    bert = BertModel.from_pretrained(small_checkpoint)
+    bert.save_pretrained(encoder, safe_serialization="safetensors" in form, max_shard_size=size)
+    own = {path.relative_to(checkpoint).as_posix() for path in encoder.glob("*model*") if path.suffix != ".json"}
+    others = ["adapter/adapter_model.safetensors", "adapter/model.safetensors", WEIGHTS, PICKLED]
+    for file in others:
+        (checkpoint / file).parent.mkdir(exist_ok=True)
+        (checkpoint / file).write_text("nobody should read this")
+    write_json(checkpoint / "adapter/adapter_config.json", {"peft_type": "LORA"})
+    kinds = {"0_Transformer": "Transformer", "1_Pooling": "Pooling"}
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds.items())
+    ]
+    write_json(checkpoint / "modules.json", modules)
+    write_json(checkpoint / "1_Pooling/config.json", {"word_embedding_dimension": 48, "pooling_mode_mean_tokens": True})
+    hub.add("maker/small", checkpoint)
+    exported(export(hub, tmp_path, "maker/small", "model"), tmp_path / "model")
+    fetched = {file for file in hub.downloaded() if not file.endswith((".json", ".txt"))}
+    assert fetched == own
+    assert len(fetched) == (2 if "shards" in form else 1)
+    local = tmp_path / "local"
+    exported(export(hub, tmp_path, str(checkpoint), str(local)), local)
+    assert ModelFolder.open(local).manifest.graphs == ModelFolder.open(tmp_path / "model").manifest.graphs
+
+
+def test_a_stray_adapter_does_not_hide_the_weights(hub: HubStandIn, tmp_path: Path, small_checkpoint: Path) -> None:
+    checkpoint = with_other_files(small_checkpoint, tmp_path / "checkpoint")
+    pickle_weights(checkpoint, keep_safetensors=False)
+    for file in ("lora/adapter_model.safetensors", "lora/model.safetensors", "adapter_model.safetensors"):
+        (checkpoint / file).parent.mkdir(exist_ok=True)
+        (checkpoint / file).write_text("nobody should read this")
+    hub.add("maker/small", checkpoint)
+    exported(export(hub, tmp_path, "maker/small", "model"), tmp_path / "model")
+    assert PICKLED in hub.downloaded()
+    assert not [file for file in hub.downloaded() if file.endswith(".safetensors")]
+
+
+def test_no_weights_are_fetched_of_what_is_refused(hub: HubStandIn, tmp_path: Path, small_checkpoint: Path) -> None:
+    checkpoint = shutil.copytree(small_checkpoint, tmp_path / "checkpoint")
+    write_json(checkpoint / "adapter_config.json", {"peft_type": "LORA"})
+    hub.add("maker/small", checkpoint)
+    done = export(hub, tmp_path, "maker/small", "model")
+    assert done.returncode == 1
+    assert "adapter_config.json" in done.stderr
+    assert "config.json" in hub.downloaded()
+    assert WEIGHTS not in hub.downloaded()
+
+
+def test_a_mistyped_folder_is_not_asked_for_at_the_hub(hub: HubStandIn, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints/small").mkdir(parents=True)
+    done = export(hub, tmp_path, "checkpoints/smal", "model")
+    assert done.returncode == 1
+    assert "checkpoints/ holds: small" in done.stderr
+    assert hub.requests == []
+
+
+def test_a_revision_of_a_folder_is_refused(hub: HubStandIn, tmp_path: Path, small_checkpoint: Path) -> None:
+    for checkpoint in (str(small_checkpoint), "sample"):
+        done = export(hub, tmp_path, checkpoint, "model", "--revision", "v1")
+        assert done.returncode == 1
+        assert "has no revision 'v1'" in done.stderr
 
 
 @pytest.mark.parametrize(
