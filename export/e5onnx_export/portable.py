@@ -127,7 +127,7 @@ def add_portable_graph(
     folder.verify()
     report("Writing the fp32 graph in standard ONNX operators")
     with written_whole(folder.path / PORTABLE_GRAPH) as path, folder.graph("fp32") as fused:
-        onnx.save(in_standard_operators(onnx.load(fused)), path)
+        onnx.save(in_standard_operators(onnx.load(fused.path)), path)
         parity = compare_with_fp32(folder, path)
     report(f"  {PORTABLE_GRAPH}: largest difference to fp32 {parity['max_abs_difference']:.1e}")
     record = replace(graph_record(folder.path, PORTABLE_GRAPH, "fp32"), parity=parity)

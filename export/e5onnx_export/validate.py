@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from e5onnx.batching import pad_batch, plan_batches
 from e5onnx.cpu import default_threads
 from e5onnx.errors import E5OnnxError
-from e5onnx.model_folder import GraphRecord, ModelFolder
+from e5onnx.model_folder import GraphRecord, ModelFolder, OpenedGraph
 from e5onnx.session import OnnxRuntimeEngine, Session
 from e5onnx.tokenizer import Tokenizer
 
@@ -99,7 +99,7 @@ def measure_fidelity(
     vectors = []
     for precision in ("fp32", "int8"):
         with folder.graph(precision) as graph:
-            session = _session(graph, folder.manifest.dimension, precision)
+            session = _session(graph.path, folder.manifest.dimension, precision)
         batches = plan_batches([len(ids) for ids in token_ids])
         vectors.append(
             np.concatenate([session.run(*pad_batch([token_ids[text] for text in rows])) for rows in batches])
@@ -130,7 +130,7 @@ def compare_with_fp32(folder: ModelFolder, portable: Path) -> dict[str, float]:
     tokenizer = Tokenizer(folder)
     batch = pad_batch([text.ids for text in tokenizer.tokenize(texts_of_all_lengths(tokenizer))])
     with folder.graph("fp32") as fused:
-        paths = (fused, portable)
+        paths = (fused.path, portable)
         fp32, other = (_session(path, folder.manifest.dimension, "fp32").run(*batch) for path in paths)
     difference = float(np.abs(fp32 - other).max())
     if not difference <= LARGEST_DIFFERENCE["fp32"]:  # so that NaN fails
@@ -155,7 +155,7 @@ def texts_of_all_lengths(tokenizer: Tokenizer) -> list[str]:
 
 def _session(path: Path, dimension: int, precision: str) -> Session:
     load = partial(OnnxRuntimeEngine, threads=default_threads(), precision=precision)
-    return Session(path, dimension=dimension, load=load)
+    return Session(OpenedGraph(path, lambda: None), dimension=dimension, load=load)
 
 
 def _pool(encoder: Any, encoded: Any, pooling: str) -> NDArray[np.float32]:

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from .batching import pad_batch, plan_batches
 from .cpu import check_threads, default_threads, whole_number
 from .errors import (
+    InferenceError,
     InputTypeError,
     InputValueError,
     MissingDependencyError,
@@ -101,7 +102,7 @@ class Encoder:
         with opened() as graph:
             self.tokenizer = Tokenizer(folder)
             self._session = Session(
-                graph, dimension=folder.manifest.dimension, load=partial(load, threads=self.threads), opened=opened
+                graph, dimension=folder.manifest.dimension, load=partial(load, threads=self.threads), reopened=opened
             )
         self.precision = self._session.precision
         self._pickled = (os.fspath(folder.path), precision, provider, threads, compile_cache, self.fingerprint)
@@ -358,7 +359,10 @@ class Encoder:
         """Fill `embeddings` with the vectors of texts."""
         for rows in plan_batches([len(text.ids) for text in tokenized], max_texts=batch_size):
             input_ids, attention_mask = pad_batch([tokenized[row].ids for row in rows])
-            embeddings[rows] = self._session.run(input_ids, attention_mask, output)
+            vectors = self._session.run(input_ids, attention_mask, output)
+            if not np.isfinite(vectors).all():
+                raise InferenceError(f"the model gives NaN or infinity for token ids of shape {input_ids.shape}")
+            embeddings[rows] = vectors
             advance(len(rows))
 
     def _output(self, normalize: bool | None) -> Output:

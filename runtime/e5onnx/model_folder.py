@@ -16,11 +16,12 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import InputTypeError, InputValueError, ModelFolderError, ModelNotFoundError
 
@@ -240,30 +241,30 @@ class ModelFolder:
         raise ModelFolderError(f"{self.path / MANIFEST} does not list {name}. {_REPAIR}")
 
     @contextmanager
-    def graph(self, precision: str | None, provider: str = "cpu") -> Iterator[Path]:
-        """Yield the path of :meth:`Manifest.graph`, compared before, and compare its weights while the caller loads it.
+    def graph(self, precision: str | None, provider: str = "cpu") -> Iterator[OpenedGraph]:
+        """Yield :meth:`Manifest.graph`, compared before, and compare its weights while the caller loads it.
 
         Hashing the weights takes about as long as loading them, and a thread of its own hides that.
         """
         record = self.manifest.graph(precision, provider)
         path = self.check(record)
-        weights = record.weights
-        if weights is None:
-            yield path
+        if record.weights is None:
+            yield OpenedGraph(path, lambda: None)
             return
-        self._check_size(weights)
+        weights = MappedFile(self._check_size(record.weights), record.weights.sha256)
         failures: list[BaseException] = []
 
         def compare() -> None:
             try:
-                self.check(weights)
+                weights.check()
             except BaseException as error:  # noqa: BLE001 - it is raised below
                 failures.append(error)
 
         thread = threading.Thread(target=compare)
         thread.start()
         try:
-            yield path
+            yield OpenedGraph(path, weights.check)
+            weights.check_in_place()
         finally:
             thread.join()
             if failures:  # the reason for whatever the caller met
@@ -281,10 +282,7 @@ class ModelFolder:
             found = _sha256(path)
         except OSError as error:
             raise _unreadable(path, error) from error
-        if found != record.sha256:
-            raise ModelFolderError(
-                f"{path} was changed after the export: its SHA-256 is {found}, expected {record.sha256}. {_REPAIR}"
-            )
+        _compare(path, found, record.sha256)
         return path
 
     def _check_size(self, record: FileRecord) -> Path:
@@ -314,6 +312,57 @@ class ModelFolder:
         for record in records:
             self.check(record)
         return records
+
+
+class OpenedGraph(NamedTuple):
+    """A graph to load: its path, and what raises an error if the weights were overwritten since they were compared."""
+
+    path: Path
+    check: Callable[[], None]
+
+
+class MappedFile:
+    """A file that stays mapped into memory while it is in use: what is written into it would change vectors."""
+
+    def __init__(self, path: Path, sha256: str) -> None:
+        """Open a file, whose content is to have this SHA-256; it is closed with the last reference to this object."""
+        self._path = path
+        self._sha256 = sha256
+        self._compared: tuple[int, int] | None = None
+        self._lock = threading.Lock()
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def check(self) -> None:
+        """Compare the content, unless it was compared and nothing was written into the file since.
+
+        Raises:
+            ModelFolderError: it differs.
+        """
+        status = os.fstat(self._descriptor)
+        state = status.st_size, status.st_mtime_ns
+        if state == self._compared:
+            return
+        with self._lock:
+            try:
+                os.lseek(self._descriptor, 0, os.SEEK_SET)
+                found = _sha256(self._descriptor)
+            except OSError as error:
+                raise _unreadable(self._path, error) from error
+            _compare(self._path, found, self._sha256)
+            self._compared = state
+
+    def check_in_place(self) -> None:
+        """Raise :class:`ModelFolderError` if another file has taken the place of this one, and may have been loaded."""
+        try:
+            is_same = os.path.samestat(os.fstat(self._descriptor), self._path.stat())
+        except OSError as error:
+            raise _unreadable(self._path, error) from error
+        if not is_same:
+            raise ModelFolderError(f"{self._path} was replaced while it was loaded: load the model again")
 
 
 def open_model(
@@ -464,13 +513,21 @@ def _no_manifest(folder: Path) -> str:
     return f"{folder} is not an e5onnx model folder: {MANIFEST} is missing. Make one with: e5onnx export"
 
 
-def _sha256(path: Path) -> str:
+def _sha256(file: Path | int) -> str:
+    """Return the SHA-256 of a file, or of what is left of one that is open."""
     digest = hashlib.sha256()
     block = memoryview(bytearray(1 << 18))  # stays in the cache
-    with path.open("rb", buffering=0) as stream:
+    with open(file, "rb", buffering=0, closefd=isinstance(file, Path)) as stream:
         while size := stream.readinto(block):
             digest.update(block[:size])
     return digest.hexdigest()
+
+
+def _compare(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise ModelFolderError(
+            f"{path} was changed after the export: its SHA-256 is {found}, expected {expected}. {_REPAIR}"
+        )
 
 
 def _digest(content: Any) -> str:

@@ -21,6 +21,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from .cpu import processors_for_threads
 from .errors import InferenceError, ModelFolderError
+from .model_folder import OpenedGraph
 
 Output = Literal["sentence_embedding", "pooled_embedding"]
 
@@ -53,29 +54,29 @@ class Session:
 
     def __init__(
         self,
-        path: Path,
+        graph: OpenedGraph,
         *,
         dimension: int,
         load: Callable[[Path], Engine],
-        opened: Callable[[], AbstractContextManager[object]] = nullcontext,
+        reopened: Callable[[], AbstractContextManager[OpenedGraph]] | None = None,
     ) -> None:
-        """Load the graph at `path` into an engine and check its inputs and outputs.
+        """Load a graph into an engine and check its inputs and outputs.
 
         Args:
-            path: the graph.
+            graph: the graph.
             dimension: that its vectors must have.
             load: loads a graph into an engine.
-            opened: a context in which the graph is loaded again after a fork, to check that its files are the same.
+            reopened: opens the graph again after a fork, and checks that its files are the same.
 
         Raises:
             ModelFolderError: the file is no ONNX graph, or not one with the inputs and outputs of a model folder.
         """
-        self._path = path
+        self._graph = graph
         self._dimension = dimension
         self._load = load
-        self._opened = opened
+        self._reopened = reopened or (lambda: nullcontext(graph))
         self._lock = threading.Lock()
-        self._engine: Engine | None = self._loaded()
+        self._engine: Engine | None = self._loaded(graph)
         self.precision = self._engine.precision
         _sessions.add(self)
 
@@ -86,17 +87,20 @@ class Session:
 
         Raises:
             InferenceError: the engine failed, for instance for lack of memory.
-            ModelFolderError: this is the first run after a fork, and a file of the model has changed.
+            ModelFolderError: the weights were overwritten, or this is the first run after a fork, and a file of the
+                model has changed.
         """
         engine = self._engine or self._reload()
-        return engine.run(input_ids, attention_mask, output)
+        result = engine.run(input_ids, attention_mask, output)
+        self._graph.check()  # afterwards, so that it holds for all of the run
+        return result
 
-    def _loaded(self) -> Engine:
-        engine = self._load(self._path)
+    def _loaded(self, graph: OpenedGraph) -> Engine:
+        engine = self._load(graph.path)
         vectors = ("tensor(float)", ["any", self._dimension])
         if engine.inputs != _INPUTS or engine.outputs != dict.fromkeys(_OUTPUTS, vectors):
             raise ModelFolderError(
-                f"{self._path} is not a graph of an e5onnx model folder: it has inputs {engine.inputs} and outputs "
+                f"{graph.path} is not a graph of an e5onnx model folder: it has inputs {engine.inputs} and outputs "
                 f"{engine.outputs}, expected inputs {_INPUTS} and outputs {dict.fromkeys(_OUTPUTS, vectors)}"
             )
         return engine
@@ -104,9 +108,9 @@ class Session:
     def _reload(self) -> Engine:
         with self._lock:
             if self._engine is None:
-                with self._opened():
-                    engine = self._loaded()
-                self._engine = engine  # only now: the context may raise at its end
+                with self._reopened() as graph:
+                    engine = self._loaded(graph)
+                self._graph, self._engine = graph, engine  # only now: the context may raise at its end
             return self._engine
 
     def _after_fork(self) -> None:

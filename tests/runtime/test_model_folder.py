@@ -11,12 +11,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e5onnx import Encoder, InputValueError, ModelFolderError, ModelNotFoundError, Tokenizer, model_folder
-from e5onnx.model_folder import MANIFEST, FileRecord, GraphRecord, Manifest, ModelFolder
+from e5onnx import (
+    Encoder,
+    InferenceError,
+    InputValueError,
+    ModelFolderError,
+    ModelNotFoundError,
+    Tokenizer,
+    model_folder,
+)
+from e5onnx.model_folder import MANIFEST, FileRecord, GraphRecord, Manifest, ModelFolder, OpenedGraph
 from e5onnx.session import OnnxRuntimeEngine, Session
 
 PATH = Path("models/some/e5onnx.json")
@@ -437,10 +446,10 @@ def test_a_removed_file_is_named_with_its_size(copied_model: Path, name: str) ->
 def test_a_failure_while_the_weights_are_hashed_is_not_lost(
     copied_model: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    def fail(path: Path) -> str:
-        if path == copied_model / WEIGHTS:
+    def fail(file: Path | int) -> str:
+        if isinstance(file, int):  # the weights are open already
             raise error
-        return sha256(path)
+        return sha256(file)
 
     sha256 = model_folder._sha256
     monkeypatch.setattr(model_folder, "_sha256", fail)
@@ -448,6 +457,62 @@ def test_a_failure_while_the_weights_are_hashed_is_not_lost(
         Encoder(copied_model)
     if isinstance(error, OSError):
         assert f"{WEIGHTS} cannot be read: Input/output error" in str(raised.value)
+
+
+def test_weights_that_are_overwritten_in_place_are_noticed(copied_model: Path) -> None:
+    """An engine maps them into memory, so that what is written into the file changes its vectors."""
+    encoder = Encoder(copied_model)
+    expected = encoder.encode("text")
+    path = copied_model / WEIGHTS
+    content = path.read_bytes()
+    for damaged in (content[::-1], content[:-1] + bytes([content[-1] ^ 1])):
+        path.write_bytes(damaged)
+        with pytest.raises(ModelFolderError, match=f"{path} was changed after the export"):
+            encoder.encode("text")
+        path.write_bytes(content)
+        np.testing.assert_array_equal(encoder.encode("text"), expected)
+    path.touch()
+    np.testing.assert_array_equal(encoder.encode("text"), expected)
+
+
+def test_a_model_may_be_replaced_or_removed_while_it_is_in_use(copied_model: Path, sample_model: Path) -> None:
+    encoder = Encoder(copied_model)
+    expected = encoder.encode("text")
+    other = copied_model.parent / "other"
+    shutil.copytree(sample_model, other)
+    for name in (GRAPH, WEIGHTS, MANIFEST):
+        (other / name).replace(copied_model / name)
+        np.testing.assert_array_equal(encoder.encode("text"), expected)
+    shutil.rmtree(other)
+    shutil.rmtree(copied_model)
+    np.testing.assert_array_equal(encoder.encode("text"), expected)
+    copied_model.mkdir()  # for the fixture
+
+
+def test_weights_that_are_replaced_while_they_are_loaded_are_noticed(copied_model: Path) -> None:
+    copy = copied_model / "copy"
+    shutil.copyfile(copied_model / WEIGHTS, copy)
+    with (
+        pytest.raises(ModelFolderError, match=f"{WEIGHTS} was replaced while it was loaded: load the model again"),
+        ModelFolder.open(copied_model).graph("fp32"),
+    ):
+        copy.replace(copied_model / WEIGHTS)
+
+
+def test_vectors_are_never_nan(copied_model: Path) -> None:
+    """As of weights that were NaN when the manifest was made."""
+    path = copied_model / WEIGHTS
+    weights = np.frombuffer(path.read_bytes(), np.float32).copy()
+    weights[-100:] = np.nan
+    path.write_bytes(weights.tobytes())
+    found = FileRecord.of(copied_model, WEIGHTS)
+    manifest = ModelFolder.open(copied_model).manifest
+    graphs = tuple(replace(graph, weights=found) for graph in manifest.graphs)
+    (copied_model / MANIFEST).write_text(replace(manifest, graphs=graphs).to_json())
+    encoder = Encoder(copied_model)
+    for encode in (encoder.encode, lambda text: encoder.encode_tokenized(encoder.tokenizer.tokenize([text]))):
+        with pytest.raises(InferenceError, match=r"NaN or infinity for token ids of shape \(1, 3\)"):
+            encode("text")
 
 
 def test_a_folder_has_no_revisions(tiny_model: Path) -> None:
@@ -610,7 +675,11 @@ def test_a_graph_of_another_contract_is_refused(copied_model: Path, graph: bytes
 
 def test_a_dimension_other_than_the_graph_has_is_refused(tiny_model: Path) -> None:
     with pytest.raises(ModelFolderError, match=r"expected .*\['any', 384\]"):
-        Session(tiny_model / GRAPH, dimension=384, load=partial(OnnxRuntimeEngine, threads=1, precision="fp32"))
+        Session(
+            OpenedGraph(tiny_model / GRAPH, lambda: None),
+            dimension=384,
+            load=partial(OnnxRuntimeEngine, threads=1, precision="fp32"),
+        )
 
 
 @pytest.mark.parametrize("damage", ["garbage", "zeros", "nothing", "half", "tokenizer.json"])
