@@ -417,7 +417,7 @@ def test_an_error_is_an_error_even_if_nobody_reads_the_output(sample_model: Path
     os.close(writing)
     assert done.returncode == 1
     assert done.stderr.count(b"\n") == 1
-    assert b"line 2, is not valid UTF-8" in done.stderr
+    assert b"standard input, row 2: it is not valid UTF-8" in done.stderr
 
 
 # similarity
