@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,15 @@ def test_nothing_heavy_is_imported_and_nothing_printed(sample_model: Path) -> No
 
 @pytest.mark.parametrize(("given", "seen"), [(None, "1"), ("0", "0")])
 @pytest.mark.parametrize(
-    "imports", ["from e5onnx import Encoder", "import e5onnx, onnxruntime", "import e5onnx_export.fuse"]
+    "imports",
+    [
+        "from e5onnx import Encoder",
+        "import e5onnx, onnxruntime",
+        pytest.param(
+            "import e5onnx_export.fuse",
+            marks=pytest.mark.skipif(find_spec("onnx") is None, reason="the extra export is not installed"),
+        ),
+    ],
 )
 def test_telemetry_is_off_before_onnxruntime_is_imported(given: str | None, seen: str, imports: str) -> None:
     code = """
