@@ -120,7 +120,8 @@ class Tokenizer:
             >>> Tokenizer("models/sample").prompted("apple", "a")
             'aapple'
         """
-        return text if prompt in self._skipped and text.startswith(prompt) else prompt + text
+        skip = prompt in self._skipped and str.startswith(text, prompt)
+        return str.__add__("" if skip else prompt, text)  # a str, where the class of the text adds in another way
 
     def tokenize(self, texts: Iterable[str], prompt: str = "", *, start: int = 0) -> list[TokenizedText]:
         """Return the token ids of each text with `prompt` before it; see :meth:`prompted`.
@@ -133,12 +134,15 @@ class Tokenizer:
             start: position of the first text, for messages.
 
         Raises:
+            InputTypeError: a text is not a str; the message names its position.
+            InputValueError: a text is not valid Unicode.
             TextTooLongError: a text has a stretch of a million characters without a space; the message names its
                 position.
             ModelFolderError: the tokenizer is damaged.
         """
         tokenized = []
-        for position, text in enumerate(texts, start):
+        for position, text in enumerate(_several(texts), start):
+            check_texts([text], position)
             try:
                 tokenized.append(self._tokenize(self.prompted(text, prompt)))
             except TextTooLongError as error:
@@ -153,7 +157,8 @@ class Tokenizer:
             ['[CLS]', 'an', 'em', '##bed', '##ding', '[SEP]']
         """
         described = []
-        for text in texts:
+        for position, text in enumerate(_several(texts)):
+            check_texts([text], position)
             for piece in self._beginnings(self.prompted(text, prompt)):
                 with self._explained(piece):
                     # the batch method releases the interpreter lock
@@ -250,13 +255,11 @@ class Tokenizer:
         """
         prefix = self.prompt_for(prompt, prompt_name)
         if isinstance(inputs, str):
-            check_texts([inputs])
             return self.tokenize([inputs], prefix)[0].tokens
-        counts = []
-        for position, text in enumerate(iterate_texts(inputs)):
-            check_texts([text], start=position)
-            counts.append(self.tokenize([text], prefix, start=position)[0].tokens)
-        return counts
+        return [
+            self.tokenize([text], prefix, start=position)[0].tokens
+            for position, text in enumerate(iterate_texts(inputs))
+        ]
 
 
 @contextmanager
@@ -283,6 +286,12 @@ def iterate_texts(inputs: Iterable[str]) -> Iterable[str]:
     return inputs
 
 
+def _several(texts: Iterable[str]) -> Iterable[str]:
+    if isinstance(texts, str):
+        raise InputTypeError("expected an iterable of str, got one str: put it into a list")
+    return iterate_texts(texts)
+
+
 def check_texts(texts: Iterable[str], start: int = 0) -> None:
     """Raise an error that names the position of the first text that is no str or has no UTF-8 form."""
     for position, text in enumerate(texts, start):
@@ -294,7 +303,7 @@ def check_texts(texts: Iterable[str], start: int = 0) -> None:
 def check_encodable(text: str, what: str) -> None:
     """Raise :class:`InputValueError` if `text` holds a lone surrogate, which no encoding of Unicode can express."""
     try:
-        text.encode()
+        str.encode(text)
     except UnicodeEncodeError as error:
         raise InputValueError(
             f"{what} holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, "
