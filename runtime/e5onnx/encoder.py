@@ -97,11 +97,16 @@ class Encoder:
         self.manifest: Manifest = folder.manifest
         self.provider: Provider = provider
         self.threads: int = threads or default_threads()
+        weights = folder.manifest.graph(given, provider).weights
         opened = partial(folder.graph, given, provider)
         with opened() as graph:
             self.tokenizer = Tokenizer(folder)
             self._session = Session(
-                graph, dimension=folder.manifest.dimension, load=partial(load, threads=self.threads), opened=opened
+                graph,
+                dimension=folder.manifest.dimension,
+                load=partial(load, threads=self.threads),
+                weights=None if weights is None else folder.path / weights.file,
+                opened=opened,
             )
         self.precision = self._session.precision
         self._pickled = (os.fspath(folder.path), precision, provider, threads, compile_cache, self.fingerprint)

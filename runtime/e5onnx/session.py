@@ -57,6 +57,7 @@ class Session:
         *,
         dimension: int,
         load: Callable[[Path], Engine],
+        weights: Path | None = None,
         opened: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         """Load the graph at `path` into an engine and check its inputs and outputs.
@@ -65,7 +66,9 @@ class Session:
             path: the graph.
             dimension: that its vectors must have.
             load: loads a graph into an engine.
-            opened: a context in which the graph is loaded again after a fork, to check that its files are the same.
+            weights: the file that the engine maps into memory, so that it runs whatever is written to it later.
+            opened: a context that checks that the files are those of the model: around the graph being loaded again
+                after a fork, and when the weights were written to.
 
         Raises:
             ModelFolderError: the file is no ONNX graph, or not one with the inputs and outputs of a model folder.
@@ -73,6 +76,7 @@ class Session:
         self._path = path
         self._dimension = dimension
         self._load = load
+        self._weights = weights
         self._opened = opened
         self._lock = threading.Lock()
         self._engine: Engine | None = self._loaded()
@@ -85,13 +89,33 @@ class Session:
         """Return the embeddings `[batch, dimension]` of token ids `[batch, sequence]`.
 
         Raises:
-            InferenceError: the engine failed, for instance for lack of memory.
-            ModelFolderError: this is the first run after a fork, and a file of the model has changed.
+            InferenceError: the engine failed, for instance for lack of memory, or the vectors are not finite.
+            ModelFolderError: the weights in use have changed; or a file has, and this is the first run after a fork.
         """
         engine = self._engine or self._reload()
-        return engine.run(input_ids, attention_mask, output)
+        embeddings = engine.run(input_ids, attention_mask, output)
+        written = self._written()
+        if written != self._known_written:
+            with self._opened():
+                pass
+            self._known_written = written  # only now: the context raises at its end
+        if not np.isfinite(embeddings).all():
+            raise InferenceError(f"{self._path} gives NaN or infinity for token ids of shape {input_ids.shape}")
+        return embeddings
+
+    def _written(self) -> tuple[int, int] | None:
+        """Return what changes when the weights in use are written to, but not when another file takes their name."""
+        if self._descriptor is None:
+            return None
+        status = os.fstat(self._descriptor)
+        return status.st_size, status.st_mtime_ns
 
     def _loaded(self) -> Engine:
+        self._descriptor: int | None = None
+        if self._weights is not None:
+            self._descriptor = os.open(self._weights, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._descriptor)
+        self._known_written = self._written()
         engine = self._load(self._path)
         vectors = ("tensor(float)", ["any", self._dimension])
         if engine.inputs != _INPUTS or engine.outputs != dict.fromkeys(_OUTPUTS, vectors):

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -74,6 +73,7 @@ class Tokenizer:
             self._tokenizer.no_padding()
             self._special_tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False)
             self._tokenizer.enable_truncation(self.max_tokens)
+        self._for_long_texts: tuple[tokenizers.Tokenizer, Divider] | None = None
         self._skipped = tuple(prompt for prompt in self.prompts.values() if prompt.endswith(": "))
 
     def prompt_for(self, prompt: str | None, prompt_name: str | None, role: Sequence[str] = ()) -> str:
@@ -187,7 +187,7 @@ class Tokenizer:
 
     def _tokenize_in_pieces(self, text: str) -> TokenizedText:
         """Keep as many pieces as the model takes, and count the tokens of all."""
-        untruncated, divider = self._for_long_texts
+        untruncated, divider = self._long_texts()
         kept: list[tokenizers.Encoding] = []
         tokens = 0
         for piece in divider.pieces(text):
@@ -210,19 +210,23 @@ class Tokenizer:
         """Yield ever longer beginnings of a text, at the end all of it."""
         if len(text) > PIECE_CHARACTERS:
             end = 0
-            for piece in self._for_long_texts[1].pieces(text):
+            for piece in self._long_texts()[1].pieces(text):
                 end += len(piece)
                 yield text[:end]
         else:
             yield text
 
-    @cached_property
-    def _for_long_texts(self) -> tuple[tokenizers.Tokenizer, Divider]:
-        """The same tokenizer without truncation, and what divides texts for it; made for the first long text."""
-        description = self._tokenizer.to_str()
-        untruncated = tokenizers.Tokenizer.from_str(description)
-        untruncated.no_truncation()
-        return untruncated, Divider(description)
+    def _long_texts(self) -> tuple[tokenizers.Tokenizer, Divider]:
+        """Return the same tokenizer without truncation, and what divides texts for it; made for the first long text.
+
+        No lock, as Python's cached_property had one before 3.12: a child forked meanwhile would wait for it for ever.
+        """
+        if self._for_long_texts is None:
+            description = self._tokenizer.to_str()
+            untruncated = tokenizers.Tokenizer.from_str(description)
+            untruncated.no_truncation()
+            self._for_long_texts = untruncated, Divider(description)
+        return self._for_long_texts
 
     @contextmanager
     def _explained(self, text: str) -> Iterator[None]:
