@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -34,6 +33,8 @@ Embeddings = NDArray[np.float32]
 
 _WINDOW = 1024
 """Texts that are read and tokenised before the model runs on them: enough to sort, few enough to hold in memory."""
+_WINDOW_CHARACTERS = 2**24
+"""Characters that are read at most, save those of the last text, in case the texts are long."""
 
 
 class Encoder:
@@ -280,10 +281,10 @@ class Encoder:
         if first.shape[1] != second.shape[1]:
             raise InputValueError(f"cannot compare arrays of shapes {first.shape} and {second.shape}")
         if self.manifest.similarity_fn_name == "dot":
-            scores: Embeddings = (first @ second.T).astype(np.float32)
+            scores = first @ second.T
         else:
             scores = np.clip(_unit_length(first) @ _unit_length(second).T, -1, 1)
-        return scores
+        return scores.astype(np.float32, copy=False)
 
     @overload
     def count_tokens(  # type: ignore[overload-overlap]  # a str is an iterable of str, and comes first
@@ -457,8 +458,15 @@ class _Truncation:
 
 
 def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
-    iterator = iter(texts)
-    while window := list(islice(iterator, _WINDOW)):
+    window: list[str] = []
+    characters = 0
+    for text in texts:
+        window.append(text)
+        characters += len(text) if isinstance(text, str) else 0  # what is not is refused later
+        if len(window) == _WINDOW or characters > _WINDOW_CHARACTERS:
+            yield window
+            window, characters = [], 0
+    if window:
         yield window
 
 
@@ -497,7 +505,8 @@ def _vectors(name: str, given: ArrayLike) -> NDArray[np.floating[Any]]:
 def _unit_length(vectors: NDArray[np.floating[Any]]) -> Embeddings:
     largest = np.abs(vectors).max(axis=1, initial=0, keepdims=True)  # squares of what is far from 1 are 0 or infinite
     scaled = (vectors / np.where(largest == 0, 1, largest)).astype(np.float64)
-    return (scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1)).astype(np.float32)
+    unit: Embeddings = (scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1)).astype(np.float32)
+    return unit
 
 
 def _unpickle(

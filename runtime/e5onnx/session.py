@@ -79,6 +79,8 @@ class Session:
         self._weights = weights
         self._opened = opened
         self._lock = threading.Lock()
+        self._descriptor: int | None = None
+        self._known_written: tuple[int, int] | None = None
         self._engine: Engine | None = self._loaded()
         self.precision = self._engine.precision
         _sessions.add(self)
@@ -111,7 +113,6 @@ class Session:
         return status.st_size, status.st_mtime_ns
 
     def _loaded(self) -> Engine:
-        self._descriptor: int | None = None
         if self._weights is not None:
             self._descriptor = os.open(self._weights, os.O_RDONLY)
             weakref.finalize(self, os.close, self._descriptor)

@@ -284,6 +284,23 @@ def test_a_list_is_checked_before_anything_runs(sample: Encoder, monkeypatch: py
         sample.encode(["text"] * 2000 + [None])  # type: ignore[list-item]
 
 
+def test_few_long_texts_of_a_generator_are_held_at_once(sample: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("e5onnx.encoder._WINDOW_CHARACTERS", 25)
+    windows: list[int] = []
+    tokenize = sample.tokenizer.tokenize
+
+    def noted(texts: list[str], *arguments: Any, **options: Any) -> Any:
+        windows.append(len(texts))
+        return tokenize(texts, *arguments, **options)
+
+    monkeypatch.setattr(sample.tokenizer, "tokenize", noted)
+    texts = ["1234567890", "a", "1234567890123456789012345", *["b"] * 30]
+    vectors = sample.encode(text for text in texts)
+    assert windows == [3, 26, 4]
+    monkeypatch.undo()
+    np.testing.assert_allclose(vectors, sample.encode(texts), atol=1e-6)
+
+
 def test_a_position_in_a_generator_counts_from_its_beginning(sample: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("e5onnx.encoder._WINDOW", 4)
     with pytest.raises(InputTypeError, match="position 9, got NoneType"):
@@ -370,7 +387,7 @@ def test_only_tokenized_texts_are_run_as_such(sample: Encoder) -> None:
         sample.encode_tokenized(tokenized)
     for wrong in (None, tokenized[0], iter(tokenized)):
         with pytest.raises(InputTypeError, match=f"a sequence of TokenizedText, got {type(wrong).__name__}"):
-            sample.encode_tokenized(wrong)
+            sample.encode_tokenized(wrong)  # type: ignore[arg-type]
 
 
 def test_threads_and_precision_are_checked(sample_model: Path) -> None:
@@ -455,7 +472,7 @@ def test_similarity_takes_numbers(sample: Encoder, wrong: Any) -> None:
 
 def test_similarity_explains_what_a_tensor_lacks(sample: Encoder) -> None:
     torch = pytest.importorskip("torch")
-    with pytest.raises(InputTypeError, match="embeddings1 must be an array of numbers: .*requires grad"):
+    with pytest.raises(InputTypeError, match=r"embeddings1 must be an array of numbers: .*requires grad"):
         sample.similarity(torch.ones(2, requires_grad=True), [1, 2])
 
 
