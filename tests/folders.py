@@ -10,11 +10,18 @@ from e5onnx.model_folder import MANIFEST, FileRecord, ModelFolder
 
 
 def put_file(folder: Path, original: Path, name: str, content: bytes) -> None:
-    """Put content into a file of a folder, and a manifest that fits: that of `original`, but for this file."""
+    """Put content into a file of a folder, and a manifest that fits: that of `original`, but for this file.
+
+    The file is a graph, weights or another one.
+    """
     (folder / name).write_bytes(content)
     found = FileRecord.of(folder, name)
     manifest = ModelFolder.open(original).manifest
     new: dict[str, Any] = {"sha256": found.sha256, "size": found.size}
     files = tuple(replace(record, **new) if record.file == name else record for record in manifest.files)
     graphs = tuple(replace(record, **new) if record.file == name else record for record in manifest.graphs)
+    graphs = tuple(
+        replace(graph, weights=replace(graph.weights, **new)) if graph.weights and graph.weights.file == name else graph
+        for graph in graphs
+    )
     (folder / MANIFEST).write_text(replace(manifest, files=files, graphs=graphs).to_json())

@@ -106,6 +106,10 @@ def _options_first(parser: argparse.ArgumentParser, arguments: Sequence[str]) ->
         elif argument in known:
             options += [argument, *islice(rest, known[argument].nargs != 0)]
         elif argument.partition("=")[0] in known or argument[:2] in known:
+            if argument.endswith("--"):
+                name = argument[: -len("--")].rstrip("=")
+                if name in known:  # argparse would drop it, before Python 3.13
+                    parser.error(f"argument {name}: a value cannot be --")
             options.append(argument)
         else:
             parser.error(f"unknown option {argument}; put -- before names that begin with a dash")

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -35,6 +34,8 @@ Embeddings = NDArray[np.float32]
 
 _WINDOW = 1024
 """Texts that are read and tokenised before the model runs on them: enough to sort, few enough to hold in memory."""
+_WINDOW_CHARACTERS = 2**24
+"""Characters that are read at most, save those of the last text, in case the texts are long."""
 
 
 class Encoder:
@@ -241,6 +242,8 @@ class Encoder:
             >>> encoder.encode_tokenized(encoder.tokenizer.tokenize(["one text", "another"])).shape
             (2, 384)
         """
+        if not isinstance(texts, Sequence):
+            raise InputTypeError(f"expected a sequence of TokenizedText, got {type(texts).__name__}")
         for position, text in enumerate(texts):
             if not isinstance(text, TokenizedText):
                 raise InputTypeError(f"expected a TokenizedText at position {position}, got {type(text).__name__}")
@@ -274,10 +277,10 @@ class Encoder:
         if first.shape[1] != second.shape[1]:
             raise InputValueError(f"cannot compare arrays of shapes {first.shape} and {second.shape}")
         if self.manifest.similarity_fn_name == "dot":
-            scores: Embeddings = first @ second.T
+            scores = first @ second.T
         else:
             scores = np.clip(_unit_length(first) @ _unit_length(second).T, -1, 1)
-        return scores
+        return scores.astype(np.float32, copy=False)
 
     @overload
     def count_tokens(  # type: ignore[overload-overlap]  # a str is an iterable of str, and comes first
@@ -316,15 +319,16 @@ class Encoder:
         normalize: bool | None,
         truncate: str,
     ) -> Embeddings:
-        if batch_size is not None and whole_number("batch_size", batch_size) < 1:
-            raise InputValueError(f"batch_size must be at least 1, got {batch_size}")
+        if batch_size is not None:
+            batch_size = whole_number("batch_size", batch_size)  # numpy's small integers would overflow
+            if batch_size < 1:
+                raise InputValueError(f"batch_size must be at least 1, got {batch_size}")
         if truncate not in ("warn", "error"):
             raise InputValueError(f'truncate must be "warn" or "error", got {truncate!r}')
         output = self._output(normalize)
         single = isinstance(inputs, str)
         texts: Iterable[str] = [inputs] if isinstance(inputs, str) else iterate_texts(inputs)
-        checked = isinstance(texts, (list, tuple))
-        if checked:
+        if isinstance(texts, (list, tuple)):
             check_texts(texts)
 
         embeddings: Embeddings = np.empty((len(texts) if isinstance(texts, Sized) else 0, self.dimension), np.float32)
@@ -332,11 +336,9 @@ class Encoder:
         truncation = _Truncation(self.max_tokens, refuse=truncate == "error")
         with _progress_bar(show_progress_bar, texts) as advance:
             for window in _windows(texts):
-                if not checked:
-                    check_texts(window, start)
+                tokenized = self.tokenizer.tokenize(window, prefix, start=start)
                 if warn_of_prompts:
                     self._warn_of_missing_prompt(window)
-                tokenized = self.tokenizer.tokenize(window, prefix, start=start)
                 truncation.note(tokenized, start)
                 end = start + len(window)
                 if end > len(embeddings):  # the number of texts was not known
@@ -455,8 +457,15 @@ class _Truncation:
 
 
 def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
-    iterator = iter(texts)
-    while window := list(islice(iterator, _WINDOW)):
+    window: list[str] = []
+    characters = 0
+    for text in texts:
+        window.append(text)
+        characters += len(text) if isinstance(text, str) else 0  # what is not is refused later
+        if len(window) == _WINDOW or characters > _WINDOW_CHARACTERS:
+            yield window
+            window, characters = [], 0
+    if window:
         yield window
 
 
@@ -475,27 +484,28 @@ def _progress_bar(show: bool, texts: Iterable[str]) -> Iterator[Callable[[int], 
         yield bar.update
 
 
-def _vectors(name: str, given: ArrayLike) -> Embeddings:
-    """Return what a caller compares as float32 `[vectors, dimension]`."""
+def _vectors(name: str, given: ArrayLike) -> NDArray[np.floating[Any]]:
+    """Return what a caller compares as floats, float32 or wider, `[vectors, dimension]`."""
     try:
         array = np.asarray(given)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor of torch that needs its gradient
         raise InputTypeError(f"{name} must be an array of numbers: {error}") from error
     if array.dtype.kind not in "biuf":
         raise InputTypeError(f"{name} must be an array of numbers, got one of {array.dtype}")
-    with np.errstate(over="ignore"):  # noticed below
-        vectors = np.atleast_2d(array.astype(np.float32))
-    if vectors.ndim != 2:
-        raise InputValueError(f"{name} must be one vector or a matrix of them, got shape {vectors.shape}")
+    vectors = np.atleast_2d(array.astype(np.result_type(array.dtype, np.float32), copy=False))
+    if vectors.ndim != 2 or vectors.shape[1] == 0:
+        raise InputValueError(f"{name} must be one vector or a matrix of them, got shape {array.shape}")
     if not np.isfinite(vectors).all():
         row = int(np.argmin(np.isfinite(vectors).all(axis=1)))
         raise InputValueError(f"{name} holds NaN or infinity in row {row}")
     return vectors
 
 
-def _unit_length(vectors: Embeddings) -> Embeddings:
-    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)  # float32 overflows from 1e19 on
-    return (vectors / np.where(lengths == 0, 1, lengths)).astype(np.float32)
+def _unit_length(vectors: NDArray[np.floating[Any]]) -> Embeddings:
+    largest = np.abs(vectors).max(axis=1, initial=0, keepdims=True)  # squares of what is far from 1 are 0 or infinite
+    scaled = (vectors / np.where(largest == 0, 1, largest)).astype(np.float64)
+    unit: Embeddings = (scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1)).astype(np.float32)
+    return unit
 
 
 def _unpickle(

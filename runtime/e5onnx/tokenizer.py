@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -74,6 +73,7 @@ class Tokenizer:
             self._tokenizer.no_padding()
             self._special_tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False)
             self._tokenizer.enable_truncation(self.max_tokens)
+        self._for_long_texts: tuple[tokenizers.Tokenizer, Divider] | None = None
         self._skipped = tuple(prompt for prompt in self.prompts.values() if prompt.endswith(": "))
 
     def prompt_for(self, prompt: str | None, prompt_name: str | None, role: Sequence[str] = ()) -> str:
@@ -120,7 +120,8 @@ class Tokenizer:
             >>> Tokenizer("models/sample").prompted("apple", "a")
             'aapple'
         """
-        return text if prompt in self._skipped and text.startswith(prompt) else prompt + text
+        skip = prompt in self._skipped and str.startswith(text, prompt)
+        return str.__add__("" if skip else prompt, text)  # a str, where the class of the text adds in another way
 
     def tokenize(self, texts: Iterable[str], prompt: str = "", *, start: int = 0) -> list[TokenizedText]:
         """Return the token ids of each text with `prompt` before it; see :meth:`prompted`.
@@ -133,12 +134,15 @@ class Tokenizer:
             start: position of the first text, for messages.
 
         Raises:
+            InputTypeError: a text is not a str; the message names its position.
+            InputValueError: a text is not valid Unicode.
             TextTooLongError: a text has a stretch of a million characters without a space; the message names its
                 position.
             ModelFolderError: the tokenizer is damaged.
         """
         tokenized = []
-        for position, text in enumerate(texts, start):
+        for position, text in enumerate(_several(texts), start):
+            check_texts([text], position)
             try:
                 tokenized.append(self._tokenize(self.prompted(text, prompt)))
             except TextTooLongError as error:
@@ -153,7 +157,8 @@ class Tokenizer:
             ['[CLS]', 'an', 'em', '##bed', '##ding', '[SEP]']
         """
         described = []
-        for text in texts:
+        for position, text in enumerate(_several(texts)):
+            check_texts([text], position)
             for piece in self._beginnings(self.prompted(text, prompt)):
                 with self._explained(piece):
                     # the batch method releases the interpreter lock
@@ -182,7 +187,7 @@ class Tokenizer:
 
     def _tokenize_in_pieces(self, text: str) -> TokenizedText:
         """Keep as many pieces as the model takes, and count the tokens of all."""
-        untruncated, divider = self._for_long_texts
+        untruncated, divider = self._long_texts()
         kept: list[tokenizers.Encoding] = []
         tokens = 0
         for piece in divider.pieces(text):
@@ -205,19 +210,23 @@ class Tokenizer:
         """Yield ever longer beginnings of a text, at the end all of it."""
         if len(text) > PIECE_CHARACTERS:
             end = 0
-            for piece in self._for_long_texts[1].pieces(text):
+            for piece in self._long_texts()[1].pieces(text):
                 end += len(piece)
                 yield text[:end]
         else:
             yield text
 
-    @cached_property
-    def _for_long_texts(self) -> tuple[tokenizers.Tokenizer, Divider]:
-        """The same tokenizer without truncation, and what divides texts for it; made for the first long text."""
-        description = self._tokenizer.to_str()
-        untruncated = tokenizers.Tokenizer.from_str(description)
-        untruncated.no_truncation()
-        return untruncated, Divider(description)
+    def _long_texts(self) -> tuple[tokenizers.Tokenizer, Divider]:
+        """Return the same tokenizer without truncation, and what divides texts for it; made for the first long text.
+
+        No lock, as Python's cached_property had one before 3.12: a child forked meanwhile would wait for it for ever.
+        """
+        if self._for_long_texts is None:
+            description = self._tokenizer.to_str()
+            untruncated = tokenizers.Tokenizer.from_str(description)
+            untruncated.no_truncation()
+            self._for_long_texts = untruncated, Divider(description)
+        return self._for_long_texts
 
     @contextmanager
     def _explained(self, text: str) -> Iterator[None]:
@@ -250,13 +259,11 @@ class Tokenizer:
         """
         prefix = self.prompt_for(prompt, prompt_name)
         if isinstance(inputs, str):
-            check_texts([inputs])
             return self.tokenize([inputs], prefix)[0].tokens
-        counts = []
-        for position, text in enumerate(iterate_texts(inputs)):
-            check_texts([text], start=position)
-            counts.append(self.tokenize([text], prefix, start=position)[0].tokens)
-        return counts
+        return [
+            self.tokenize([text], prefix, start=position)[0].tokens
+            for position, text in enumerate(iterate_texts(inputs))
+        ]
 
 
 @contextmanager
@@ -283,6 +290,12 @@ def iterate_texts(inputs: Iterable[str]) -> Iterable[str]:
     return inputs
 
 
+def _several(texts: Iterable[str]) -> Iterable[str]:
+    if isinstance(texts, str):
+        raise InputTypeError("expected an iterable of str, got one str: put it into a list")
+    return iterate_texts(texts)
+
+
 def check_texts(texts: Iterable[str], start: int = 0) -> None:
     """Raise an error that names the position of the first text that is no str or has no UTF-8 form."""
     for position, text in enumerate(texts, start):
@@ -294,7 +307,7 @@ def check_texts(texts: Iterable[str], start: int = 0) -> None:
 def check_encodable(text: str, what: str) -> None:
     """Raise :class:`InputValueError` if `text` holds a lone surrogate, which no encoding of Unicode can express."""
     try:
-        text.encode()
+        str.encode(text)
     except UnicodeEncodeError as error:
         raise InputValueError(
             f"{what} holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, "

@@ -26,6 +26,7 @@ from e5onnx.files import RowError, embed_files
 from e5onnx.files.columns import Columns
 from e5onnx.files.inputs import describe_file
 from e5onnx.files.job import JobLockError, JobRunningError, opened_folder
+from e5onnx.files.outputs import write_part
 from e5onnx.files.plan import plan_parts
 from e5onnx.files.rows import RowReader
 from texts import TEXTS
@@ -144,6 +145,21 @@ def test_smaller_vectors_are_close_and_say_their_scale(
     restored = vectors.astype(np.float32) * np.reshape(scales, (-1, 1))
     most = np.abs(expected).max(axis=1, keepdims=True) / 127 / 2 if dtype == "int8" else np.abs(expected) / 2048
     assert (np.abs(restored - expected) <= most + 1e-6).all()
+
+
+def test_float16_that_would_be_infinite_is_refused(tmp_path: Path) -> None:
+    for component in (65519.0, 65520.0):
+        vectors = np.array([[1.0, component]], np.float32)
+
+        def write(vectors: Any = vectors) -> None:
+            write_part(tmp_path, "x", pa.table({"id": [0]}), vectors, output_format="npy", dtype="float16", metadata={})
+
+        if component < 65520:
+            write()
+            np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), np.array([[1, 65504]], np.float16))
+        else:
+            with pytest.raises(InputValueError, match="a component that float16 cannot hold: use float32"):
+                write()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,12 @@ def test_files_without_a_known_suffix_are_counted(encoder: Encoder, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [("", "an empty argument"), ("-", "reads its input twice"), ("**.jsonl", "is not a glob|there are no files")],
+    [
+        ("", "'' is not the name of a file"),
+        ("a\0b", "is not the name of a file"),
+        ("-", "reads its input twice"),
+        ("**.jsonl", "is not a glob|there are no files"),
+    ],
 )
 def test_what_names_no_file_is_said(
     encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, message: str
@@ -106,6 +112,44 @@ def test_what_names_no_file_is_said(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputValueError, match=message):
         embed_files(encoder, [given], tmp_path / "out")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are POSIX'")
+@pytest.mark.parametrize("kind", ["dangling link", "pipe", "circle"])
+def test_what_is_not_a_file_in_a_folder_is_not_left_out_silently(tmp_path: Path, kind: str) -> None:
+    write_jsonl(tmp_path / "corpus/a.jsonl", ROWS)
+    odd = tmp_path / "corpus/b.jsonl"
+    if kind == "pipe":
+        os.mkfifo(odd)
+    else:
+        odd.symlink_to("missing.jsonl" if kind == "dangling link" else odd)
+    for given in ("corpus", "corpus/*.jsonl", "corpus/b*"):
+        with pytest.raises(InputValueError, match=f"{odd} is not a regular file, or a link that leads to none"):
+            find_files([str(tmp_path / given)])
+
+
+@only_linux
+def test_links_that_lead_in_a_circle_are_said(encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    with pytest.raises(OSError, match=r"Too many levels of symbolic links: '.*loop\.jsonl'"):
+        embed_files(encoder, [str(tmp_path / "loop.jsonl")], tmp_path / "out")
+
+
+@only_linux
+def test_a_folder_that_cannot_be_read_is_not_left_out_silently() -> None:
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as corpus:  # others cannot enter pytest's folders
+        write_jsonl(Path(corpus, "a.jsonl"), ROWS)
+        write_jsonl(Path(corpus, "sub/b.jsonl"), ROWS).parent.chmod(0)
+        Path(corpus).chmod(0o755)
+        if user == 0:
+            os.seteuid(65534)  # root may read everything
+        try:
+            with pytest.raises(PermissionError, match=f"{corpus}/sub"):
+                find_files([corpus])
+        finally:
+            os.seteuid(user)
+            Path(corpus, "sub").chmod(0o755)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are POSIX'")
@@ -346,3 +390,7 @@ def test_wrong_usage_is_two(tiny_model: Path, tmp_path: Path) -> None:
     failed = subprocess.run([sys.executable, "-m", "e5onnx", *arguments], capture_output=True, text=True, check=False)
     assert failed.returncode == 2
     assert "--part-rows is at least 1, got 0" in failed.stderr
+    arguments[-2:] = ["--address", "127.0.0.1:1"]
+    failed = subprocess.run([sys.executable, "-m", "e5onnx", *arguments], capture_output=True, text=True, check=False)
+    assert failed.returncode == 2
+    assert "--address needs --engine ray" in failed.stderr

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
 import json
+import lzma
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from e5onnx import Encoder, InputValueError
-from e5onnx.files import IgnoredFilesWarning, RowError, embed_files
+from e5onnx.files import IgnoredFilesWarning, RowError, cli, embed_files, records
 from e5onnx.files.columns import Columns
 from e5onnx.files.texts import Reject, open_texts
 
@@ -141,13 +145,18 @@ def test_folders_are_read_and_files_without_a_format_counted(tmp_path: Path) -> 
     (tmp_path / "b.jsonl").write_bytes(jsonl(ROWS))
     (tmp_path / "c.md").touch()
     with pytest.warns(IgnoredFilesWarning, match="as their names do not say a format: 1"):
-        found = list(open_texts([str(tmp_path), str(tmp_path / "b*")], Columns(), input_format=None, skip=None))
-    assert found == [row["text"] for row in ROWS] * 2
+        found = list(open_texts([str(tmp_path), str(tmp_path / "b*")], Columns(), input_format=None, reject=stop))
+    numbered = [(row["text"], number) for number, row in enumerate(ROWS, 1)]
+    assert found == [(text, str(tmp_path / name), row) for name in ("a.csv", "b.jsonl") for text, row in numbered]
+
+
+def stop(reject: Reject) -> None:
+    raise reject.error()
 
 
 def texts(path: Path, columns: Columns | None = None, skipped: list[Reject] | None = None) -> list[str]:
-    skip = None if skipped is None else skipped.append
-    return list(open_texts([str(path)], columns or Columns(), input_format=None, skip=skip))
+    reject = stop if skipped is None else skipped.append
+    return [text for text, *_ in open_texts([str(path)], columns or Columns(), input_format=None, reject=reject)]
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "a.csv.zst"])
@@ -213,6 +222,97 @@ def test_lines_and_csv_need_no_extra(encoder: Encoder, tmp_path: Path, name: str
         assert done.stderr.decode().endswith("needs more: pip install 'e5onnx[bulk]'\n")
     else:
         assert json.loads(done.stdout.splitlines()[0])["text"] == "first", done.stderr
+
+
+def test_too_long_texts_are_named_or_skipped_like_other_bad_rows(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("short\n" * 1100 + "word " * 600 + "\nlast\n")
+    refused = e5onnx("embed", tiny_model, path, "--truncate", "error")
+    reason = f"{path}, row 1101: its text has 602 tokens, the model's maximum is 512"
+    assert (refused.returncode, refused.stderr.decode()) == (1, f"e5onnx: error: {reason}\n")
+    skipped = e5onnx("embed", tiny_model, path, "--truncate", "error", "--on-error", "skip")
+    assert (skipped.returncode, skipped.stderr.decode()) == (0, f"e5onnx: warning: skipped: {reason}\n")
+    assert [json.loads(line)["text"] for line in skipped.stdout.splitlines()] == ["short"] * 1100 + ["last"]
+
+
+def test_what_was_cut_is_said_even_if_a_later_row_fails(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl([{"text": "word " * 600}, *[{"text": "short"}] * 1100]) + b"no\n")
+    done = e5onnx("embed", tiny_model, path)
+    assert (done.returncode, len(done.stdout.splitlines())) == (1, 1024)
+    warning, error = done.stderr.decode().splitlines()
+    assert warning.startswith("e5onnx: warning: 1 texts were longer than the model's 512 tokens and were cut (the lon")
+    assert error.startswith(f"e5onnx: error: {path}, row 1102: it is not valid JSON")
+
+
+def test_few_long_texts_are_held_at_once(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_CHARACTERS_AT_ONCE", 25)
+    (tmp_path / "a.txt").write_text("1234567890\n" * 7)
+    options = Namespace(
+        text_column="text", title_column=None, input_format=None, on_error="stop", role="raw", truncate="warn"
+    )
+    read = list(cli._Texts(options, [str(tmp_path / "a.txt")]).embedded(encoder))
+    assert [len(some) for some, _ in read] == [3, 3, 1]
+    expected = encoder.encode("1234567890", prompt="")
+    for _, vectors in read:
+        np.testing.assert_allclose(vectors, [expected] * len(vectors), atol=1e-6)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be-bom"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
+def test_utf_16_is_refused_as_a_whole(tmp_path: Path, name: str, encoding: str) -> None:
+    content = "text,n\na,1\nb,2\n"
+    (tmp_path / name).write_bytes(
+        content.encode("utf-16") if encoding == "utf-16" else ("\ufeff" + content).encode("utf-16-be")
+    )
+    with pytest.raises(InputValueError, match="is damaged" if name == "a.csv" else "is UTF-16, not UTF-8: convert it"):
+        texts(tmp_path / name, skipped=[])
+
+
+def test_lines_that_end_in_carriage_returns_are_not_taken_for_one(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\rtwo\rthree\r")
+    with pytest.raises(RowError, match="row 1: it holds a carriage return, which once ended lines"):
+        texts(tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\r\n")
+    assert texts(tmp_path / "a.txt") == ["one", "two"]
+
+
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+@pytest.mark.parametrize("damage", ["another header", "cut", "text"])
+def test_damage_after_the_first_compressed_stream_is_noticed(tmp_path: Path, suffix: str, damage: str) -> None:
+    first, second = (COMPRESSORS[suffix](jsonl([{"text": text}])) for text in "ab")
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(first + second)
+    assert texts(path) == ["a", "b"]
+    rest = {"another header": b"?" + second[1:], "cut": second[:-1], "text": b"not compressed"}[damage]
+    path.write_bytes(first + rest)
+    with pytest.raises(InputValueError, match=f"{path} is damaged"):
+        texts(path)
+    with pytest.raises(InputValueError, match=f"{path} is damaged"):
+        texts(path, skipped=[])
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_compressed_streams_are_read_to_their_end(suffix: str, data: st.DataObject) -> None:
+    contents = data.draw(st.lists(st.binary(max_size=300), min_size=1, max_size=4))
+    large = data.draw(st.binary(min_size=1, max_size=5)) * 2**17
+    padding = b"\0" * data.draw(st.sampled_from([0, 4, 2**17]))
+    compressed = [COMPRESSORS[suffix](each) for each in (*contents, large)]
+    with records._DECOMPRESSORS[suffix](io.BytesIO(padding.join([*compressed, b""]))) as stream:
+        assert stream.read() == b"".join([*contents, large])
+    cut = data.draw(st.integers(1, len(compressed[-1]) - 1))
+    with (
+        pytest.raises(EOFError),
+        records._DECOMPRESSORS[suffix](io.BytesIO(b"".join(compressed)[:-cut])) as stream,
+    ):
+        stream.read()
 
 
 def test_an_output_that_cannot_be_written_is_noticed_before_the_model_is_loaded(tmp_path: Path) -> None:

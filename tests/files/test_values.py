@@ -12,6 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -210,6 +211,74 @@ def test_json_lines_beside_npy_are_json(encoder: Encoder, tmp_path: Path) -> Non
     path.write_text('{"text": "a", "n": NaN, "l": [1.5, Infinity]}\n')
     embed_files(encoder, [str(path)], tmp_path / "out", columns=Columns(keep=("n", "l")), output_format="npy")
     assert (tmp_path / "out/part-000000.jsonl").read_text() == '{"id": 0, "n": null, "l": [1.5, null]}\n'
+
+
+def test_maps_in_json_lines_hold_null_for_what_json_does_not_have(encoder: Encoder, tmp_path: Path) -> None:
+    maps = pa.array([[("a", float("nan")), ("b", 1.0)]], pa.map_(pa.string(), pa.float64()))
+    pq.write_table(pa.table({"text": ["a"], "m": maps}), tmp_path / "a.parquet")
+    embed_files(
+        encoder, [str(tmp_path / "a.parquet")], tmp_path / "out", columns=Columns(keep=("m",)), output_format="npy"
+    )
+    assert (tmp_path / "out/part-000000.jsonl").read_text() == '{"id": 0, "m": [["a", null], ["b", 1.0]]}\n'
+
+
+@pytest.mark.parametrize("output_format", ["parquet", "npy"])
+@pytest.mark.parametrize("kind", ["month_day_nano_interval", "list<month_day_nano_interval>", "binary_view"])
+def test_a_type_that_cannot_be_kept_is_said_before_the_model_runs(
+    encoder: Encoder, tmp_path: Path, kind: str, output_format: Literal["parquet", "npy"]
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "x": null}\n{"text": "b"}\n')
+    with pytest.raises(InputValueError, match=r"column 'x' is of type .*, which cannot be kept .*'x:json'"):
+        embed_files(
+            encoder,
+            [str(tmp_path / "a.jsonl")],
+            tmp_path / "out",
+            columns=Columns(keep=("x",)),
+            column_types={"x": kind},
+            output_format=output_format,
+        )
+    assert not (tmp_path / "out/_e5onnx/plan.json").exists()
+
+
+def test_a_column_of_tensors_is_refused(encoder: Encoder, tmp_path: Path) -> None:
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ones((1, 2, 2), np.float32))
+    pq.write_table(pa.table({"text": ["a"], "x": tensors}), tmp_path / "a.parquet")
+    with pytest.raises(InputValueError, match=r"column 'x' is of type .*tensor.*, which cannot be kept"):
+        embed_files(encoder, [str(tmp_path / "a.parquet")], tmp_path / "out", columns=Columns(keep=("x",)))
+
+
+def test_a_value_that_cannot_be_written_is_said(encoder: Encoder, tmp_path: Path) -> None:
+    times = pa.array([1], pa.timestamp("us", "Nowhere/Land"))
+    pq.write_table(pa.table({"text": ["a"], "t": times}), tmp_path / "a.parquet")
+    with pytest.raises(InputValueError, match=r"a kept column of .*part-000000 cannot be written: .*Nowhere/Land"):
+        embed_files(
+            encoder, [str(tmp_path / "a.parquet")], tmp_path / "out", columns=Columns(keep=("t",)), output_format="npy"
+        )
+
+
+@pytest.mark.parametrize(
+    "columns", [Columns(text="\ud800"), Columns(title="\ud800"), Columns(id="\ud800"), Columns(keep=("\ud800",))]
+)
+def test_names_of_columns_are_text(encoder: Encoder, tmp_path: Path, columns: Columns) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "\\ud800": "b"}\n')
+    with pytest.raises(InputValueError, match=r"the name of a column holds the lone surrogate U\+D800"):
+        embed_files(encoder, [str(tmp_path / "a.jsonl")], tmp_path / "out", columns=columns)
+
+
+def test_a_page_that_differs_from_its_checksum_is_noticed(encoder: Encoder, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(
+        pa.table({"text": ["spam and eggs"]}),
+        path,
+        compression="none",
+        use_dictionary=False,
+        write_statistics=False,
+        write_page_checksum=True,
+    )
+    embed_files(encoder, [str(path)], tmp_path / "out")
+    path.write_bytes(path.read_bytes().replace(b"spam", b"spat"))
+    with pytest.raises(InputValueError, match=r"a\.parquet is damaged"):
+        embed_files(encoder, [str(path)], tmp_path / "other")
 
 
 @pytest.mark.parametrize(

@@ -177,8 +177,15 @@ def values(action: argparse.Action) -> st.SearchStrategy[str]:
     if action.dest == "precision":
         return st.sampled_from(["fp32", "int8", "fp32,int8", "int8,fp32"])
     if action.type in (None, Path):
-        return st.text(max_size=5)
+        return st.text(max_size=5).filter(lambda text: text != "--")
     return st.integers(1, 60_000).map(str)
+
+
+@pytest.mark.parametrize("argument", ["--revision=--", "--query=--", "-q--", "-q=--", "--threads=--"])
+def test_two_dashes_are_not_a_value(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.parse(["similarity", "m", argument])
+    assert f"error: argument {argument[:-2].rstrip('=')}: a value cannot be --" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -284,6 +284,23 @@ def test_a_list_is_checked_before_anything_runs(sample: Encoder, monkeypatch: py
         sample.encode(["text"] * 2000 + [None])  # type: ignore[list-item]
 
 
+def test_few_long_texts_of_a_generator_are_held_at_once(sample: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("e5onnx.encoder._WINDOW_CHARACTERS", 25)
+    windows: list[int] = []
+    tokenize = sample.tokenizer.tokenize
+
+    def noted(texts: list[str], *arguments: Any, **options: Any) -> Any:
+        windows.append(len(texts))
+        return tokenize(texts, *arguments, **options)
+
+    monkeypatch.setattr(sample.tokenizer, "tokenize", noted)
+    texts = ["1234567890", "a", "1234567890123456789012345", *["b"] * 30]
+    vectors = sample.encode(text for text in texts)
+    assert windows == [3, 26, 4]
+    monkeypatch.undo()
+    np.testing.assert_allclose(vectors, sample.encode(texts), atol=1e-6)
+
+
 def test_a_position_in_a_generator_counts_from_its_beginning(sample: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("e5onnx.encoder._WINDOW", 4)
     with pytest.raises(InputTypeError, match="position 9, got NoneType"):
@@ -315,6 +332,44 @@ def test_numbers_are_whole(sample: Encoder, sample_model: Path, number: Any) -> 
 def test_numbers_may_be_of_numpy(sample: Encoder, tiny_model: Path) -> None:
     np.testing.assert_allclose(sample.encode(TEXTS, batch_size=np.int64(2)), sample.encode(TEXTS), atol=1e-6)  # type: ignore[arg-type]
     assert Encoder(tiny_model, threads=np.int64(1)).threads == 1  # type: ignore[arg-type]
+    texts = [str(number) for number in range(300)]
+    for batch_size in (np.int8(100), np.uint8(200)):  # which twice would overflow
+        np.testing.assert_allclose(sample.encode(texts, batch_size=batch_size), sample.encode(texts), atol=1e-6)  # type: ignore[arg-type]
+
+
+class _Text(str):
+    """A text whose methods say something else, as those of HTML do that escape what is added."""
+
+    __slots__ = ()
+
+    def __radd__(self, other: str) -> str:
+        return "added"
+
+    def __str__(self) -> str:
+        return "shown"
+
+    def startswith(self, *_: Any) -> bool:
+        return True
+
+    def encode(self, *_: Any) -> bytes:
+        return b""
+
+
+def test_a_text_is_its_characters_whatever_its_class_does(e5: Encoder) -> None:
+    for encode in (e5.encode, e5.encode_query):
+        np.testing.assert_array_equal(encode([_Text("a text")], prompt="p "), encode(["a text"], prompt="p "))
+    np.testing.assert_array_equal(e5.encode_query(_Text("a text")), e5.encode_query("a text"))
+    with pytest.raises(InputValueError, match="position 0 holds the lone surrogate"):
+        e5.encode_query([_Text("\ud800")])
+
+
+@pytest.mark.parametrize("kind", ["object", "string", "category"])
+def test_a_column_of_a_data_frame_is_read_by_position(sample: Encoder, kind: str) -> None:
+    pandas = pytest.importorskip("pandas")
+    column = pandas.Series(["one", "two", "three"], index=[2, 0, 2], dtype=kind)
+    np.testing.assert_allclose(sample.encode(column), sample.encode(["one", "two", "three"]), atol=1e-6)
+    with pytest.raises(InputTypeError, match="expected a str at position 1, got"):
+        sample.encode(pandas.Series(["one", None], dtype=kind))
 
 
 @pytest.mark.parametrize("model", [None, 5, b"models/sample", ["models/sample"]])
@@ -330,6 +385,9 @@ def test_only_tokenized_texts_are_run_as_such(sample: Encoder) -> None:
     tokenized: list[Any] = [*sample.tokenizer.tokenize(["text"]), "text"]
     with pytest.raises(InputTypeError, match="expected a TokenizedText at position 1, got str"):
         sample.encode_tokenized(tokenized)
+    for wrong in (None, tokenized[0], iter(tokenized)):
+        with pytest.raises(InputTypeError, match=f"a sequence of TokenizedText, got {type(wrong).__name__}"):
+            sample.encode_tokenized(wrong)  # type: ignore[arg-type]
 
 
 def test_threads_and_precision_are_checked(sample_model: Path) -> None:
@@ -385,6 +443,18 @@ def test_similarity_of_vectors_of_any_length(sample: Encoder, scale: float) -> N
     np.testing.assert_allclose(expected, [[24 / 25], [56 / 65]], atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-50, 1e300])
+def test_similarity_of_vectors_that_float32_does_not_hold(sample: Encoder, scale: float) -> None:
+    assert sample.similarity([[3 * scale, 4 * scale]], [[6.0, 8.0], [-4.0, 3.0]]).round(6).tolist() == [[1, 0]]
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.int8, np.uint8, np.int32, np.int64, np.float16, np.longdouble])
+def test_similarity_takes_numbers_of_any_width(sample: Encoder, dtype: Any) -> None:
+    vectors = np.asfortranarray(np.array([[1, 0, 1], [1, 1, 0]]).astype(dtype))
+    vectors.flags.writeable = False
+    np.testing.assert_allclose(sample.similarity(vectors, vectors), [[1, 0.5], [0.5, 1]], atol=1e-6)
+
+
 def test_similarity_is_the_dot_product_where_the_checkpoint_asks_for_it(sample: Encoder, sample_model: Path) -> None:
     encoder = Encoder(sample_model)
     encoder.manifest = replace(encoder.manifest, similarity_fn_name="dot")
@@ -400,7 +470,13 @@ def test_similarity_takes_numbers(sample: Encoder, wrong: Any) -> None:
         sample.similarity([1, 2], wrong)
 
 
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf"), 1e300])
+def test_similarity_explains_what_a_tensor_lacks(sample: Encoder) -> None:
+    torch = pytest.importorskip("torch")
+    with pytest.raises(InputTypeError, match=r"embeddings1 must be an array of numbers: .*requires grad"):
+        sample.similarity(torch.ones(2, requires_grad=True), [1, 2])
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
 def test_similarity_refuses_what_is_not_finite(sample: Encoder, wrong: float) -> None:
     with pytest.raises(InputValueError, match="embeddings2 holds NaN or infinity in row 1"):
         sample.similarity([1.0, 2.0], [[1.0, 2.0], [1.0, wrong]])
@@ -411,6 +487,8 @@ def test_similarity_refuses_what_does_not_fit(sample: Encoder) -> None:
         sample.similarity(np.ones(3), np.ones(4))
     with pytest.raises(InputValueError, match=r"\(1, 1, 3\)"):
         sample.similarity(np.ones((1, 1, 3)), np.ones(3))
+    with pytest.raises(InputValueError, match=r"\(0,\)"):
+        sample.similarity([], [])
 
 
 # What it says of itself

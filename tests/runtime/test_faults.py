@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from e5onnx import Encoder, ModelFolderError
+from e5onnx import Encoder, InferenceError, ModelFolderError
+from folders import put_file
 from texts import TEXTS
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="measured and limited as Linux does")
@@ -40,6 +41,16 @@ def test_a_flipped_bit_is_found_as_the_model_is_loaded(
             stream.seek(position)
             stream.write(bytes([byte]))
     Encoder(folder, precision="fp32" if precision == "fp32" else "int8")
+
+
+def test_vectors_that_are_not_finite_are_an_error(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    name = "onnx/model.onnx_data"
+    put_file(folder, tiny_model, name, b"\0\0\xc0\x7f" * ((folder / name).stat().st_size // 4))  # all NaN
+    encoder = Encoder(folder)
+    for normalize in (True, False):
+        with pytest.raises(InferenceError, match=r"gives NaN or infinity for token ids of shape \(1, 3\)"):
+            encoder.encode("text", normalize_embeddings=normalize)
 
 
 @linux

@@ -499,22 +499,6 @@ def test_weights_that_are_replaced_while_they_are_loaded_are_noticed(copied_mode
         copy.replace(copied_model / WEIGHTS)
 
 
-def test_vectors_are_never_nan(copied_model: Path) -> None:
-    """As of weights that were NaN when the manifest was made."""
-    path = copied_model / WEIGHTS
-    weights = np.frombuffer(path.read_bytes(), np.float32).copy()
-    weights[-100:] = np.nan
-    path.write_bytes(weights.tobytes())
-    found = FileRecord.of(copied_model, WEIGHTS)
-    manifest = ModelFolder.open(copied_model).manifest
-    graphs = tuple(replace(graph, weights=found) for graph in manifest.graphs)
-    (copied_model / MANIFEST).write_text(replace(manifest, graphs=graphs).to_json())
-    encoder = Encoder(copied_model)
-    for encode in (encoder.encode, lambda text: encoder.encode_tokenized(encoder.tokenizer.tokenize([text]))):
-        with pytest.raises(InferenceError, match=r"NaN or infinity for token ids of shape \(1, 3\)"):
-            encode("text")
-
-
 def test_a_folder_has_no_revisions(tiny_model: Path) -> None:
     for load in (Encoder, Tokenizer):
         with pytest.raises(InputValueError, match=r"a revision is for a hub id; .* is a folder: leave out .*'main'"):

@@ -148,6 +148,37 @@ def test_files_that_changed_are_noticed_after_a_fork(tiny_model: Path, tmp_path:
     assert _run(_CHANGED, folder, file).stdout.split() == ["3", "3", "0"]
 
 
+_DURING = """
+import os, signal, sys, threading
+from e5onnx import Tokenizer, tokenizer
+
+begun, go_on = threading.Event(), threading.Event()
+class Divider(tokenizer.Divider):
+    def __init__(self, *arguments, **options):
+        if not begun.is_set():
+            begun.set()
+            go_on.wait()
+        super().__init__(*arguments, **options)
+tokenizer.Divider = Divider
+text = "word " * 20_000
+thread = threading.Thread(target=Tokenizer(sys.argv[1]).count_tokens, args=(text,))
+thread.start()
+begun.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)  # a hanging child ends, and fails the test
+    sys.exit(0 if Tokenizer(sys.argv[1]).count_tokens(text) == 20_002 else 1)
+print(os.waitpid(child, 0)[1])
+go_on.set()
+thread.join()
+"""
+
+
+@needs_fork
+def test_a_fork_while_a_thread_tokenises_its_first_long_text(tiny_model: Path) -> None:
+    assert _run(_DURING, tiny_model).stdout == "0\n"
+
+
 def test_another_model_in_the_folder_of_a_pickled_encoder_is_noticed(
     tiny_model: Path, sample_model: Path, tmp_path: Path
 ) -> None:

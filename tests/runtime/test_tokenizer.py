@@ -316,6 +316,18 @@ def test_a_lone_surrogate_is_named_by_position_and_character(
             e5.count_tokens(given_inputs)
 
 
+def test_what_is_tokenised_is_checked_as_what_is_counted(e5: Tokenizer) -> None:
+    for method in (e5.tokenize, e5.tokens):
+        with pytest.raises(InputTypeError, match="an iterable of str, got one str: put it into a list"):
+            method("text")
+        with pytest.raises(InputTypeError, match="ordered iterable of str, got NoneType"):
+            method(None)  # type: ignore[arg-type]
+        with pytest.raises(InputTypeError, match="expected a str at position 1, got NoneType"):
+            method(["text", None])  # type: ignore[list-item]
+        with pytest.raises(InputValueError, match="the text at position 1 holds the lone surrogate"):
+            method(["text", "\ud800"])
+
+
 def test_the_repair_that_the_message_offers_works(e5: Tokenizer) -> None:
     with pytest.raises(
         InputValueError, match=r'text\.encode\("utf-16", "surrogatepass"\)\.decode\("utf-16", "replace"\)'

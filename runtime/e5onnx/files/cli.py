@@ -6,11 +6,8 @@ import argparse
 import json
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +15,14 @@ from numpy.typing import NDArray
 
 from ..atomic import written_whole
 from ..encoder import Encoder
-from ..errors import TruncationWarning
+from ..errors import TextTooLongError
 from ..terminal import note, print_line
-from ..tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS
+from ..tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS, TokenizedText
 from .columns import Columns, named_types
-from .texts import open_texts
+from .texts import Reject, open_texts, tokenized
 
 _TEXTS_AT_ONCE = 1024
+_CHARACTERS_AT_ONCE = 2**24
 
 
 def add_arguments(embed: argparse.ArgumentParser) -> None:
@@ -109,30 +107,84 @@ def run(options: argparse.Namespace, load: Callable[[], Encoder]) -> None:
     files = options.files or ["-"]
     if "-" in files and sys.stdin is not None and sys.stdin.isatty():
         note("reading from standard input, one text a line; end with Ctrl-D")
-    texts = open_texts(
-        files,
-        Columns(options.text_column, options.title_column),
-        input_format=options.input_format,
-        skip=None if options.on_error == "stop" else lambda reject: note(f"warning: skipped: {reject.error()}"),
-    )
-    with _summed_truncation():
+    texts = _Texts(options, files)
+    try:
         if options.output is not None:
             _write_array(options, load, texts)
             return
-        for some, embeddings in _embedded(options, load(), texts):
+        for some, embeddings in texts.embedded(load()):
             for text, embedding in zip(some, embeddings, strict=True):
                 # nine digits give back the same float32
                 numbers = ", ".join(f"{component:.9g}" for component in embedding.tolist())
                 print_line(f'{{"text": {json.dumps(text, ensure_ascii=False)}, "embedding": [{numbers}]}}')
+    finally:
+        texts.note_truncation()
 
 
-def _write_array(options: argparse.Namespace, load: Callable[[], Encoder], texts: Iterator[str]) -> None:
+class _Texts:
+    """The texts of a command without an output folder."""
+
+    def __init__(self, options: argparse.Namespace, files: Sequence[str]) -> None:
+        self._options = options
+        self._texts = open_texts(
+            files,
+            Columns(options.text_column, options.title_column),
+            input_format=options.input_format,
+            reject=self._reject,
+        )
+        self._truncated = self._longest = self._max_tokens = 0
+
+    def embedded(self, encoder: Encoder) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+        """Yield texts and their vectors, some at a time."""
+        role = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS}.get(self._options.role)
+        prompt = encoder.tokenizer.prompt_for(None, None, role) if role else ""
+        self._max_tokens = encoder.max_tokens
+        texts: list[str] = []
+        tokens: list[TokenizedText] = []
+        characters = 0
+        for text, file, row in self._texts:
+            try:
+                tokens.append(tokenized(encoder.tokenizer, text, prompt, self._options.truncate))
+            except TextTooLongError as error:
+                self._reject(Reject(file, row, str(error)))
+                continue
+            texts.append(text)
+            characters += len(text)
+            if len(texts) == _TEXTS_AT_ONCE or characters > _CHARACTERS_AT_ONCE:
+                yield self._run(encoder, texts, tokens)
+                texts, tokens, characters = [], [], 0
+        if texts:
+            yield self._run(encoder, texts, tokens)
+
+    def note_truncation(self) -> None:
+        """Say what was cut so far."""
+        if self._truncated:
+            note(
+                f"warning: {self._truncated} texts were longer than the model's {self._max_tokens} tokens and were cut "
+                f"(the longest has {self._longest}); use --truncate error to refuse them"
+            )
+
+    def _run(
+        self, encoder: Encoder, texts: list[str], tokens: list[TokenizedText]
+    ) -> tuple[list[str], NDArray[np.float32]]:
+        cut = [each.tokens for each in tokens if each.tokens > len(each.ids)]
+        self._truncated += len(cut)
+        self._longest = max(self._longest, *cut, 0)
+        return texts, encoder.encode_tokenized(tokens)
+
+    def _reject(self, reject: Reject) -> None:
+        if self._options.on_error == "stop":
+            raise reject.error()
+        note(f"warning: skipped: {reject.error()}")
+
+
+def _write_array(options: argparse.Namespace, load: Callable[[], Encoder], texts: _Texts) -> None:
     if options.output.is_dir():
         raise IsADirectoryError(f"{options.output} is a folder: name a file, or a folder that does not end in .npy")
     # begun before the model runs, so that a folder that is missing, or cannot be written to, is noticed
     with written_whole(options.output) as path, path.open("xb") as stream:
         encoder = load()
-        arrays = [embeddings for _, embeddings in _embedded(options, encoder, texts)]
+        arrays = [embeddings for _, embeddings in texts.embedded(encoder)]
         matrix = np.concatenate(arrays) if arrays else encoder.encode([])
         np.save(stream, matrix)
     if options.json:
@@ -143,20 +195,13 @@ def _write_array(options: argparse.Namespace, load: Callable[[], Encoder], texts
         note(f"wrote {matrix.shape[0]} embeddings of dimension {matrix.shape[1]} to {options.output}")
 
 
-def _embedded(
-    options: argparse.Namespace, encoder: Encoder, texts: Iterator[str]
-) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
-    role = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS}.get(options.role)
-    prompt = encoder.tokenizer.prompt_for(None, None, role) if role else ""
-    while some := list(islice(texts, _TEXTS_AT_ONCE)):
-        yield some, encoder.encode(some, prompt=prompt, truncate=options.truncate)
-
-
 def _embed_files(options: argparse.Namespace, load: Callable[[], Encoder]) -> None:
     if not options.files:
         options.usage_error("--output FOLDER needs at least one FILE")
     if options.part_rows < 1:
         options.usage_error(f"--part-rows is at least 1, got {options.part_rows}")
+    if options.address is not None and options.engine != "ray":
+        options.usage_error("--address needs --engine ray")
     from . import embed_files
 
     if options.engine == "ray" and options.threads is None:
@@ -196,22 +241,4 @@ def _embed_files(options: argparse.Namespace, load: Callable[[], Encoder]) -> No
         note(
             f"warning: {summary.truncated:,} texts were longer than the model's {encoder.max_tokens} tokens and were "
             "cut; use --truncate error to refuse them"
-        )
-
-
-@contextmanager
-def _summed_truncation() -> Iterator[None]:
-    """Show one warning for the texts that were cut in all the calls, instead of one for each."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    cuts = [warning.message for warning in caught if isinstance(warning.message, TruncationWarning)]
-    for warning in caught:
-        if not isinstance(warning.message, TruncationWarning):
-            note(f"warning: {warning.message}")
-    if cuts:
-        longest = max(cut.longest for cut in cuts)
-        note(
-            f"warning: {sum(cut.truncated for cut in cuts)} texts were longer than the model's {cuts[0].max_tokens} "
-            f"tokens and were cut (the longest has {longest}); use --truncate error to refuse them"
         )

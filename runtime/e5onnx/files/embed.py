@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -152,7 +153,7 @@ def _planned(
             parts = plan_parts(files, part_rows=wanted.part_rows, advance=bar.update)
         settings = replace(wanted, columns=typed_columns(wanted.columns, types, files, parts[0]))
         return write_plan(output, files, parts, settings)
-    if [path.resolve() for path in paths] != [Path(file.path).resolve() for file in plan.files]:
+    if list(map(os.path.realpath, paths)) != [os.path.realpath(file.path) for file in plan.files]:
         raise JobChangedError(f"{output} was begun with other input files: name another output folder")
     _check_files(plan.files, output)
     planned = plan.settings.columns

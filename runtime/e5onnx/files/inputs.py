@@ -193,13 +193,14 @@ def find_files(inputs: Sequence[str]) -> Found:
     below a folder, or behind a wildcard, is the output of an earlier run.
 
     Raises:
-        InputValueError: nothing is meant.
+        InputValueError: nothing is meant, or something that is not a file.
+        OSError: a folder cannot be read.
     """
-    files: dict[Path, Path] = {}  # resolved -> as it was named
+    files: dict[str, Path] = {}  # real path -> as it was named
     ignored = 0
     for given in inputs:
-        if not given:
-            raise InputValueError("an empty argument names no file")
+        if not given or "\0" in given:
+            raise InputValueError(f"{given!r} is not the name of a file")
         if given == "-":
             raise InputValueError(f"standard input is not a regular file: {_READ_TWICE}")
         path = Path(given)
@@ -215,7 +216,11 @@ def find_files(inputs: Sequence[str]) -> Found:
             known = " ".join(_SUFFIXES)
             raise InputValueError(f"there are no files at {given} (in folders, those that end in {known} count)")
         for each in found:
-            files.setdefault(each.resolve(), each.absolute())
+            if each != path and not each.is_file():
+                raise InputValueError(f"{each} is not a regular file, or a link that leads to none: remove it")
+            files.setdefault(
+                os.path.realpath(each), each.absolute()
+            )  # Path.resolve raises where links lead in a circle
     return Found(list(files.values()), ignored)
 
 
@@ -272,21 +277,24 @@ def _state(status: os.stat_result) -> tuple[int, ...]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder."""
+    """Yield what is below a folder, save folders."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
     entered: set[str] = set()  # a link may lead back up
-    for where, folders, names in os.walk(folder, followlinks=True):
+    for where, folders, names in os.walk(folder, followlinks=True, onerror=fail):
         real = os.path.realpath(where)
         if real in entered or (entered and _is_output(Path(where))):
             folders.clear()
             continue
         entered.add(real)
         folders[:] = sorted(name for name in folders if _is_data(name))
-        files = (Path(where, name) for name in names if _is_data(name))
-        yield from (file for file in files if file.is_file())
+        yield from (Path(where, name) for name in names if _is_data(name))
 
 
 def _matching(pattern: Path) -> list[Path]:
-    """Return the files that a glob means."""
+    """Return what a glob means, save folders."""
     try:
         found = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
     except (ValueError, NotImplementedError) as error:
@@ -295,7 +303,7 @@ def _matching(pattern: Path) -> list[Path]:
     return [
         each
         for each in found
-        if each.is_file() and not any(_is_output(parent) for parent in each.parents if len(parent.parts) > named)
+        if not each.is_dir() and not any(_is_output(parent) for parent in each.parents if len(parent.parts) > named)
     ]
 
 

@@ -21,7 +21,7 @@ from .job import Done, Settings, part_name
 from .outputs import write_part
 from .plan import Part
 from .rows import RowReader
-from .texts import Reject
+from .texts import Reject, tokenized
 
 OnError = Literal["stop", "skip"]
 Item = TypeVar("Item")
@@ -97,22 +97,17 @@ def prepare(encoder: Encoder, reader: RowReader, part: Part, settings: Settings,
         RowError: a row cannot be embedded, and `on_error` is "stop".
     """
     rows = reader.read(part)
-    tokenized, too_long = [], {}
+    texts, too_long = [], {}
     for position, text in enumerate(rows.texts):
         try:
-            (tokens,) = encoder.tokenizer.tokenize([text], settings.prompt)
+            texts.append(tokenized(encoder.tokenizer, text, settings.prompt, settings.truncate))
         except TextTooLongError as error:
-            too_long[position] = f"its text cannot be tokenised: {error.__cause__}"
-            continue
-        if settings.truncate == "error" and tokens.tokens > encoder.max_tokens:
-            too_long[position] = f"its text has {tokens.tokens} tokens, the model's maximum is {encoder.max_tokens}"
-            continue
-        tokenized.append(tokens)
+            too_long[position] = str(error)
     if too_long:
         rows.reject(too_long)
     if rows.rejects and on_error == "stop":
         raise rows.rejects[0].error()
-    return Prepared(part, tokenized, rows.columns, rows.rejects)
+    return Prepared(part, texts, rows.columns, rows.rejects)
 
 
 def embed(encoder: Encoder, prepared: Prepared, advance: Callable[[int, int], object]) -> Embedded:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..atomic import written_whole
+from ..errors import InputValueError
 from .values import printable
 
 OutputFormat = Literal["parquet", "npy"]
@@ -48,6 +49,7 @@ def write_part(
     Every file appears whole, and is on the disk, before the next is begun.
 
     Raises:
+        InputValueError: a vector has a component that the type cannot hold, or a kept value cannot be written.
         OSError: it cannot be written.
     """
     scales: NDArray[np.float32] | None = None
@@ -55,7 +57,10 @@ def write_part(
     if dtype == "int8":
         stored, scales = quantized(vectors)
     elif dtype == "float16":
-        stored = vectors.astype(np.float16)
+        with np.errstate(over="ignore"):
+            stored = vectors.astype(np.float16)
+        if not np.isfinite(stored).all():
+            raise InputValueError("a vector has a component that float16 cannot hold: use float32, in a new folder")
     if output_format == "npy":
         arrays = {f"{name}.npy": stored} | ({} if scales is None else {f"{name}.scale.npy": scales})
         writers: dict[str, Callable[[Path], None]] = {f"{name}.jsonl": lambda path: _write_json_lines(path, columns)}
@@ -67,7 +72,10 @@ def write_part(
             table = table.append_column("embedding_scale", pa.array(scales))
         table = table.replace_schema_metadata(dict(metadata))
         writers = {f"{name}.parquet": lambda path: _write_parquet(path, table)}
-    return {file: _write(folder / file, write) for file, write in writers.items()}
+    try:
+        return {file: _write(folder / file, write) for file, write in writers.items()}
+    except pa.ArrowException as error:
+        raise InputValueError(f"a kept column of {folder / name} cannot be written: {error}") from error
 
 
 def _write(path: Path, write: Callable[[Path], None]) -> str:
@@ -129,6 +137,6 @@ def _json_value(value: Any) -> Any:
     """Return a value with null for floats that are no numbers, or infinite: JSON has none of these."""
     if isinstance(value, dict):
         return {name: _json_value(each) for name, each in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):  # maps have tuples
         return [_json_value(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -108,7 +108,9 @@ def _opened(file: Source) -> Iterator[pq.ParquetFile]:
                     raise InputValueError(
                         f"{file.path} is a pipe, and Parquet is read from its end: write it to a file"
                     )
-                with pq.ParquetFile(stream, pre_buffer=False, buffer_size=2**20) as parquet:
+                with pq.ParquetFile(
+                    stream, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True
+                ) as parquet:
                     yield parquet
         except pa.ArrowException as error:
             raise damaged(file, error) from error

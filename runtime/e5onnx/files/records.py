@@ -26,6 +26,7 @@ Source = InputFile | Stream
 _DAMAGED = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, csv.Error, UnicodeError)
 RECORD_BYTES = 64 * 2**20
 """Most bytes of a line or CSV row: a quote that is never closed would take in the rest of the file."""
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _TOO_LONG = f"it has more than {RECORD_BYTES >> 20} MiB"
 
 csv.field_size_limit(2**31 - 1)  # a text may be longer than the module's 128 KiB
@@ -153,6 +154,8 @@ def _line_records(file: Source, stream: IO[bytes], place: Place) -> Iterator[Rec
     is_json = file.format == "jsonl"
     begun = place.offset > 0
     for line, length in _lines(stream):
+        if place.offset == 0 and line.startswith(_UTF_16):
+            raise InputValueError(f"{file.path} is UTF-16, not UTF-8: convert it (iconv -f UTF-16 -t UTF-8)")
         if not (is_json and line.isspace()):
             if is_json and not begun and _begins_array(line):
                 raise InputValueError(
@@ -261,10 +264,49 @@ def _zstd(stream: IO[bytes]) -> IO[bytes]:
     return io.BufferedReader(pa.input_stream(stream, compression="zstd"))
 
 
+class _Streams(io.RawIOBase):
+    """What one or more bz2 or xz streams hold. bz2.open and lzma.open take damage after the first one for the end."""
+
+    def __init__(self, begin: Callable[[], Any], compressed: IO[bytes]) -> None:
+        self._begin, self._compressed = begin, compressed
+        self._stream = begin()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        found = b""
+        while not found:
+            given = b""
+            if self._stream.eof:
+                given = self._next_beginning()
+                if not given:
+                    return 0
+                self._stream = self._begin()
+            elif self._stream.needs_input:
+                given = self._compressed.read(_COMPRESSED_BLOCK)
+                if not given:
+                    raise EOFError("its last stream does not end")
+            found = self._stream.decompress(given, len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
+
+    def _next_beginning(self) -> bytes:
+        """Return the first bytes of the next stream, b"" if there is none; zeros in between are padding."""
+        given: bytes = self._stream.unused_data.lstrip(b"\0")
+        while not given:
+            block = self._compressed.read(_COMPRESSED_BLOCK)
+            if not block:
+                break
+            given = block.lstrip(b"\0")
+        return given
+
+
+_COMPRESSED_BLOCK = 2**16
 _DECOMPRESSORS: dict[str, Callable[[IO[bytes]], Any]] = {
     ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
+    ".bz2": lambda stream: io.BufferedReader(_Streams(bz2.BZ2Decompressor, stream)),
+    ".xz": lambda stream: io.BufferedReader(_Streams(lzma.LZMADecompressor, stream)),
     ".zst": _zstd,
 }
 """Compression, by the end of a name -> how it is opened."""

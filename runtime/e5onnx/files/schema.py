@@ -7,8 +7,10 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ..errors import InputValueError
+from ..tokenizer import check_encodable
 from .columns import ID, Columns, is_type
 from .inputs import InputFile
 from .parquet import read_schema
@@ -19,7 +21,9 @@ from .values import inferred, storable
 
 
 def check_columns(files: Sequence[InputFile], columns: Columns) -> None:
-    """Raise InputValueError if a file declares its columns and lacks one, or two of the output had one name."""
+    """Raise InputValueError if a file declares its columns and lacks one, or names of the output are impossible."""
+    for name in columns.read():
+        check_encodable(name, "the name of a column")
     outputs = [ID, *columns.keep, "embedding", "embedding_scale"]
     twice = {name for name in outputs if outputs.count(name) > 1}
     if twice:
@@ -35,7 +39,7 @@ def typed_columns(columns: Columns, given: Mapping[str, str], files: Sequence[In
     """Return the columns with a type for each that is stored: given, declared by a file, or that of the first rows.
 
     Raises:
-        InputValueError: a name is that of no type, or of no column of the first rows.
+        InputValueError: a name is that of no type, or of no column of the first rows; or a type cannot be stored.
     """
     unknown = [name for name in columns.stored() if name not in given]
     declared = (_declared(files[first.pieces[0].file]) if first.pieces else None) or {}
@@ -44,7 +48,22 @@ def typed_columns(columns: Columns, given: Mapping[str, str], files: Sequence[In
     if contents and len(types) < len(unknown):
         types |= {name: inferred([each.get(name) for each in contents]) for name in unknown if name not in types}
     _check_keys(columns, given, files, first, contents)
-    return columns.with_types(dict.fromkeys(unknown, pa.string()) | types, given)
+    columns = columns.with_types(dict.fromkeys(unknown, pa.string()) | types, given)
+    for name, kind in columns.types:
+        _check_storable(name, kind)
+    return columns
+
+
+def _check_storable(name: str, kind: pa.DataType) -> None:
+    """Raise InputValueError if Arrow cannot select rows of a type, or write them."""
+    try:
+        rows = pa.table({name: pa.array([None], kind)}).take(pa.array([0]))
+        pq.write_table(rows, pa.BufferOutputStream())
+    except (pa.ArrowException, NotImplementedError) as error:
+        raise InputValueError(
+            f"column {name!r} is of type {kind}, which cannot be kept ({error}): leave it out, or keep it as text "
+            f"with --keep-columns '{name}:json'"
+        ) from error
 
 
 def _declared(file: InputFile) -> dict[str, pa.DataType] | None:

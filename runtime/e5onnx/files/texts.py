@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import InputValueError, MissingDependencyError
+from ..errors import InputValueError, MissingDependencyError, TextTooLongError
 from ..openai_api import kind_of
+from ..tokenizer import TokenizedText, Tokenizer
 from .columns import Columns
 from .inputs import STANDARD_INPUT, Format, Stream, find_files, format_of, warn_of_ignored
 from .records import Place, Record, Source, decoded, read_records
@@ -41,19 +43,26 @@ class Reject:
         return RowError(f"{self.file}, row {self.row}: {self.reason}")
 
 
+class Text(NamedTuple):
+    """A text, and the file and row that it comes from."""
+
+    text: str
+    file: str
+    row: int
+
+
 def open_texts(
-    inputs: Sequence[str], columns: Columns, *, input_format: Format | None, skip: Callable[[Reject], object] | None
-) -> Iterator[str]:
+    inputs: Sequence[str], columns: Columns, *, input_format: Format | None, reject: Callable[[Reject], object]
+) -> Iterator[Text]:
     """Find files, and return an iterator over their texts, which reads each file once.
 
     Args:
         inputs: files, globs, folders and pipes; "-" is standard input.
         columns: those of texts and titles.
         input_format: of files whose name does not say it; standard input is text if it is None.
-        skip: is told of rows that cannot be embedded.
+        reject: is told of rows that cannot be embedded, and raises to stop.
 
     Raises:
-        RowError: a row cannot be embedded, and `skip` is None.
         InputValueError: nothing is meant, a format is not known, or a file is damaged.
         MissingDependencyError: Parquet and .zst need the extra.
         OSError: a file cannot be read.
@@ -68,12 +77,27 @@ def open_texts(
         ignored += found.ignored
         for path in found.files:
             path.stat()  # fails where there is no such file
-            sources.setdefault(path.resolve(), Stream(str(path), format_of(path, input_format)))
+            sources.setdefault(Path(os.path.realpath(path)), Stream(str(path), format_of(path, input_format)))
     warn_of_ignored(ignored)
-    return _texts(list(sources.values()), columns, skip)
+    return _texts(list(sources.values()), columns, reject)
 
 
-def _texts(sources: Sequence[Stream], columns: Columns, skip: Callable[[Reject], object] | None) -> Iterator[str]:
+def tokenized(tokenizer: Tokenizer, text: str, prompt: str, truncate: str) -> TokenizedText:
+    """Return the tokens of a row's text.
+
+    Raises:
+        TextTooLongError: it is too long, for the tokenizer or for the model and `truncate` is "error".
+    """
+    try:
+        (tokens,) = tokenizer.tokenize([text], prompt)
+    except TextTooLongError as error:
+        raise TextTooLongError(f"its text cannot be tokenised: {error.__cause__}") from error
+    if truncate == "error" and tokens.tokens > tokenizer.max_tokens:
+        raise TextTooLongError(f"its text has {tokens.tokens} tokens, the model's maximum is {tokenizer.max_tokens}")
+    return tokens
+
+
+def _texts(sources: Sequence[Stream], columns: Columns, reject: Callable[[Reject], object]) -> Iterator[Text]:
     rows, missing = 0, set(columns.embedded())
     for source in sources:
         for record, content in _contents(source, columns):
@@ -85,12 +109,9 @@ def _texts(sources: Sequence[Stream], columns: Columns, skip: Callable[[Reject],
             try:
                 text = text_of(content, columns)
             except ValueError as error:
-                reject = Reject(source.path, record.place.row, reason_of(error, record))
-                if skip is None:
-                    raise reject.error() from error
-                skip(reject)
+                reject(Reject(source.path, record.place.row, reason_of(error, record)))
             else:
-                yield text
+                yield Text(text, source.path, record.place.row)
     if rows and missing:
         raise InputValueError(f"none of {rows:,} rows has a column {', '.join(map(repr, sorted(missing)))}")
 
@@ -118,7 +139,7 @@ def parsed(record: Record, file: Source, columns: Columns) -> Parsed:
         return content
     try:
         line = decoded(content, record.place.row)
-        return {columns.text: line} if file.format == "text" else _json_object(line)
+        return {columns.text: _whole_line(line)} if file.format == "text" else _json_object(line)
     except ValueError as error:
         return error
 
@@ -178,6 +199,12 @@ def _text(content: dict[str, Any], column: str) -> str:
     except UnicodeEncodeError as error:
         raise ValueError(f"column {column!r} is not valid Unicode: {error.reason} at {error.start}") from error
     return text
+
+
+def _whole_line(line: str) -> str:
+    if "\r" in line:
+        raise ValueError("it holds a carriage return, which once ended lines: remove it, or make it a line feed")
+    return line
 
 
 def _json_object(line: str) -> dict[str, Any]:
