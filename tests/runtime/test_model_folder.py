@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from e5onnx import (
     Encoder,
-    InferenceError,
     InputValueError,
     ModelFolderError,
     ModelNotFoundError,
