@@ -419,6 +419,8 @@ def _engine(
         return partial(OnnxRuntimeEngine, precision=given), given
     if provider != "openvino":
         raise InputValueError(f"provider must be 'cpu' or 'openvino', got {provider!r}")
+    if compile_cache is not None and not isinstance(compile_cache, (str, os.PathLike)):
+        raise InputTypeError(f"compile_cache is a folder, got {type(compile_cache).__name__}")
     if precision not in ("bf16", "fp32", None):
         raise InputValueError(f"provider='openvino' runs 'bf16' or 'fp32', not {precision!r}")
     from .openvino_engine import OpenVinoEngine

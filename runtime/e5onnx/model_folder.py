@@ -407,8 +407,12 @@ def _path(model: Any) -> str:
     name = os.fspath(model) if isinstance(model, (str, os.PathLike)) else model
     if not isinstance(name, str):
         raise InputTypeError(f"a model is a folder or a hub id, got {type(model).__name__}")
-    if "\0" in name:
-        raise InputValueError(f"the name of a model holds the character NUL: {name!r:.80}")
+    try:
+        possible = b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise InputValueError(f"the name of a model holds NUL or a lone surrogate: {name!r:.80}")
     return name
 
 
@@ -421,9 +425,12 @@ def is_hub_id(name: str) -> bool:
     if os.path.isdir(name) or not _HUB_ID.fullmatch(name):  # noqa: PTH112 - Path would turn "" into "."
         return False
     parent = Path(name).parent
-    if not parent.is_dir():
+    if not os.path.isdir(parent):  # noqa: PTH112 - Path raises for long names
         return True
-    folders = sorted(path.name for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+    try:
+        folders = sorted(path.name for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise _unreadable(parent, error) from error
     there = ", ".join([*folders[:_MOST_NAMED], *(["..."] if folders[_MOST_NAMED:] else [])]) or "no folder"
     raise ModelNotFoundError(
         f"there is no folder {name}; {parent}{os.sep} holds: {there}. (To load {name} from the hub, start where "

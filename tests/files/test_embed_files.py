@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from e5onnx import Encoder, InputValueError
+from e5onnx import Encoder, InputTypeError, InputValueError
 from e5onnx.files import RowError, embed_files
 from e5onnx.files.columns import Columns
 from e5onnx.files.inputs import describe_file
@@ -145,6 +145,38 @@ def test_smaller_vectors_are_close_and_say_their_scale(
     restored = vectors.astype(np.float32) * np.reshape(scales, (-1, 1))
     most = np.abs(expected).max(axis=1, keepdims=True) / 127 / 2 if dtype == "int8" else np.abs(expected) / 2048
     assert (np.abs(restored - expected) <= most + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("option", "given"),
+    [
+        ("role", "passage"),
+        ("truncate", "eror"),
+        ("on_error", "skp"),
+        ("dtype", "float64"),
+        ("output_format", "csv"),
+        ("input_format", "json"),
+        ("engine", "Ray"),
+        ("role", None),
+    ],
+)
+def test_options_take_only_their_words(encoder: Encoder, tmp_path: Path, option: str, given: Any) -> None:
+    options: dict[str, Any] = {option: given}
+    with pytest.raises(InputValueError, match=f"^{option} must be one of '.*', got {given!r}$"):
+        embed_files(encoder, [str(tmp_path / "a.jsonl")], tmp_path / "out", **options)
+
+
+def test_inputs_are_a_list_and_names_may_be_paths(encoder: Encoder, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write_jsonl(path, ROWS)
+    for one in (path, str(path)):
+        with pytest.raises(InputTypeError, match=r"inputs must be a list of names, got one: put '.*' into a list"):
+            embed_files(encoder, one, tmp_path / "out")  # type: ignore[arg-type]
+    assert embed_files(encoder, [path], str(tmp_path / "out"), part_rows=np.int64(2)).rows == len(ROWS)  # type: ignore[arg-type]
+    with pytest.raises(InputTypeError, match=r"part_rows must be a whole number, got 2\.5"):
+        embed_files(encoder, [path], tmp_path / "out", part_rows=2.5)  # type: ignore[arg-type]
+    with pytest.raises(InputValueError, match="column_types names 'yaer', neither an id nor a kept column"):
+        embed_files(encoder, [path], tmp_path / "new", column_types={"yaer": "int64"})
 
 
 def test_float16_that_would_be_infinite_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from tqdm import tqdm
 
 from e5onnx import Encoder, InputValueError
-from e5onnx.files import IgnoredFilesWarning, JobChangedError, embed, embed_files, local, records
+from e5onnx.files import IgnoredFilesWarning, JobChangedError, embed, embed_files, inputs, local, records
 from e5onnx.files.columns import Columns
 from e5onnx.files.inputs import describe_file, find_files
 from e5onnx.files.plan import plan_parts
@@ -209,11 +209,17 @@ def test_a_file_that_changes_while_it_is_described_is_noticed(tmp_path: Path) ->
 
 
 @only_linux
-def test_a_change_with_the_old_date_is_noticed(encoder: Encoder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_change_with_the_old_date_is_noticed(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool, in_place: bool
+) -> None:
+    if not is_new:
+        monkeypatch.setattr(inputs, "_NEW_NS", 0)
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
     embed_files(encoder, [str(path)], tmp_path / "out")
     status = path.stat()
-    other = write_jsonl(tmp_path / "other", [{"text": f"now {number}"} for number in range(20)])
+    other = write_jsonl(path if in_place else tmp_path / "other", [{"text": f"now {number}"} for number in range(20)])
     os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
     other.replace(path)
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)

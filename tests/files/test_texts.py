@@ -235,6 +235,20 @@ def test_too_long_texts_are_named_or_skipped_like_other_bad_rows(tiny_model: Pat
     assert [json.loads(line)["text"] for line in skipped.stdout.splitlines()] == ["short"] * 1100 + ["last"]
 
 
+def test_output_that_is_appended_to_its_own_input_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(before := jsonl(ROWS))
+    with path.open("ab") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "e5onnx", "embed", tiny_model, path],
+            stdout=output,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (done.returncode, path.read_bytes()) == (1, before)
+    assert done.stderr.decode() == f"e5onnx: error: {path} is standard output as well: it would never end\n"
+
+
 def test_what_was_cut_is_said_even_if_a_later_row_fails(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl([{"text": "word " * 600}, *[{"text": "short"}] * 1100]) + b"no\n")

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e5onnx import (
+    E5OnnxError,
     Encoder,
     InputTypeError,
     InputValueError,
@@ -377,8 +378,12 @@ def test_a_model_is_named_by_text(model: Any) -> None:
     for load in (Encoder, Tokenizer):
         with pytest.raises(InputTypeError, match=f"a folder or a hub id, got {type(model).__name__}"):
             load(model)
-    with pytest.raises(InputValueError, match="holds the character NUL"):
-        Encoder("a\0b")
+    for name in ("a\0b", "\ud800", "a/\ud800"):
+        with pytest.raises(InputValueError, match="holds NUL or a lone surrogate"):
+            Encoder(name)
+    for name in ("a" * 5000, "a" * 5000 + "/b", "a" * 300 + "/b"):
+        with pytest.raises(E5OnnxError, match="a" * 300):
+            Encoder(name, local_files_only=True)
 
 
 def test_only_tokenized_texts_are_run_as_such(sample: Encoder) -> None:
@@ -405,6 +410,8 @@ def test_threads_and_precision_are_checked(sample_model: Path) -> None:
         Encoder(sample_model, provider="openvino", precision="int8")
     with pytest.raises(InputValueError, match="compile_cache is for"):
         Encoder(sample_model, compile_cache="anywhere")
+    with pytest.raises(InputTypeError, match="compile_cache is a folder, got int"):
+        Encoder(sample_model, provider="openvino", compile_cache=3)  # type: ignore[arg-type]
 
 
 # Similarity

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
+from ..cpu import whole_number
 from ..encoder import Encoder
-from ..errors import InputValueError
+from ..errors import InputTypeError, InputValueError
 from ..tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS
 from . import local, ray_engine
 from .columns import Columns
@@ -32,6 +33,8 @@ from .plan import PART_ROWS, Part, plan_parts
 from .schema import check_columns, typed_columns
 
 Engine = Literal["local", "ray"]
+Role = Literal["query", "document", "raw"]
+Truncate = Literal["warn", "error"]
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,16 @@ class Summary:
 
 def embed_files(
     encoder: Encoder,
-    inputs: Sequence[str],
-    output: Path,
+    inputs: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
     *,
     columns: Columns | None = None,
     column_types: Mapping[str, str] | None = None,
-    role: Literal["query", "document", "raw"] = "document",
+    role: Role = "document",
     input_format: Format | None = None,
     output_format: OutputFormat = "parquet",
     dtype: DType = "float32",
-    truncate: Literal["warn", "error"] = "warn",
+    truncate: Truncate = "warn",
     on_error: OnError = "stop",
     part_rows: int = PART_ROWS,
     engine: Engine = "local",
@@ -82,7 +85,7 @@ def embed_files(
         part_rows: most records of a part.
         engine: "ray" for a cluster.
         address: of the Ray cluster.
-        show_progress_bar: rows, tokens/s and the time left, on standard error .
+        show_progress_bar: rows, tokens/s and the time left, on standard error.
 
     Returns:
         What the folder holds.
@@ -90,16 +93,29 @@ def embed_files(
     Raises:
         RowError: a row cannot be embedded; what was done is kept.
         JobChangedError: the folder was begun with other input, another model or other options.
+        InputTypeError: an argument has the wrong type.
         InputValueError: an option is impossible, or a file damaged.
         OSError: a file cannot be read or written.
 
     Example:
         >>> from e5onnx import Encoder
         >>> from e5onnx.files import embed_files
-        >>> summary = embed_files(Encoder("models/sample"), ["corpus.jsonl"], Path("vectors"))  # doctest: +SKIP
+        >>> summary = embed_files(Encoder("models/sample"), ["corpus.jsonl"], "vectors")  # doctest: +SKIP
     """
+    _check_choice("role", role, Role)
+    _check_choice("output_format", output_format, OutputFormat)
+    _check_choice("dtype", dtype, DType)
+    _check_choice("truncate", truncate, Truncate)
+    _check_choice("on_error", on_error, OnError)
+    _check_choice("engine", engine, Engine)
+    if input_format is not None:
+        _check_choice("input_format", input_format, Format)
+    if isinstance(inputs, str | os.PathLike):
+        raise InputTypeError(f"inputs must be a list of names, got one: put {os.fspath(inputs)!r} into a list")
+    part_rows = whole_number("part_rows", part_rows)
     if part_rows < 1:
         raise InputValueError(f"a part has at least 1 row, got {part_rows}")
+    output = Path(output)
     prompts = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS}.get(role)
     wanted = Settings(
         checkpoint=encoder.manifest.checkpoint,
@@ -115,11 +131,13 @@ def embed_files(
         dtype=dtype,
         part_rows=part_rows,
     )
-    found = find_files(inputs)
+    unknown = set(column_types or ()).difference(wanted.columns.stored())
+    if unknown:
+        raise InputValueError(f"column_types names {', '.join(map(repr, unknown))}, neither an id nor a kept column")
+    found = find_files([os.fspath(each) for each in inputs])
     warn_of_ignored(found.ignored)
     with opened_folder(output):
-        types = {name: kind for name, kind in (column_types or {}).items() if name in wanted.columns.stored()}
-        plan = _planned(output, found.files, wanted, types, show_progress_bar)
+        plan = _planned(output, found.files, wanted, column_types or {}, show_progress_bar)
         with _bar(show_progress_bar, "Finding parts", len(plan.parts), "part") as bar:
             job = Job(output, plan, advance=bar.update)
         todo = job.todo()
@@ -135,6 +153,12 @@ def embed_files(
         if todo:
             _check_files(plan.files, output)
         return _finished(job)
+
+
+def _check_choice(name: str, given: object, literal: Any) -> None:
+    if given not in get_args(literal):
+        known = ", ".join(map(repr, get_args(literal)))
+        raise InputValueError(f"{name} must be one of {known}, got {given!r:.80}")
 
 
 def _planned(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,10 +77,15 @@ def open_texts(
         found = find_files([given])
         ignored += found.ignored
         for path in found.files:
-            path.stat()  # fails where there is no such file
+            if _is_standard_output(path.stat()):  # which fails where there is no such file
+                raise InputValueError(f"{path} is standard output as well: it would never end")
             sources.setdefault(Path(os.path.realpath(path)), Stream(str(path), format_of(path, input_format)))
     warn_of_ignored(ignored)
     return _texts(list(sources.values()), columns, reject)
+
+
+def _is_standard_output(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode) and os.path.samestat(status, os.fstat(1))
 
 
 def tokenized(tokenizer: Tokenizer, text: str, prompt: str, truncate: str) -> TokenizedText:
