@@ -396,6 +396,7 @@ def test_a_long_path_is_not_sent_back(http: httpx.Client, path: str) -> None:
         (["MODEL", "--api-key-file", "EMPTY"], "holds no key"),
         (["MODEL", "--api-key-file", "LATIN"], "latin is not UTF-8 text"),
         (["MODEL", "--api-key-file", "GREEK"], "holds a key with other characters than ASCII's"),
+        (["MODEL", "--api-key-file", "DIVIDED"], "holds a key with other characters than ASCII's"),
         (["MODEL", "--api-key-file", "/nowhere"], "No such file"),
     ],
 )
@@ -404,11 +405,12 @@ def test_what_it_cannot_start_with_is_one_line(
 ) -> None:
     empty = tmp_path / "empty"
     empty.touch()
-    latin, greek = tmp_path / "latin", tmp_path / "greek"
+    latin, greek, divided = tmp_path / "latin", tmp_path / "greek", tmp_path / "divided"
+    divided.write_bytes(b"key\x0ck\x1ck")  # no short keys
     latin.write_bytes(b"cl\xe9")
     greek.write_text("κλειδί")
     names = {"MODEL": str(tiny_model), "TAKEN": str(httpx.URL(server.url).port), "EMPTY": str(empty)}
-    names |= {"LATIN": str(latin), "GREEK": str(greek)}
+    names |= {"LATIN": str(latin), "GREEK": str(greek), "DIVIDED": str(divided)}
     command = [sys.executable, "-m", "e5onnx", "serve", *(names.get(option, option) for option in options)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
