@@ -270,6 +270,35 @@ def test_a_client_that_does_not_read_is_hung_up_on(impatient: Impatient, path: s
         assert len(until_closed(connection)) < 30_000
 
 
+def test_a_client_that_goes_away_was_no_slow_reader(impatient: Impatient) -> None:
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        address = httpx.URL(impatient.url)
+        connection.connect((address.host, address.port))
+        connection.sendall(head_of("GET", "/large"))
+        until(connection, b"ok")
+    time.sleep(1)  # longer than a reply may take
+    assert impatient.ended == []
+
+
+def test_a_reply_counts_until_it_is_read(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("e5onnx.server.body._LARGEST_REPLY", 2**20)
+    monkeypatch.setattr("e5onnx.server.body._HELD_REPLIES", 1)
+    service = Service(Encoder(tiny_model, threads=1), Settings())
+    many = {"inputs": ["a " * 100] * 100}
+    with running(service.app(), [], send_buffer=4096) as url, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        address = httpx.URL(url)
+        connection.connect((address.host, address.port))
+        connection.sendall(post("/tokenize", many, "Connection: close"))
+        received = until(connection, b"[[")
+        assert httpx.post(f"{url}/tokenize", json=many).status_code == 429
+        received += until_closed(connection)
+        assert len(json.loads(received.partition(b"\r\n\r\n")[2])) == 100
+        wait_for(lambda: httpx.post(f"{url}/tokenize", json=many).status_code == 200)
+    service.close()
+
+
 def test_many_requests_on_one_connection_are_no_long_head(server: Server) -> None:
     with httpx.Client(base_url=server.url) as client:
         for _ in range(3):

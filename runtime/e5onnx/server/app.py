@@ -175,12 +175,15 @@ class Service:
         prompt = "" if name is None else self._prompt(name)
         special = read_flag(content, "add_special_tokens", True)
 
-        def tokenize(piece: Sequence[str]) -> list[bytes]:
-            """Return the reply's items: a million tokens are too many to write in the event loop."""
+        def tokenize(piece: Sequence[str], start: int) -> list[bytes]:
+            """Return the reply's items: so many tokens are too many to write in the event loop."""
             tokens = self.encoder.tokenizer.tokens(piece, prompt, special_tokens=special)
             return [to_json([token._asdict() for token in each]) for each in tokens]
 
-        items = await self._unless_gone(request, self._tokenizing.run(texts, tokenize))
+        def hold(items: Sequence[bytes]) -> None:
+            self._bodies.hold_reply(state_of(request), sum(map(len, items)))
+
+        items = await self._unless_gone(request, self._tokenizing.run(texts, tokenize, hold))
         return Response(b"[%b]" % b",".join(items), media_type="application/json")
 
     async def info(self, request: Request) -> Response:
@@ -290,7 +293,9 @@ class Service:
     ) -> tuple[list[TokenizedText], NDArray[np.float32]]:
         """Return the tokens of texts and their vectors `[texts, dimension]`; `check` may refuse them in between."""
         tokenizer = self.encoder.tokenizer
-        tokenized = await self._tokenizing.run(texts, lambda piece: tokenizer.tokenize(piece, prompt))
+        tokenized = await self._tokenizing.run(
+            texts, lambda piece, start: tokenizer.tokenize(piece, prompt, start=start)
+        )
         check(tokenized)
         vectors = await self.scheduler.embed(tokenized, normalize=normalize)
         state = state_of(request)

@@ -1,4 +1,4 @@
-"""Bodies of requests: read within limits of size, time and number of values, and parsed."""
+"""Bodies of requests: read within limits of size, time and number of values, and parsed; and how much is in memory."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ _HELD_BODIES = 8
 """How many bodies of the largest size may be held in memory at a time."""
 _SMALL_BODY = 64 * 1024
 """Bytes of every body that do not count towards that, so that small requests never wait for large ones."""
+_LARGEST_REPLY = 16 * 2**20
+"""Bytes of a reply that is put together in pieces."""
+_HELD_REPLIES = 4
+"""How many of these may be held in memory at a time."""
 _MOST_VALUES = 20_000
 """Values in the JSON of a body, beside one for every text: parsing as many holds everybody up for some 10 ms."""
 
@@ -28,6 +32,7 @@ class Bodies:
         self._max_values = _MOST_VALUES + max_texts
         self._seconds = seconds
         self._held = 0
+        self._held_replies = 0
 
     async def read_json(self, request: Request) -> Any:
         """Return the content of a body.
@@ -69,10 +74,20 @@ class Bodies:
         finally:
             gc.enable()
 
+    def hold_reply(self, state: RequestState, more: int) -> None:
+        """Note that the reply to a request has grown; raise :class:`RequestError` if it or all are too large."""
+        if state.reply_bytes + more > _LARGEST_REPLY:
+            raise RequestError(f"the reply has more than {_LARGEST_REPLY:,} bytes: send several requests", status=413)
+        if self._held_replies + more > _HELD_REPLIES * _LARGEST_REPLY:
+            raise RequestError("too much is being sent already; try again", status=429, code="rate_limit_exceeded")
+        state.reply_bytes += more
+        self._held_replies += more
+
     def release(self, state: RequestState) -> None:
         """Note that a request was answered."""
         self._held -= state.held_bytes
-        state.held_bytes = 0
+        self._held_replies -= state.reply_bytes
+        state.held_bytes = state.reply_bytes = 0
 
     def _hold(self, state: RequestState, size: int) -> None:
         more = max(0, size - _SMALL_BODY) - state.held_bytes
