@@ -188,6 +188,11 @@ def test_the_log_has_a_line_a_request_and_no_text(http: httpx.Client, server: Se
         ("/embed", json.dumps({"inputs": "word " * 600}).encode(), 413),
         ("/similarity", b'{"inputs": {"source_sentence": "a"}}', 422),
         ("/similarity", b'{"inputs": [], "parameters": []}', 422),
+        *(
+            (path, b'{"inputs": {"source_sentence": "a", "sentences": "b"}, "parameters": %b}' % parameters, 422)
+            for path in ("/similarity", "/")
+            for parameters in (b'{"truncation_direction": "left"}', b"[]", b"0", b"false", b'""')
+        ),
         ("/tokenize", b'{"inputs": null}', 422),
         ("/nothing", b"{}", 404),
         ("/info", b"{}", 405),

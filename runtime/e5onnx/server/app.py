@@ -31,7 +31,7 @@ from .middleware import ConnectionMiddleware, HostMiddleware, KeyMiddleware, Req
 from .openapi import document
 from .replies import HANDLERS, PAGES, json_reply, page, refusal, to_json
 from .scheduler import Scheduler
-from .tei import read_embed, read_flag, read_object, read_texts
+from .tei import read_embed, read_flag, read_object, read_parameters, read_texts
 from .tokenizing import Tokenizing
 
 OPEN_PATHS = frozenset(("/health", "/ping", "/openapi.json", *PAGES))
@@ -255,7 +255,7 @@ class Service:
     async def _compare(self, request: Request, content: Any) -> Response:
         checked = read_object(content, ("inputs", "parameters"))
         inputs = read_object(checked.get("inputs"), ("source_sentence", "sentences"))
-        parameters = read_object(checked.get("parameters") or {}, ("truncate", "truncation_direction", "prompt_name"))
+        parameters = read_parameters(checked.get("parameters"))
         source = inputs.get("source_sentence")
         if not isinstance(source, str):
             message = f"'source_sentence' must be a text, got {kind_of(source)}"
