@@ -248,6 +248,8 @@ def _has_body(scope: Scope) -> bool:
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(host)
+        address = ipaddress.ip_address(host)
     except ValueError:
         return None
+    # Python looks inside a mapped address, ::ffff:127.0.0.1, only from 3.13 on
+    return getattr(address, "ipv4_mapped", None) or address
