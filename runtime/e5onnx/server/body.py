@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from typing import Any
 
@@ -15,6 +16,8 @@ _HELD_BODIES = 8
 """How many bodies of the largest size may be held in memory at a time."""
 _SMALL_BODY = 64 * 1024
 """Bytes of every body that do not count towards that, so that small requests never wait for large ones."""
+_INLINE_BODY = 4 * 1024
+"""Bytes of a body that is parsed at once. Larger ones take turns, and others have theirs in between."""
 _LARGEST_REPLY = 16 * 2**20
 """Bytes of a reply that is put together in pieces."""
 _HELD_REPLIES = 4
@@ -33,6 +36,7 @@ class Bodies:
         self._seconds = seconds
         self._held = 0
         self._held_replies = 0
+        self._turn = asyncio.Lock()
 
     async def read_json(self, request: Request) -> Any:
         """Return the content of a body.
@@ -68,11 +72,11 @@ class Bodies:
                         raise RequestError(message, status=413)
         except TimeoutError as error:
             raise RequestError(f"the body did not arrive within {self._seconds:.0f} s", status=408) from error
-        gc.disable()  # it would look through all the values again and again
-        try:
-            return parse_json(bytes(body))
-        finally:
-            gc.enable()
+        if len(body) <= _INLINE_BODY:
+            return _parse(body)
+        async with self._turn:
+            await asyncio.sleep(0)  # whoever else is ready comes before the next of those that arrived together
+            return _parse(body)
 
     def hold_reply(self, state: RequestState, more: int) -> None:
         """Note that the reply to a request has grown; raise :class:`RequestError` if it or all are too large."""
@@ -95,6 +99,14 @@ class Bodies:
             raise RequestError("too much is being read already; try again", status=429, code="rate_limit_exceeded")
         self._held += more
         state.held_bytes += more
+
+
+def _parse(body: bytearray) -> Any:
+    gc.disable()  # it would look through all the values again and again
+    try:
+        return parse_json(bytes(body))
+    finally:
+        gc.enable()
 
 
 class _Values:
