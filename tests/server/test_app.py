@@ -204,15 +204,14 @@ def test_many_tiny_texts_are_not_tokenised_in_the_event_loop(service: Service, m
     assert threads[200] is not threading.current_thread()
 
 
-def test_replies_that_are_put_together_are_bounded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_that_are_sent_are_bounded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     def tokenized(*numbers: int) -> list[int]:
         requests = [("/tokenize", {"inputs": ["a " * 20] * number}) for number in numbers]
         return [reply.status_code for reply in answers(service, *requests)]
 
     (reply,) = answers(service, ("/tokenize", {"inputs": ["a " * 20] * 10}))
     size = len(reply.content)  # and a bracket or a comma beside every item
-    monkeypatch.setattr("e5onnx.server.body._LARGEST_REPLY", size - 11)
-    monkeypatch.setattr("e5onnx.server.body._HELD_REPLIES", 1)
+    monkeypatch.setattr("e5onnx.server.app._MOST_TOKENIZED", size - 11)
     assert tokenized(10) == [200]
     assert tokenized(11) == [413]
     assert tokenized(10) == [200]

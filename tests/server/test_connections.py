@@ -281,21 +281,31 @@ def test_a_client_that_goes_away_was_no_slow_reader(impatient: Impatient) -> Non
     assert impatient.ended == []
 
 
-def test_a_reply_counts_until_it_is_read(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("e5onnx.server.body._LARGEST_REPLY", 2**20)
+@pytest.mark.parametrize(
+    ("path", "many", "begin"),
+    [
+        ("/tokenize", {"inputs": ["a " * 100] * 100}, b"[["),
+        ("/embed", {"inputs": ["a"] * 1000}, b"[["),
+        ("/v1/embeddings", {"input": ["a"] * 1000}, b'"data":['),
+    ],
+)
+def test_a_reply_counts_until_it_is_read(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, path: str, many: Any, begin: bytes
+) -> None:
     monkeypatch.setattr("e5onnx.server.body._HELD_REPLIES", 1)
     service = Service(Encoder(tiny_model, threads=1), Settings())
-    many = {"inputs": ["a " * 100] * 100}
     with running(service.app(), [], send_buffer=4096) as url, socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         address = httpx.URL(url)
         connection.connect((address.host, address.port))
-        connection.sendall(post("/tokenize", many, "Connection: close"))
-        received = until(connection, b"[[")
-        assert httpx.post(f"{url}/tokenize", json=many).status_code == 429
+        connection.sendall(post(path, many, "Connection: close"))
+        received = until(connection, begin)
+        assert httpx.post(url + path, json=many).status_code == 429
+        few = {key: texts[:1] for key, texts in many.items()}
+        assert httpx.post(url + path, json=few).status_code == 200
         received += until_closed(connection)
-        assert len(json.loads(received.partition(b"\r\n\r\n")[2])) == 100
-        wait_for(lambda: httpx.post(f"{url}/tokenize", json=many).status_code == 200)
+        assert json.loads(received.partition(b"\r\n\r\n")[2])
+        wait_for(lambda: httpx.post(url + path, json=many).status_code == 200)
     service.close()
 
 

@@ -37,6 +37,9 @@ from .tokenizing import Tokenizing
 OPEN_PATHS = frozenset(("/health", "/ping", "/openapi.json", *PAGES))
 """Read without a key: by load balancers and kubelets, and by people who have yet to type theirs into the page."""
 
+_MOST_TOKENIZED = 16 * 2**20
+"""Bytes of a reply with tokens, of which each takes some 70: more would hold everybody up as they are sent."""
+
 Answer = TypeVar("Answer")
 
 
@@ -138,7 +141,8 @@ class Service:
         prompt = asked.prompt(self.encoder.tokenizer)
         embedding = self._embedded(request, asked.texts, prompt, check, self.encoder.manifest.normalize)
         tokenized, vectors = await self._unless_gone(request, embedding)
-        return json_reply(asked.reply(vectors, tokenized, model=self.model, floats=lambda vector: vector))
+        content = asked.reply(vectors, tokenized, model=self.model, floats=lambda vector: vector)
+        return self._held(request, json_reply(content))
 
     async def models(self, request: Request) -> Response:
         """`GET /v1/models`, as OpenAI's."""
@@ -181,7 +185,11 @@ class Service:
             return [to_json([token._asdict() for token in each]) for each in tokens]
 
         def hold(items: Sequence[bytes]) -> None:
-            self._bodies.hold_reply(state_of(request), sum(map(len, items)))
+            state = state_of(request)
+            self._bodies.hold_reply(state, sum(map(len, items)))
+            if state.reply_bytes > _MOST_TOKENIZED:
+                message = f"the tokens take more than {_MOST_TOKENIZED:,} bytes: send several requests"
+                raise RequestError(message, status=413, param="inputs")
 
         items = await self._unless_gone(request, self._tokenizing.run(texts, tokenize, hold))
         return Response(b"[%b]" % b",".join(items), media_type="application/json")
@@ -250,7 +258,7 @@ class Service:
         check = self._too_long_unless(read_flag(checked, "truncate", False))
         embedding = self._embedded(request, texts, prompt, check, read_flag(checked, "normalize", True))
         _, vectors = await self._unless_gone(request, embedding)
-        return json_reply(list(vectors))
+        return self._held(request, json_reply(list(vectors)))
 
     async def _compare(self, request: Request, content: Any) -> Response:
         checked = read_object(content, ("inputs", "parameters"))
@@ -267,6 +275,10 @@ class Service:
         check = self._too_long_unless(read_flag(parameters, "truncate", False))
         _, vectors = await self._unless_gone(request, self._embedded(request, texts, prompt, check, True))
         return json_reply([float(score) for score in self.encoder.similarity(vectors[:1], vectors[1:])[0]])
+
+    def _held(self, request: Request, reply: Response) -> Response:
+        self._bodies.hold_reply(state_of(request), len(reply.body))
+        return reply
 
     def _too_long_unless(self, truncate: bool) -> Callable[[Sequence[TokenizedText]], None]:
         """Return a check for texts that would be cut."""

@@ -14,14 +14,12 @@ from .middleware import RequestState, state_of
 
 _HELD_BODIES = 8
 """How many bodies of the largest size may be held in memory at a time."""
-_SMALL_BODY = 64 * 1024
-"""Bytes of every body that do not count towards that, so that small requests never wait for large ones."""
+_SMALL = 64 * 1024
+"""Bytes of every body and reply that do not count, so that small requests never wait for large ones."""
 _INLINE_BODY = 4 * 1024
 """Bytes of a body that is parsed at once. Larger ones take turns, and others have theirs in between."""
-_LARGEST_REPLY = 16 * 2**20
-"""Bytes of a reply that is put together in pieces."""
-_HELD_REPLIES = 4
-"""How many of these may be held in memory at a time."""
+_HELD_REPLIES = 64 * 2**20
+"""Bytes of replies that clients have yet to read. One that is alone may be larger."""
 _MOST_VALUES = 20_000
 """Values in the JSON of a body, beside one for every text: parsing as many holds everybody up for some 10 ms."""
 
@@ -79,26 +77,30 @@ class Bodies:
             return _parse(body)
 
     def hold_reply(self, state: RequestState, more: int) -> None:
-        """Note that the reply to a request has grown; raise :class:`RequestError` if it or all are too large."""
-        if state.reply_bytes + more > _LARGEST_REPLY:
-            raise RequestError(f"the reply has more than {_LARGEST_REPLY:,} bytes: send several requests", status=413)
-        if self._held_replies + more > _HELD_REPLIES * _LARGEST_REPLY:
-            raise RequestError("too much is being sent already; try again", status=429, code="rate_limit_exceeded")
+        """Note that the reply to a request has grown; raise :class:`RequestError` if all are too large together."""
+        others = self._held_replies - _counted(state.reply_bytes)
         state.reply_bytes += more
-        self._held_replies += more
+        own = _counted(state.reply_bytes)
+        self._held_replies = others + own
+        if others and own and others + own > _HELD_REPLIES:
+            raise RequestError("too much is being sent already; try again", status=429, code="rate_limit_exceeded")
 
     def release(self, state: RequestState) -> None:
         """Note that a request was answered."""
         self._held -= state.held_bytes
-        self._held_replies -= state.reply_bytes
+        self._held_replies -= _counted(state.reply_bytes)
         state.held_bytes = state.reply_bytes = 0
 
     def _hold(self, state: RequestState, size: int) -> None:
-        more = max(0, size - _SMALL_BODY) - state.held_bytes
+        more = _counted(size) - state.held_bytes
         if self._held + more > _HELD_BODIES * self._max_body:
             raise RequestError("too much is being read already; try again", status=429, code="rate_limit_exceeded")
         self._held += more
         state.held_bytes += more
+
+
+def _counted(size: int) -> int:
+    return max(0, size - _SMALL)
 
 
 def _parse(body: bytearray) -> Any:
