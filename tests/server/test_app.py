@@ -56,7 +56,9 @@ def test_a_defect_is_a_500_that_is_counted_and_quotes_nothing(
     assert (
         reply.json()["error_type"] == "Backend" if path == "/embed" else reply.json()["error"]["type"] == "server_error"
     )
-    assert f'e5onnx_requests_total{{path="{path}",status="500"}} 1.0' in service.metrics.page().decode()
+    page = service.metrics.page().decode()
+    assert f'e5onnx_requests_total{{path="{path}",status="500"}} 1.0' in page
+    assert "e5onnx_requests_in_flight 0.0" in page
     messages: list[Any] = [record.msg for record in caplog.records]
     failed, request = messages
     assert (failed["event"], failed["error"]) == ("failure", type(error).__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Iterator
 from itertools import pairwise
@@ -82,6 +83,17 @@ def test_bodies_of_too_many_values_are_refused_before_they_are_parsed(
     assert asyncio.run(post(exact + 1)) == 413
     assert len(parsed) == 1
     service.close()
+
+
+@pytest.mark.parametrize("body", [b'{"inputs": "a"}', b"{", b'{"inputs": "a"}'.ljust(10_000), b"{".ljust(10_000)])
+def test_the_collector_runs_again_after_a_body(service: Service, body: bytes) -> None:
+    async def post() -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(service.app()), base_url="http://e5") as client:
+            headers = {"content-type": "application/json"}
+            return (await client.post("/embed", content=body, headers=headers)).status_code
+
+    assert asyncio.run(post()) == (400 if body.startswith(b"{ ") or body == b"{" else 200)
+    assert gc.isenabled()
 
 
 def test_others_have_their_turn_between_bodies_that_come_together(

@@ -508,9 +508,10 @@ def test_a_client_that_sends_all_of_a_refused_body_first_gets_the_reply(server: 
 
 def test_a_client_that_waits_to_be_told_sends_no_body_in_vain(server: Server) -> None:
     expect = ("Expect: 100-continue", "Content-Type: application/json")
-    with connect(server.url) as connection:
-        connection.sendall(head_of("POST", "/nope", *expect, "Content-Length: 100"))
-        assert statuses(until_closed(connection)) == [404]
+    for path, length, status in (("/nope", 100, 404), ("/embed", 2_000_001, 413)):
+        with connect(server.url) as connection:
+            connection.sendall(head_of("POST", path, *expect, f"Content-Length: {length}"))
+            assert statuses(until_closed(connection)) == [status]
     with connect(server.url) as connection:
         connection.sendall(head_of("POST", "/embed", *expect, "Content-Length: 15", "Connection: close"))
         received = until(connection, b"\r\n\r\n")

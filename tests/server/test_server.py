@@ -356,7 +356,7 @@ def test_a_signal_turns_health_red_first_and_what_is_in_flight_is_answered(
 ) -> None:
     texts = ["word " * 100] * 100
     replies: list[httpx.Response] = []
-    with serving(e5_model, tmp_path / "log", "--drain-seconds", "0.5") as running:
+    with serving(e5_model, tmp_path / "log", "--drain-seconds", "3") as running:
 
         def request() -> None:
             replies.append(httpx.post(f"{running.url}/v1/embeddings", json={"input": texts}, timeout=120))
@@ -378,8 +378,9 @@ def test_a_second_signal_ends_it_at_once(tiny_model: Path, tmp_path: Path) -> No
     with serving(tiny_model, tmp_path / "log", "--drain-seconds", "3600") as running, httpx.Client() as client:
         assert client.get(f"{running.url}/health").status_code == 200  # and stays connected
         running.process.send_signal(signal.SIGTERM)
-        while client.get(f"{running.url}/health").status_code == 200:
+        while (reply := client.get(f"{running.url}/health")).status_code == 200:
             time.sleep(0.02)
+        assert reply.headers["connection"] == "close"
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(60) == 0
         assert running.log()[-1]["event"] == "ended"
