@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -134,6 +135,23 @@ def test_bodies_in_memory_are_bounded(service: Service, monkeypatch: pytest.Monk
     assert set(statuses) <= {200, 429, 503}
     for _ in range(3):  # they are forgotten with their replies
         assert answers(service, large)[0].status_code in (200, 503)
+
+
+def test_vectors_have_the_length_that_was_asked_for(tiny_model: Path) -> None:
+    encoder = Encoder(tiny_model, threads=1)
+    assert not encoder.manifest.normalize
+    service = Service(encoder, Settings())
+    texts = ["one", "a second text"]
+    *embed, v1 = answers(
+        service,
+        *(("/embed", {"inputs": texts, "normalize": normalize}) for normalize in (None, True, False)),
+        ("/v1/embeddings", {"input": texts}),  # as the checkpoint has them
+    )
+    vectors = [reply.json() for reply in embed] + [[item["embedding"] for item in v1.json()["data"]]]
+    for found, normalized in zip(vectors, (True, True, False, False), strict=True):
+        expected = encoder.encode(texts, normalize_embeddings=normalized)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    service.close()
 
 
 @pytest.mark.parametrize(

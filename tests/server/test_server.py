@@ -146,9 +146,12 @@ def test_info_health_and_metrics(http: httpx.Client, encoder: Encoder) -> None:
     assert (metric("e5onnx_waiting_tokens"), metric("e5onnx_waiting_requests")) == (0, 0)
 
 
-def test_the_log_has_a_line_a_request_and_no_text(http: httpx.Client, server: Server) -> None:
+def test_the_log_has_a_line_a_request_and_no_text(http: httpx.Client, server: Server, encoder: Encoder) -> None:
     http.post("/v1/embeddings", json={"input": "a secret text"}, headers={"x-request-id": "secretly-1"})
     http.post("/embed", json={"inputs": 1, "another secret": 2}, headers={"x-request-id": "secretly-2"})
+    http.post("/v1/embeddings", json={"input": ["word " * 600, ""]}, headers={"x-request-id": "cut-1"})
+    cut = server.logged("cut-1")
+    assert (cut["texts"], cut["tokens"]) == (2, 512 + encoder.count_tokens("passage: "))
     last = [server.logged(f"secretly-{number}") for number in (1, 2)]
     assert [(line["path"], line["status"]) for line in last] == [("/v1/embeddings", 200), ("/embed", 422)]
     assert not any("secret" in str(line[name]) for line in last for name in line if name != "id")
@@ -187,6 +190,7 @@ def test_the_log_has_a_line_a_request_and_no_text(http: httpx.Client, server: Se
         ("/embed", b'{"inputs": "a", "unknown": 1}', 422),
         ("/embed", json.dumps({"inputs": "word " * 600}).encode(), 413),
         ("/similarity", b'{"inputs": {"source_sentence": "a"}}', 422),
+        ("/similarity", json.dumps({"inputs": {"source_sentence": "a", "sentences": ["word " * 600]}}).encode(), 413),
         ("/similarity", b'{"inputs": [], "parameters": []}', 422),
         *(
             (path, b'{"inputs": {"source_sentence": "a", "sentences": "b"}, "parameters": %b}' % parameters, 422)
