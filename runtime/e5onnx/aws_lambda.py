@@ -46,19 +46,23 @@ def handler(event: Any, context: Any = None) -> dict[str, Any]:
     """
     if not _is_http(event):
         return _answer(event)
-    status = 200
     try:
         method = _method(event)
         if method != "POST":
             raise RequestError(f"the method must be POST, got {shown(method)}", status=405)
-        body = json.dumps(_answer(parse_json(_body(event))))
-        if len(body) > _LARGEST_REPLY:
-            message = f"the reply has {len(body):,} bytes, Lambda passes on {_LARGEST_REPLY:,}: ask for fewer texts"
+        reply = _reply(200, _answer(parse_json(_body(event))))
+        size = len(json.dumps(reply))  # every quotation mark of the body takes two bytes
+        if size > _LARGEST_REPLY:
+            message = f"the reply has {size:,} bytes, Lambda passes on {_LARGEST_REPLY:,}: ask for fewer texts"
             raise RequestError(f'{message}, or "encoding_format": "base64"', status=413)
+        return reply
     except RequestError as error:
-        status, body = error.status, json.dumps(error.body())
+        return _reply(error.status, error.body())
+
+
+def _reply(status: int, content: dict[str, Any]) -> dict[str, Any]:
     headers = {"content-type": "application/json", **({"allow": "POST"} if status == 405 else {})}
-    return {"statusCode": status, "headers": headers, "body": body, "isBase64Encoded": False}
+    return {"statusCode": status, "headers": headers, "body": json.dumps(content), "isBase64Encoded": False}
 
 
 def _answer(content: Any) -> dict[str, Any]:

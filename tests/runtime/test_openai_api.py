@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from e5onnx import Encoder
+from e5onnx import Encoder, openai_api
 from e5onnx.openai_api import EmbeddingsRequest, Limits, RequestError, parse_json, shortest_floats
 
 _JSON = st.recursive(
@@ -126,6 +126,23 @@ def test_anything_else_is_read_or_refused(content: Any) -> None:
 def test_a_body_that_is_no_json_is_refused(body: bytes, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         parse_json(body)
+
+
+def test_a_key_that_occurs_twice_is_found_without_comparing_all_with_all() -> None:
+    compared = 0
+
+    class Key(str):
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    names = [Key(f"{number:05}") for number in range(3000)]
+    with pytest.raises(ValueError, match="the key '02999' occurs twice in an object"):
+        openai_api._object([(name, 1) for name in [*names, Key("02999")]])
+    assert compared < 3000
 
 
 @given(st.binary() | _JSON.map(lambda value: json.dumps(value).encode()))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,7 +47,7 @@ def answers(service: Service, *requests: tuple[str, Any]) -> list[httpx.Response
 def test_a_defect_is_a_500_that_is_counted_and_quotes_nothing(
     service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception, path: str
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(service.encoder.tokenizer, "tokenize", fail)
@@ -56,7 +57,9 @@ def test_a_defect_is_a_500_that_is_counted_and_quotes_nothing(
     assert (
         reply.json()["error_type"] == "Backend" if path == "/embed" else reply.json()["error"]["type"] == "server_error"
     )
-    assert f'e5onnx_requests_total{{path="{path}",status="500"}} 1.0' in service.metrics.page().decode()
+    page = service.metrics.page().decode()
+    assert f'e5onnx_requests_total{{path="{path}",status="500"}} 1.0' in page
+    assert "e5onnx_requests_in_flight 0.0" in page
     messages: list[Any] = [record.msg for record in caplog.records]
     failed, request = messages
     assert (failed["event"], failed["error"]) == ("failure", type(error).__name__)
@@ -87,10 +90,10 @@ def test_tokenising_counts_against_the_timeout(service: Service, monkeypatch: py
     ended = threading.Event()
     tokenize = service.encoder.tokenizer.tokenize
 
-    def slow(texts: Sequence[str], prompt: str) -> Any:
+    def slow(texts: Sequence[str], prompt: str, *, start: int) -> Any:
         begun.append(len(texts))
         ended.wait(1)
-        return tokenize(texts, prompt)
+        return tokenize(texts, prompt, start=start)
 
     monkeypatch.setattr(service.encoder.tokenizer, "tokenize", slow)
     (reply,) = answers(service, ("/v1/embeddings", {"input": ["word " * 200] * 30}))
@@ -134,24 +137,101 @@ def test_bodies_in_memory_are_bounded(service: Service, monkeypatch: pytest.Monk
         assert answers(service, large)[0].status_code in (200, 503)
 
 
-@given(texts=st.lists(st.text(max_size=30), max_size=40), size=st.integers(1, 60), inline=st.integers(0, 60))
-def test_pieces_are_all_there_and_in_order(texts: list[str], size: int, inline: int) -> None:
-    async def run(tokenize: Callable[[Sequence[str]], list[str]]) -> list[str]:
+def test_vectors_have_the_length_that_was_asked_for(tiny_model: Path) -> None:
+    encoder = Encoder(tiny_model, threads=1)
+    assert not encoder.manifest.normalize
+    service = Service(encoder, Settings())
+    texts = ["one", "a second text"]
+    *embed, v1 = answers(
+        service,
+        *(("/embed", {"inputs": texts, "normalize": normalize}) for normalize in (None, True, False)),
+        ("/v1/embeddings", {"input": texts}),  # as the checkpoint has them
+    )
+    vectors = [reply.json() for reply in embed] + [[item["embedding"] for item in v1.json()["data"]]]
+    for found, normalized in zip(vectors, (True, True, False, False), strict=True):
+        expected = encoder.encode(texts, normalize_embeddings=normalized)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    service.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "key"), [("/v1/embeddings", "input"), ("/embed", "inputs"), ("/tokenize", "inputs"), ("/", "inputs")]
+)
+def test_a_text_that_cannot_be_divided_is_refused(tiny_model: Path, path: str, key: str) -> None:
+    service = Service(Encoder(tiny_model, threads=1), Settings(limits=Limits(characters=2**21)))
+    texts = ["word " * 12_000, "word " * 12_000, "a" * 1_200_000]
+    (reply,) = answers(service, (path, {key: texts, "truncate": "warn" if path[1:2] == "v" else True}))
+    if path == "/tokenize":
+        assert reply.status_code == 422  # it has no "truncate"
+        (reply,) = answers(service, (path, {key: texts}))
+    assert reply.status_code == 413
+    assert "1,200,0" in reply.text
+    assert "characters, more than 1,048,576 of them in one stretch" in reply.text
+    if path != "/tokenize":
+        assert "the text at position 2 cannot be tokenised" in reply.text
+    service.close()
+
+
+@given(
+    texts=st.lists(st.text(max_size=30), max_size=40),
+    size=st.integers(1, 60),
+    inline=st.integers(0, 60),
+    each=st.integers(0, 9),
+)
+def test_pieces_are_all_there_and_in_order(texts: list[str], size: int, inline: int, each: int) -> None:
+    checked: list[str] = []
+
+    async def run(tokenize: Callable[[Sequence[str], int], list[str]]) -> list[str]:
         in_pieces = Tokenizing()
         try:
-            return await in_pieces.run(texts, tokenize)
+            return await in_pieces.run(texts, tokenize, checked.extend)
         finally:
             in_pieces.close()
 
     calls: list[int] = []
+    threads: set[threading.Thread] = set()
 
-    def tokenize(piece: Sequence[str]) -> list[str]:
-        calls.append(sum(map(len, piece[:-1])))
+    def tokenize(piece: Sequence[str], start: int) -> list[str]:
+        assert texts[start : start + len(piece)] == list(piece)
+        calls.append(sum(len(text) + each for text in piece[:-1]))
+        threads.add(threading.current_thread())
         return [text.upper() for text in piece]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizing, "_PIECE_CHARACTERS", size)
         patch.setattr(tokenizing, "_INLINE_CHARACTERS", inline)
-        assert asyncio.run(run(tokenize)) == [text.upper() for text in texts]
-    if sum(map(len, texts)) > inline:
-        assert all(characters < size for characters in calls)
+        patch.setattr(tokenizing, "_TEXT_CHARACTERS", each)
+        assert asyncio.run(run(tokenize)) == checked == [text.upper() for text in texts]
+    if sum(len(text) + each for text in texts) > inline:
+        assert all(cost < size for cost in calls)
+        assert threading.current_thread() not in threads  # which has the event loop
+    else:
+        assert threads == {threading.current_thread()}
+
+
+def test_many_tiny_texts_are_not_tokenised_in_the_event_loop(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: dict[int, threading.Thread] = {}
+    tokenize = service.encoder.tokenizer.tokenize
+
+    def watched(texts: Sequence[str], *arguments: Any, **named: Any) -> Any:
+        threads[len(texts)] = threading.current_thread()
+        return tokenize(texts, *arguments, **named)
+
+    monkeypatch.setattr(service.encoder.tokenizer, "tokenize", watched)
+    for number in (1, 200):
+        assert answers(service, ("/embed", {"inputs": ["a"] * number}))[0].status_code in (200, 503)
+    assert threads[1] is threading.current_thread()
+    assert threads[200] is not threading.current_thread()
+
+
+def test_tokens_that_are_sent_are_bounded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tokenized(*numbers: int) -> list[int]:
+        requests = [("/tokenize", {"inputs": ["a " * 20] * number}) for number in numbers]
+        return [reply.status_code for reply in answers(service, *requests)]
+
+    (reply,) = answers(service, ("/tokenize", {"inputs": ["a " * 20] * 10}))
+    size = len(reply.content)  # and a bracket or a comma beside every item
+    monkeypatch.setattr("e5onnx.server.app._MOST_TOKENIZED", size - 11)
+    assert tokenized(10) == [200]
+    assert tokenized(11) == [413]
+    assert tokenized(10) == [200]

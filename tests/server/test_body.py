@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Iterator
 from itertools import pairwise
@@ -15,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from e5onnx import Encoder
-from e5onnx.openai_api import Limits
+from e5onnx.openai_api import Limits, parse_json
 from e5onnx.server.app import Service, Settings
 from e5onnx.server.body import _Values
 
@@ -82,6 +83,47 @@ def test_bodies_of_too_many_values_are_refused_before_they_are_parsed(
     assert asyncio.run(post(exact + 1)) == 413
     assert len(parsed) == 1
     service.close()
+
+
+@pytest.mark.parametrize("body", [b'{"inputs": "a"}', b"{", b'{"inputs": "a"}'.ljust(10_000), b"{".ljust(10_000)])
+def test_the_collector_runs_again_after_a_body(service: Service, body: bytes) -> None:
+    async def post() -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(service.app()), base_url="http://e5") as client:
+            headers = {"content-type": "application/json"}
+            return (await client.post("/embed", content=body, headers=headers)).status_code
+
+    assert asyncio.run(post()) == (400 if body.startswith(b"{ ") or body == b"{" else 200)
+    assert gc.isenabled()
+
+
+def test_others_have_their_turn_between_bodies_that_come_together(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        turn, parsed = 0, []
+        parse = parse_json
+
+        def watched(content: bytes) -> Any:
+            parsed.append(turn)
+            return parse(content)
+
+        async def other() -> None:
+            nonlocal turn
+            while True:
+                turn += 1
+                await asyncio.sleep(0)
+
+        monkeypatch.setattr("e5onnx.server.body.parse_json", watched)
+        task = asyncio.create_task(other())
+        transport = httpx.ASGITransport(service.app())
+        async with httpx.AsyncClient(transport=transport, base_url="http://e5") as client:
+            content = {"inputs": ["a"] * 101 + ["word " * 1000]}
+            replies = await asyncio.gather(*(client.post("/embed", json=content) for _ in range(20)))
+        task.cancel()
+        assert [reply.status_code for reply in replies] == [413] * 20
+        assert len(set(parsed)) == len(parsed) == 20
+
+    asyncio.run(run())
 
 
 def test_small_bodies_do_not_wait_for_large_ones(service: Service) -> None:

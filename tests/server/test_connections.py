@@ -270,6 +270,45 @@ def test_a_client_that_does_not_read_is_hung_up_on(impatient: Impatient, path: s
         assert len(until_closed(connection)) < 30_000
 
 
+def test_a_client_that_goes_away_was_no_slow_reader(impatient: Impatient) -> None:
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        address = httpx.URL(impatient.url)
+        connection.connect((address.host, address.port))
+        connection.sendall(head_of("GET", "/large"))
+        until(connection, b"ok")
+    time.sleep(1)  # longer than a reply may take
+    assert impatient.ended == []
+
+
+@pytest.mark.parametrize(
+    ("path", "many", "begin"),
+    [
+        ("/tokenize", {"inputs": ["a " * 100] * 100}, b"[["),
+        ("/embed", {"inputs": ["a"] * 1000}, b"[["),
+        ("/v1/embeddings", {"input": ["a"] * 1000}, b'"data":['),
+    ],
+)
+def test_a_reply_counts_until_it_is_read(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, path: str, many: Any, begin: bytes
+) -> None:
+    monkeypatch.setattr("e5onnx.server.body._HELD_REPLIES", 1)
+    service = Service(Encoder(tiny_model, threads=1), Settings())
+    with running(service.app(), [], send_buffer=4096) as url, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        address = httpx.URL(url)
+        connection.connect((address.host, address.port))
+        connection.sendall(post(path, many, "Connection: close"))
+        received = until(connection, begin)
+        assert httpx.post(url + path, json=many).status_code == 429
+        few = {key: texts[:1] for key, texts in many.items()}
+        assert httpx.post(url + path, json=few).status_code == 200
+        received += until_closed(connection)
+        assert json.loads(received.partition(b"\r\n\r\n")[2])
+        wait_for(lambda: httpx.post(url + path, json=many).status_code == 200)
+    service.close()
+
+
 def test_many_requests_on_one_connection_are_no_long_head(server: Server) -> None:
     with httpx.Client(base_url=server.url) as client:
         for _ in range(3):
@@ -469,9 +508,10 @@ def test_a_client_that_sends_all_of_a_refused_body_first_gets_the_reply(server: 
 
 def test_a_client_that_waits_to_be_told_sends_no_body_in_vain(server: Server) -> None:
     expect = ("Expect: 100-continue", "Content-Type: application/json")
-    with connect(server.url) as connection:
-        connection.sendall(head_of("POST", "/nope", *expect, "Content-Length: 100"))
-        assert statuses(until_closed(connection)) == [404]
+    for path, length, status in (("/nope", 100, 404), ("/embed", 2_000_001, 413)):
+        with connect(server.url) as connection:
+            connection.sendall(head_of("POST", path, *expect, f"Content-Length: {length}"))
+            assert statuses(until_closed(connection)) == [status]
     with connect(server.url) as connection:
         connection.sendall(head_of("POST", "/embed", *expect, "Content-Length: 15", "Connection: close"))
         received = until(connection, b"\r\n\r\n")

@@ -84,7 +84,7 @@ def status(service: Service, headers: Sequence[tuple[bytes, bytes]], path: str =
 
 
 _LOOPBACK = ["localhost", "LocalHost:8080", "localhost.", "localhost.:80", "127.0.0.1", "127.0.0.1:8080", "127.9.9.9"]
-_LOOPBACK += ["[::1]", "[::1]:8080", "[0:0:0:0:0:0:0:1]"]
+_LOOPBACK += ["[::1]", "[::1]:8080", "[0:0:0:0:0:0:0:1]", "[::ffff:7f00:1]"]
 _ADDRESSES = ["10.0.0.7:8080", "192.168.1.1", "[fe80::1]:80", "[2001:db8::1]"]
 _NONSENSE = [
     "",
@@ -155,6 +155,10 @@ def test_the_hosts_go_with_the_address_it_listens_on(tiny_model: Path, tmp_path:
         assert answered(here.url, "evil.example") == 400
         refused = httpx.get(f"{here.url}/v1/models", headers={"host": "evil.example"}).json()["error"]
         assert (refused["code"], "--allowed-hosts" in refused["message"]) == ("invalid_host", True)
+    with serving(tiny_model, tmp_path / "mapped", "--host", "::ffff:127.0.0.1") as mapped:
+        assert mapped.url.startswith("http://[::ffff:127.0.0.1]:")
+        url = mapped.url.replace("[::ffff:127.0.0.1]", "127.0.0.1")
+        assert [answered(url, host) for host in ("[::ffff:127.0.0.1]", "localhost", "evil.example")] == [200, 200, 400]
     with serving(tiny_model, tmp_path / "listed", "--allowed-hosts", "one.example, *.two.example") as listed:
         found = [answered(listed.url, host) for host in ("one.example", "a.two.example", "localhost", "evil.example")]
         assert found == [200, 200, 200, 400]

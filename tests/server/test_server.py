@@ -146,9 +146,12 @@ def test_info_health_and_metrics(http: httpx.Client, encoder: Encoder) -> None:
     assert (metric("e5onnx_waiting_tokens"), metric("e5onnx_waiting_requests")) == (0, 0)
 
 
-def test_the_log_has_a_line_a_request_and_no_text(http: httpx.Client, server: Server) -> None:
+def test_the_log_has_a_line_a_request_and_no_text(http: httpx.Client, server: Server, encoder: Encoder) -> None:
     http.post("/v1/embeddings", json={"input": "a secret text"}, headers={"x-request-id": "secretly-1"})
     http.post("/embed", json={"inputs": 1, "another secret": 2}, headers={"x-request-id": "secretly-2"})
+    http.post("/v1/embeddings", json={"input": ["word " * 600, ""]}, headers={"x-request-id": "cut-1"})
+    cut = server.logged("cut-1")
+    assert (cut["texts"], cut["tokens"]) == (2, 512 + encoder.count_tokens("passage: "))
     last = [server.logged(f"secretly-{number}") for number in (1, 2)]
     assert [(line["path"], line["status"]) for line in last] == [("/v1/embeddings", 200), ("/embed", 422)]
     assert not any("secret" in str(line[name]) for line in last for name in line if name != "id")
@@ -187,7 +190,13 @@ def test_the_log_has_a_line_a_request_and_no_text(http: httpx.Client, server: Se
         ("/embed", b'{"inputs": "a", "unknown": 1}', 422),
         ("/embed", json.dumps({"inputs": "word " * 600}).encode(), 413),
         ("/similarity", b'{"inputs": {"source_sentence": "a"}}', 422),
+        ("/similarity", json.dumps({"inputs": {"source_sentence": "a", "sentences": ["word " * 600]}}).encode(), 413),
         ("/similarity", b'{"inputs": [], "parameters": []}', 422),
+        *(
+            (path, b'{"inputs": {"source_sentence": "a", "sentences": "b"}, "parameters": %b}' % parameters, 422)
+            for path in ("/similarity", "/")
+            for parameters in (b'{"truncation_direction": "left"}', b"[]", b"0", b"false", b'""')
+        ),
         ("/tokenize", b'{"inputs": null}', 422),
         ("/nothing", b"{}", 404),
         ("/info", b"{}", 405),
@@ -351,7 +360,7 @@ def test_a_signal_turns_health_red_first_and_what_is_in_flight_is_answered(
 ) -> None:
     texts = ["word " * 100] * 100
     replies: list[httpx.Response] = []
-    with serving(e5_model, tmp_path / "log", "--drain-seconds", "0.5") as running:
+    with serving(e5_model, tmp_path / "log", "--drain-seconds", "3") as running:
 
         def request() -> None:
             replies.append(httpx.post(f"{running.url}/v1/embeddings", json={"input": texts}, timeout=120))
@@ -373,8 +382,9 @@ def test_a_second_signal_ends_it_at_once(tiny_model: Path, tmp_path: Path) -> No
     with serving(tiny_model, tmp_path / "log", "--drain-seconds", "3600") as running, httpx.Client() as client:
         assert client.get(f"{running.url}/health").status_code == 200  # and stays connected
         running.process.send_signal(signal.SIGTERM)
-        while client.get(f"{running.url}/health").status_code == 200:
+        while (reply := client.get(f"{running.url}/health")).status_code == 200:
             time.sleep(0.02)
+        assert reply.headers["connection"] == "close"
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(60) == 0
         assert running.log()[-1]["event"] == "ended"
@@ -396,6 +406,7 @@ def test_a_long_path_is_not_sent_back(http: httpx.Client, path: str) -> None:
         (["MODEL", "--api-key-file", "EMPTY"], "holds no key"),
         (["MODEL", "--api-key-file", "LATIN"], "latin is not UTF-8 text"),
         (["MODEL", "--api-key-file", "GREEK"], "holds a key with other characters than ASCII's"),
+        (["MODEL", "--api-key-file", "DIVIDED"], "holds a key with other characters than ASCII's"),
         (["MODEL", "--api-key-file", "/nowhere"], "No such file"),
     ],
 )
@@ -404,11 +415,12 @@ def test_what_it_cannot_start_with_is_one_line(
 ) -> None:
     empty = tmp_path / "empty"
     empty.touch()
-    latin, greek = tmp_path / "latin", tmp_path / "greek"
+    latin, greek, divided = tmp_path / "latin", tmp_path / "greek", tmp_path / "divided"
+    divided.write_bytes(b"key\x0ck\x1ck")  # no short keys
     latin.write_bytes(b"cl\xe9")
     greek.write_text("κλειδί")
     names = {"MODEL": str(tiny_model), "TAKEN": str(httpx.URL(server.url).port), "EMPTY": str(empty)}
-    names |= {"LATIN": str(latin), "GREEK": str(greek)}
+    names |= {"LATIN": str(latin), "GREEK": str(greek), "DIVIDED": str(divided)}
     command = [sys.executable, "-m", "e5onnx", "serve", *(names.get(option, option) for option in options)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1

@@ -99,6 +99,15 @@ def test_whoever_is_refused_is_told_when_the_least_of_what_waits_will_have_run(s
     loop.close()
 
 
+def test_a_request_that_waits_alone_is_never_refused() -> None:
+    loop = asyncio.new_event_loop()
+    turns = Turns(max_tokens=1, max_requests=1, token_budget=500)
+    turns.add(job_of([400] * 3, True, loop), now=0.0, tokens_per_second=100.0)
+    with pytest.raises(QueueFullError):
+        turns.add(job_of([400], True, loop), now=0.0, tokens_per_second=100.0)
+    loop.close()
+
+
 @given(lengths=st.lists(st.integers(1, 120), min_size=1, max_size=30), workers=st.integers(2, 8))
 def test_a_request_that_is_alone_is_divided_among_free_workers(lengths: list[int], workers: int) -> None:
     loop = asyncio.new_event_loop()

@@ -31,11 +31,14 @@ from .middleware import ConnectionMiddleware, HostMiddleware, KeyMiddleware, Req
 from .openapi import document
 from .replies import HANDLERS, PAGES, json_reply, page, refusal, to_json
 from .scheduler import Scheduler
-from .tei import read_embed, read_flag, read_object, read_texts
+from .tei import read_embed, read_flag, read_object, read_parameters, read_texts
 from .tokenizing import Tokenizing
 
 OPEN_PATHS = frozenset(("/health", "/ping", "/openapi.json", *PAGES))
 """Read without a key: by load balancers and kubelets, and by people who have yet to type theirs into the page."""
+
+_MOST_TOKENIZED = 16 * 2**20
+"""Bytes of a reply with tokens, of which each takes some 70: more would hold everybody up as they are sent."""
 
 Answer = TypeVar("Answer")
 
@@ -138,7 +141,8 @@ class Service:
         prompt = asked.prompt(self.encoder.tokenizer)
         embedding = self._embedded(request, asked.texts, prompt, check, self.encoder.manifest.normalize)
         tokenized, vectors = await self._unless_gone(request, embedding)
-        return json_reply(asked.reply(vectors, tokenized, model=self.model, floats=lambda vector: vector))
+        content = asked.reply(vectors, tokenized, model=self.model, floats=lambda vector: vector)
+        return self._held(request, json_reply(content))
 
     async def models(self, request: Request) -> Response:
         """`GET /v1/models`, as OpenAI's."""
@@ -175,12 +179,19 @@ class Service:
         prompt = "" if name is None else self._prompt(name)
         special = read_flag(content, "add_special_tokens", True)
 
-        def tokenize(piece: Sequence[str]) -> list[bytes]:
-            """Return the reply's items: a million tokens are too many to write in the event loop."""
+        def tokenize(piece: Sequence[str], start: int) -> list[bytes]:
+            """Return the reply's items: so many tokens are too many to write in the event loop."""
             tokens = self.encoder.tokenizer.tokens(piece, prompt, special_tokens=special)
             return [to_json([token._asdict() for token in each]) for each in tokens]
 
-        items = await self._unless_gone(request, self._tokenizing.run(texts, tokenize))
+        def hold(items: Sequence[bytes]) -> None:
+            state = state_of(request)
+            self._bodies.hold_reply(state, sum(map(len, items)))
+            if state.reply_bytes > _MOST_TOKENIZED:
+                message = f"the tokens take more than {_MOST_TOKENIZED:,} bytes: send several requests"
+                raise RequestError(message, status=413, param="inputs")
+
+        items = await self._unless_gone(request, self._tokenizing.run(texts, tokenize, hold))
         return Response(b"[%b]" % b",".join(items), media_type="application/json")
 
     async def info(self, request: Request) -> Response:
@@ -247,12 +258,12 @@ class Service:
         check = self._too_long_unless(read_flag(checked, "truncate", False))
         embedding = self._embedded(request, texts, prompt, check, read_flag(checked, "normalize", True))
         _, vectors = await self._unless_gone(request, embedding)
-        return json_reply(list(vectors))
+        return self._held(request, json_reply(list(vectors)))
 
     async def _compare(self, request: Request, content: Any) -> Response:
         checked = read_object(content, ("inputs", "parameters"))
         inputs = read_object(checked.get("inputs"), ("source_sentence", "sentences"))
-        parameters = read_object(checked.get("parameters") or {}, ("truncate", "truncation_direction", "prompt_name"))
+        parameters = read_parameters(checked.get("parameters"))
         source = inputs.get("source_sentence")
         if not isinstance(source, str):
             message = f"'source_sentence' must be a text, got {kind_of(source)}"
@@ -264,6 +275,10 @@ class Service:
         check = self._too_long_unless(read_flag(parameters, "truncate", False))
         _, vectors = await self._unless_gone(request, self._embedded(request, texts, prompt, check, True))
         return json_reply([float(score) for score in self.encoder.similarity(vectors[:1], vectors[1:])[0]])
+
+    def _held(self, request: Request, reply: Response) -> Response:
+        self._bodies.hold_reply(state_of(request), len(reply.body))
+        return reply
 
     def _too_long_unless(self, truncate: bool) -> Callable[[Sequence[TokenizedText]], None]:
         """Return a check for texts that would be cut."""
@@ -290,7 +305,9 @@ class Service:
     ) -> tuple[list[TokenizedText], NDArray[np.float32]]:
         """Return the tokens of texts and their vectors `[texts, dimension]`; `check` may refuse them in between."""
         tokenizer = self.encoder.tokenizer
-        tokenized = await self._tokenizing.run(texts, lambda piece: tokenizer.tokenize(piece, prompt))
+        tokenized = await self._tokenizing.run(
+            texts, lambda piece, start: tokenizer.tokenize(piece, prompt, start=start)
+        )
         check(tokenized)
         vectors = await self.scheduler.embed(tokenized, normalize=normalize)
         state = state_of(request)

@@ -1,7 +1,8 @@
-"""Bodies of requests: read within limits of size, time and number of values, and parsed."""
+"""Bodies of requests: read within limits of size, time and number of values, and parsed; and how much is in memory."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from typing import Any
 
@@ -13,8 +14,12 @@ from .middleware import RequestState, state_of
 
 _HELD_BODIES = 8
 """How many bodies of the largest size may be held in memory at a time."""
-_SMALL_BODY = 64 * 1024
-"""Bytes of every body that do not count towards that, so that small requests never wait for large ones."""
+_SMALL = 64 * 1024
+"""Bytes of every body and reply that do not count, so that small requests never wait for large ones."""
+_INLINE_BODY = 4 * 1024
+"""Bytes of a body that is parsed at once. Larger ones take turns, and others have theirs in between."""
+_HELD_REPLIES = 64 * 2**20
+"""Bytes of replies that clients have yet to read. One that is alone may be larger."""
 _MOST_VALUES = 20_000
 """Values in the JSON of a body, beside one for every text: parsing as many holds everybody up for some 10 ms."""
 
@@ -28,6 +33,8 @@ class Bodies:
         self._max_values = _MOST_VALUES + max_texts
         self._seconds = seconds
         self._held = 0
+        self._held_replies = 0
+        self._turn = asyncio.Lock()
 
     async def read_json(self, request: Request) -> Any:
         """Return the content of a body.
@@ -63,23 +70,45 @@ class Bodies:
                         raise RequestError(message, status=413)
         except TimeoutError as error:
             raise RequestError(f"the body did not arrive within {self._seconds:.0f} s", status=408) from error
-        gc.disable()  # it would look through all the values again and again
-        try:
-            return parse_json(bytes(body))
-        finally:
-            gc.enable()
+        if len(body) <= _INLINE_BODY:
+            return _parse(body)
+        async with self._turn:
+            await asyncio.sleep(0)  # whoever else is ready comes before the next of those that arrived together
+            return _parse(body)
+
+    def hold_reply(self, state: RequestState, more: int) -> None:
+        """Note that the reply to a request has grown; raise :class:`RequestError` if all are too large together."""
+        others = self._held_replies - _counted(state.reply_bytes)
+        state.reply_bytes += more
+        own = _counted(state.reply_bytes)
+        self._held_replies = others + own
+        if others and own and others + own > _HELD_REPLIES:
+            raise RequestError("too much is being sent already; try again", status=429, code="rate_limit_exceeded")
 
     def release(self, state: RequestState) -> None:
         """Note that a request was answered."""
         self._held -= state.held_bytes
-        state.held_bytes = 0
+        self._held_replies -= _counted(state.reply_bytes)
+        state.held_bytes = state.reply_bytes = 0
 
     def _hold(self, state: RequestState, size: int) -> None:
-        more = max(0, size - _SMALL_BODY) - state.held_bytes
+        more = _counted(size) - state.held_bytes
         if self._held + more > _HELD_BODIES * self._max_body:
             raise RequestError("too much is being read already; try again", status=429, code="rate_limit_exceeded")
         self._held += more
         state.held_bytes += more
+
+
+def _counted(size: int) -> int:
+    return max(0, size - _SMALL)
+
+
+def _parse(body: bytearray) -> Any:
+    gc.disable()  # it would look through all the values again and again
+    try:
+        return parse_json(bytes(body))
+    finally:
+        gc.enable()
 
 
 class _Values:

@@ -93,7 +93,7 @@ def _api_keys(file: Path | None) -> list[str]:
     for source, text in given.items():
         if text is None:
             continue
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in text.split("\n") if line.strip()]  # splitlines would divide at others, too
         if not lines:
             raise InputValueError(f"{source} holds no key; write one a line, or leave it out")
         if not all(key.isascii() and key.isprintable() for key in lines):

@@ -35,6 +35,7 @@ class RequestState:
 
     id: str
     held_bytes: int = 0
+    reply_bytes: int = 0
     texts: int = 0
     tokens: int = 0
 
@@ -101,7 +102,7 @@ class RequestMiddleware:
             paths: those that are counted by name even if no route was reached.
             refuse: makes a reply of an error.
             is_draining: whether the server has been told to end.
-            release: is told when a request has been answered.
+            release: is told when a request has been answered and its reply read.
         """
         self._app = app
         self._metrics = metrics
@@ -121,6 +122,9 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"].append((b"x-request-id", state.id.encode()))
+            elif not message.get("more_body"):  # the end waits until the rest was read: so long it is in memory
+                await send({**message, "more_body": True})
+                message = {"type": "http.response.body"}
             await send(message)
 
         request = Request(scope, receive)
@@ -244,6 +248,8 @@ def _has_body(scope: Scope) -> bool:
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(host)
+        address = ipaddress.ip_address(host)
     except ValueError:
         return None
+    # Python looks inside a mapped address, ::ffff:127.0.0.1, only from 3.13 on
+    return getattr(address, "ipv4_mapped", None) or address

@@ -69,13 +69,13 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """Note that it did."""
         super().resume_writing()
-        if self._write_clock is not None:
-            self._write_clock.cancel()
+        self._stop_write_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clocks."""
         self._stop_head_clock()
-        super().connection_lost(exc)  # which resumes writing
+        self._stop_write_clock()
+        super().connection_lost(exc)
 
     def _keep_head_clock(self) -> None:
         """Let the clock run from the first byte of a head until it is complete; a reply in flight is not hurried."""
@@ -88,6 +88,10 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
         if self._head_clock is not None:
             self._head_clock.cancel()
             self._head_clock = None
+
+    def _stop_write_clock(self) -> None:
+        if self._write_clock is not None:
+            self._write_clock.cancel()
 
     def _end(self, why: Ended) -> None:
         self._on_ended(why)

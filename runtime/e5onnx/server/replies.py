@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from ..errors import E5OnnxError
+from ..errors import E5OnnxError, TextTooLongError
 from ..openai_api import RequestError
 from .middleware import failure, log_failure, state_of
 from .turns import QueueFullError
@@ -83,6 +83,10 @@ async def _answer_queue_full(request: Request, error: QueueFullError) -> Respons
     return _refusal(request, refused, {"retry-after": f"{error.retry_after:.0f}"})
 
 
+async def _answer_too_long(request: Request, error: TextTooLongError) -> Response:
+    return refusal(request, RequestError(str(error), status=413))
+
+
 async def _answer_gone(request: Request, error: ClientDisconnect) -> Response:
     return Response(status_code=499)  # nobody reads it; for the log and the metrics
 
@@ -96,6 +100,7 @@ HANDLERS: dict[Any, Any] = {
     HTTPException: _answer_http_error,
     RequestError: _answer_request_error,
     QueueFullError: _answer_queue_full,
+    TextTooLongError: _answer_too_long,
     ClientDisconnect: _answer_gone,
     E5OnnxError: _answer_failure,
     Exception: _answer_failure,

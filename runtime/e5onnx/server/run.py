@@ -56,6 +56,7 @@ def serve(encoder: Encoder, settings: Settings, *, host: str, port: int, drain_s
         timeout_graceful_shutdown=math.ceil(settings.request_timeout + WRITE_TIMEOUT) + 5,
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # nobody asks for the client's address
         server_header=False,
         lifespan="off",
     )

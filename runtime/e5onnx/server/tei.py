@@ -13,6 +13,7 @@ from typing import Any
 from ..openai_api import Limits, RequestError, check_all, kind_of, shown, wrong_dimensions
 
 _EMBED_KEYS = ("inputs", "normalize", "truncate", "truncation_direction", "prompt_name", "dimensions")
+_PARAMETERS = ("truncate", "truncation_direction", "prompt_name")
 
 
 def _unprocessable(message: str, param: str) -> RequestError:
@@ -52,9 +53,18 @@ def read_flag(content: Mapping[str, Any], name: str, default: bool) -> bool:
 
 def read_embed(content: Any, dimension: int) -> Mapping[str, Any]:
     """Check the keys of an `/embed` request that are not about texts."""
-    checked = read_object(content, _EMBED_KEYS)
-    if checked.get("truncation_direction") not in (None, "Right", "right"):
-        raise _unprocessable("texts are cut on the right only", "truncation_direction")
+    checked = _cut_on_the_right(read_object(content, _EMBED_KEYS))
     if wrong := wrong_dimensions(checked, dimension):
         raise _unprocessable(wrong, "dimensions")
+    return checked
+
+
+def read_parameters(given: Any) -> Mapping[str, Any]:
+    """Check the `parameters` of a `/similarity` request, which may be missing."""
+    return _cut_on_the_right(read_object({} if given is None else given, _PARAMETERS))
+
+
+def _cut_on_the_right(checked: Mapping[str, Any]) -> Mapping[str, Any]:
+    if checked.get("truncation_direction") not in (None, "Right", "right"):
+        raise _unprocessable("texts are cut on the right only", "truncation_direction")
     return checked

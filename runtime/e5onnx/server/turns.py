@@ -109,7 +109,7 @@ class Turns:
             tokens_per_second: the speed of late.
 
         Raises:
-            QueueFullError: too much waits already.
+            QueueFullError: too much waits already. A request that waits alone is never too much.
         """
         lengths = [len(text.ids) for text in job.texts]
         job.batches.extend(plan_batches(lengths, token_budget=self._token_budget))
@@ -118,9 +118,8 @@ class Turns:
         job.due = now + job.waiting / tokens_per_second
         counted = sum(min(each.waiting, self._most_of_one) for each in (*self._jobs, job))
         share = 1 if job.waiting <= self._token_budget else 1 - _FOR_SMALL_ONES
-        if counted > self._max_tokens * share or len(self._jobs) >= self._max_requests:
-            least = min(each.waiting for each in self._jobs) if self._jobs else job.waiting
-            retry_after = max(1, math.ceil(least / tokens_per_second))
+        if self._jobs and (counted > self._max_tokens * share or len(self._jobs) >= self._max_requests):
+            retry_after = max(1, math.ceil(min(each.waiting for each in self._jobs) / tokens_per_second))
             raise QueueFullError(len(self._jobs), self.waiting_tokens, retry_after)
         self._jobs.append(job)
 
