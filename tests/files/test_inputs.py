@@ -311,6 +311,25 @@ def test_a_summary_is_there_only_while_all_is_done(encoder: Encoder, tmp_path: P
     assert summary.read_bytes() == before
 
 
+@only_linux
+def test_a_part_is_on_the_disk_before_its_note(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        synced.append(name.removeprefix(".").split(".")[0])
+
+    monkeypatch.setattr(os, "fsync", noted)
+    embed_files(encoder, [str(path)], tmp_path / "out")
+    plan, part, note = ["plan", "_e5onnx"], ["part-000000", "out"], ["part-000000", "done"]
+    assert synced == [*plan, *part, *note, "summary", "_e5onnx"]
+
+
 def test_notes_are_those_of_one_plan(encoder: Encoder, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
     embed_files(encoder, [str(path)], tmp_path / "out", part_rows=5)

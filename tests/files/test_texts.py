@@ -323,7 +323,7 @@ def test_compressed_streams_are_read_to_their_end(suffix: str, data: st.DataObje
         assert stream.read() == b"".join([*contents, large])
     cut = data.draw(st.integers(1, len(compressed[-1]) - 1))
     with (
-        pytest.raises(EOFError),
+        pytest.raises((EOFError, gzip.BadGzipFile)),
         records._DECOMPRESSORS[suffix](io.BytesIO(b"".join(compressed)[:-cut])) as stream,
     ):
         stream.read()
