@@ -371,6 +371,7 @@ def test_a_signal_turns_health_red_first_and_what_is_in_flight_is_answered(
         running.process.send_signal(signal.SIGTERM)
         time.sleep(0.1)
         assert httpx.get(f"{running.url}/health").status_code == 503
+        assert httpx.get(f"{running.url}/ping").status_code == 200  # or it would be replaced before it is done
         assert httpx.post(f"{running.url}/embed", json={"inputs": "late"}, timeout=60).status_code == 200
         thread.join()
         assert running.process.wait(30) == -signal.SIGTERM or running.process.returncode == 0
