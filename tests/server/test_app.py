@@ -20,6 +20,7 @@ from e5onnx import Encoder, ModelFolderError
 from e5onnx.openai_api import Limits
 from e5onnx.server import tokenizing
 from e5onnx.server.app import Service, Settings
+from e5onnx.server.scheduler import Run
 from e5onnx.server.tokenizing import Tokenizing
 from e5onnx.server.turns import QueueFullError
 
@@ -135,6 +136,25 @@ def test_bodies_in_memory_are_bounded(service: Service, monkeypatch: pytest.Monk
     assert set(statuses) <= {200, 429, 503}
     for _ in range(3):  # they are forgotten with their replies
         assert answers(service, large)[0].status_code in (200, 503)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_worker_that_died_turns_health_red(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def get(path: str) -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(service.app()), base_url="http://e5") as client:
+            return await client.get(path)
+
+    def fail(run: Run) -> None:
+        raise ValueError("a defect")
+
+    assert asyncio.run(get("/ping")).status_code == 200
+    monkeypatch.setattr(service.metrics, "observe", fail)
+    answers(service, ("/embed", {"inputs": "a"}))
+    (worker,) = service.scheduler._threads
+    worker.join(60)
+    for path in ("/ping", "/health"):
+        reply = asyncio.run(get(path))
+        assert (reply.status_code, reply.json()) == (503, {"status": "failed"})
 
 
 def test_vectors_have_the_length_that_was_asked_for(tiny_model: Path) -> None:

@@ -199,6 +199,7 @@ def test_the_log_has_a_line_a_request_and_no_text(http: httpx.Client, server: Se
         ),
         ("/tokenize", b'{"inputs": null}', 422),
         ("/nothing", b"{}", 404),
+        ("/embed/", b"{}", 404),  # a redirect would go to a host that the client names
         ("/info", b"{}", 405),
     ],
 )
@@ -371,6 +372,7 @@ def test_a_signal_turns_health_red_first_and_what_is_in_flight_is_answered(
         running.process.send_signal(signal.SIGTERM)
         time.sleep(0.1)
         assert httpx.get(f"{running.url}/health").status_code == 503
+        assert httpx.get(f"{running.url}/ping").status_code == 200  # or it would be replaced before it is done
         assert httpx.post(f"{running.url}/embed", json={"inputs": "late"}, timeout=60).status_code == 200
         thread.join()
         assert running.process.wait(30) == -signal.SIGTERM or running.process.returncode == 0
@@ -381,6 +383,10 @@ def test_a_signal_turns_health_red_first_and_what_is_in_flight_is_answered(
 def test_a_second_signal_ends_it_at_once(tiny_model: Path, tmp_path: Path) -> None:
     with serving(tiny_model, tmp_path / "log", "--drain-seconds", "3600") as running, httpx.Client() as client:
         assert client.get(f"{running.url}/health").status_code == 200  # and stays connected
+        address = httpx.URL(running.url)
+        uploading = socket.create_connection((address.host, address.port))
+        head = "POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+        uploading.sendall(head.encode())
         running.process.send_signal(signal.SIGTERM)
         while (reply := client.get(f"{running.url}/health")).status_code == 200:
             time.sleep(0.02)
@@ -388,6 +394,9 @@ def test_a_second_signal_ends_it_at_once(tiny_model: Path, tmp_path: Path) -> No
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(60) == 0
         assert running.log()[-1]["event"] == "ended"
+        uploading.close()
+        (upload,) = (line for line in running.log() if line.get("path") == "/embed")
+        assert upload["status"] == 0  # it was not waited for, or it would have been told
 
 
 @pytest.mark.parametrize("path", ["/v1/models/", "/"])

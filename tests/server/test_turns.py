@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from e5onnx import TokenizedText
@@ -28,6 +28,7 @@ def job_of(lengths: list[int], normalize: bool, loop: asyncio.AbstractEventLoop)
 
 
 @given(steps=STEPS)
+@example(steps=[("add", [10], True), ("add", [10], False)])  # which go well together, but for the normalisation
 def test_every_text_is_run_once_or_dropped_with_its_request(steps: list[tuple[Any, ...]]) -> None:
     loop = asyncio.new_event_loop()
     turns = Turns(max_tokens=3000, max_requests=8, token_budget=BUDGET)
