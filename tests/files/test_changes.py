@@ -11,6 +11,7 @@ import io
 import json
 import os
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -130,11 +131,13 @@ def test_what_ends_with_success_is_right(
     with tempfile.TemporaryDirectory() as name:
         path, output = Path(name) / f"corpus.{kind}", Path(name) / "out"
         now = 0
+        changing = threading.Lock()  # parts are read, run and written in threads of their own
 
         def change(version: int) -> None:
             nonlocal now
-            now = version
-            write(path, content(kind, VERSIONS[version]), how)
+            with changing:
+                now = version
+                write(path, content(kind, VERSIONS[version]), how)
 
         def run(events: dict[tuple[str, int], Action]) -> bool:
             calls: Counter[str] = Counter()
