@@ -11,7 +11,7 @@ import lzma
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +22,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from e5onnx import Encoder, InputTypeError, InputValueError
-from e5onnx.files import RowError, embed_files
+from e5onnx.files import RowError, embed_files, local
 from e5onnx.files.columns import Columns
 from e5onnx.files.inputs import describe_file
 from e5onnx.files.job import JobLockError, JobRunningError, opened_folder
-from e5onnx.files.outputs import write_part
+from e5onnx.files.outputs import quantized, write_part
 from e5onnx.files.plan import plan_parts
 from e5onnx.files.rows import RowReader
 from texts import TEXTS
@@ -179,6 +179,26 @@ def test_inputs_are_a_list_and_names_may_be_paths(encoder: Encoder, tmp_path: Pa
         embed_files(encoder, [path], tmp_path / "new", column_types={"yaer": "int64"})
 
 
+@pytest.mark.parametrize("output_format", ["parquet", "npy"])
+def test_a_part_may_have_more_texts_than_are_run_at_once(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output_format: Literal["parquet", "npy"]
+) -> None:
+    monkeypatch.setattr(local, "_WINDOW", 3)
+    texts = [f"text {number} " * number for number in range(1, 9)]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    embed_files(encoder, [path], tmp_path / "out", output_format=output_format)
+    if output_format == "npy":
+        vectors = np.load(tmp_path / "out/part-000000.npy")
+    else:
+        vectors = np.array(pq.read_table(tmp_path / "out/part-000000.parquet").column("embedding").to_pylist())
+    np.testing.assert_allclose(vectors, encoder.encode_document(texts), rtol=0, atol=1e-6)
+
+
+def test_int8_of_zeros_is_zero() -> None:
+    integers, scales = quantized(np.array([[0, 0], [-2, 1]], np.float32))
+    assert (integers.tolist(), scales.tolist()) == ([[0, 0], [-127, 64]], [0, np.float32(2 / 127)])
+
+
 def test_float16_that_would_be_infinite_is_refused(tmp_path: Path) -> None:
     for component in (65519.0, 65520.0):
         vectors = np.array([[1.0, component]], np.float32)
@@ -251,7 +271,8 @@ def test_bad_rows_of_csv_and_parquet_are_named(encoder: Encoder, tmp_path: Path)
 
 def test_too_long_texts_can_be_refused(encoder: Encoder, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "short"}, {"text": "word " * 600}])
-    assert embed_files(encoder, [str(path)], tmp_path / "cut").truncated == 1
+    summary = embed_files(encoder, [str(path)], tmp_path / "cut")
+    assert (summary.truncated, summary.tokens) == (1, 3 + 512)
     with pytest.raises(RowError, match="row 2: its text has 602 tokens, the model's maximum is 512"):
         embed_files(encoder, [str(path)], tmp_path / "out", truncate="error")
 
@@ -291,6 +312,9 @@ def test_a_stray_quote_says_what_it_took_in(encoder: Encoder, tmp_path: Path) ->
     (tmp_path / "a.csv").write_bytes(STRAY_QUOTE)
     with pytest.raises(InputValueError, match=r"row 2: not valid CSV: .* It takes in 41 lines, 3 to 43, as a quote"):
         embed_files(encoder, [str(tmp_path / "a.csv")], tmp_path / "out", on_error="skip")
+    (tmp_path / "two.csv").write_bytes(b'text,n\nfine,1\n"open,2\nfine"\nfine,4\n')
+    with pytest.raises(InputValueError, match=r"It takes in 2 lines, 3 to 4,"):
+        embed_files(encoder, [str(tmp_path / "two.csv")], tmp_path / "two", on_error="skip")
     (tmp_path / "b.csv").write_bytes(b'text,n\nfine,1\n"open,2\nfine,3\nfine"\nfine,4\n')
     with pytest.raises(
         InputValueError, match=r"row 2: it has 1 fields, the header has 2\. It takes in 3 lines, 3 to 5,"
@@ -370,6 +394,12 @@ def test_a_lock_that_fails_is_not_taken_for_another_process(
         with pytest.raises(JobLockError, match=f"out cannot be locked.*{os.strerror(code)}"):
             embed_files(encoder, [str(path)], tmp_path / "out")
     assert embed_files(encoder, [str(path)], tmp_path / "out").rows == len(ROWS)
+
+
+def test_parts_are_as_large_as_they_may_be(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("12345\n" * 7 + "a row of more bytes\n" + "12345\n")
+    parts = plan_parts([describe_file(tmp_path / "a.txt")], part_rows=100, part_bytes=12)
+    assert [part.rows for part in parts] == [2, 2, 2, 1, 1, 1]
 
 
 KIND = st.sampled_from(["jsonl", "csv", "parquet", "jsonl.gz"])

@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tqdm import tqdm
 
 from e5onnx import Encoder, InputValueError
-from e5onnx.files import IgnoredFilesWarning, JobChangedError, embed, embed_files, inputs, local, records
+from e5onnx.files import IgnoredFilesWarning, JobChangedError, embed, embed_files, inputs, local, parquet, records
 from e5onnx.files.columns import Columns
 from e5onnx.files.inputs import describe_file, find_files
 from e5onnx.files.plan import plan_parts
@@ -383,6 +385,26 @@ def test_a_compressed_file_is_read_once_by_parts_in_order(tmp_path: Path, monkey
     assert len(opened) == 1
     assert reader.read(parts[2]).texts == [row["text"] for row in ROWS[6:9]]
     assert len(opened) == 2
+
+
+def test_a_parquet_file_is_opened_once_by_parts_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=4)
+    files = [describe_file(path)]
+    parts = plan_parts(files, part_rows=3)
+    opened: list[int] = []
+    read_batches = parquet.read_batches
+
+    def open_and_read(file: Any, columns: Any, row: int) -> Iterator[Any]:
+        opened.append(row)
+        return read_batches(file, columns, row)
+
+    monkeypatch.setattr(parquet, "read_batches", open_and_read)
+    reader = RowReader(files, Columns())
+    for position in (0, 1, 2, 4, 3):
+        rows = reader.read(parts[position])
+        assert rows.texts == [row["text"] for row in ROWS[3 * position : 3 * position + 3]]
+    assert opened == [1, 13, 10]
 
 
 def test_progress_tells_of_reading_too(encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,6 +170,13 @@ def test_a_misspelt_column_is_an_error(tmp_path: Path, name: str, columns: Colum
         texts(tmp_path / name, columns, [])
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt", "a.json.gz"])
+def test_a_file_without_rows_has_no_texts(tmp_path: Path, name: str) -> None:
+    content = b"text\n" if name == "a.csv" else b""
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    assert texts(tmp_path / name) == []
+
+
 def test_every_file_has_the_columns_that_it_declares(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(csv(ROWS))
     (tmp_path / "b.csv").write_bytes(b"text,n\na,1\n")
