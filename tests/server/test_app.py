@@ -157,6 +157,23 @@ def test_a_worker_that_died_turns_health_red(service: Service, monkeypatch: pyte
         assert (reply.status_code, reply.json()) == (503, {"status": "failed"})
 
 
+def test_runs_are_counted_with_their_padding(tiny_model: Path) -> None:
+    service = Service(Encoder(tiny_model, threads=1), Settings())
+    assert answers(service, ("/embed", {"inputs": ["a", "a b c"]}))[0].status_code == 200  # 3 and 5 tokens
+    service.close()
+    page = service.metrics.page().decode()
+    for line in (
+        "texts_total 2",
+        "tokens_total 8",
+        "padding_tokens_total 2",
+        "run_seconds_count 1",
+        "batch_texts_sum 2",
+    ):
+        assert f"\ne5onnx_{line}.0\n" in page
+    assert "\ne5onnx_batch_tokens_sum 8.0\n" in page
+    assert "\ne5onnx_queue_seconds_count 1.0\n" in page
+
+
 def test_vectors_have_the_length_that_was_asked_for(tiny_model: Path) -> None:
     encoder = Encoder(tiny_model, threads=1)
     assert not encoder.manifest.normalize

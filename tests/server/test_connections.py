@@ -258,12 +258,18 @@ def test_a_head_without_end_is_refused(server: Server) -> None:
 # --- replies
 
 
+@pytest.mark.parametrize("read_before", [0, 1])
 @pytest.mark.parametrize(("path", "more"), [("/large", ()), ("/medium", ("Connection: close",)), ("/medium", ())])
-def test_a_client_that_does_not_read_is_hung_up_on(impatient: Impatient, path: str, more: tuple[str, ...]) -> None:
+def test_a_client_that_does_not_read_is_hung_up_on(
+    impatient: Impatient, path: str, more: tuple[str, ...], read_before: int
+) -> None:
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         address = httpx.URL(impatient.url)
         connection.connect((address.host, address.port))
+        for _ in range(read_before):
+            connection.sendall(head_of("GET", "/medium"))
+            until(connection, b"ok" * 15_000)
         connection.sendall(head_of("GET", path, *more))
         wait_for(lambda: impatient.ended == ["slow_reader"])
         connection.settimeout(30)
