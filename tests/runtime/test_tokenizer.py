@@ -17,6 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from e5onnx import InputTypeError, InputValueError, ModelFolderError, Tokenizer
+from e5onnx.long_texts import Divider
 from e5onnx.model_folder import ModelFolder
 from e5onnx.tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS
 from folders import put_file
@@ -135,6 +136,33 @@ def test_a_text_of_a_megabyte(e5: Tokenizer, text: str, tokens: int) -> None:
     tokenized = e5.tokenize([text])[0]
     assert tokenized.tokens == e5.count_tokens(text) == tokens
     assert len(tokenized.ids) == min(tokens, 512)
+
+
+def test_pieces_are_kept_up_to_the_maximum(
+    e5_model: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load(e5_model, max_tokens=SHORT)
+    untruncated, _ = tokenizer._long_texts()
+    monkeypatch.setattr("e5onnx.tokenizer.PIECE_CHARACTERS", 3)
+    tokenizer._for_long_texts = untruncated, Divider(untruncated.to_str(), piece_characters=3)
+    for words in range(1, 2 * SHORT):  # each is a piece
+        whole = reference.ids(" ".join(["word"] * words))
+        tokenized = tokenizer.tokenize([" ".join(["word"] * words)])[0]
+        assert tokenized.ids.tolist() == (whole if len(whole) <= SHORT else [*whole[: SHORT - 1], SEP])
+        assert tokenized.tokens == len(whole)
+
+
+def test_settings_in_the_tokenizers_file_that_change_ids_are_ignored(
+    e5_model: Path, folder_without_weights: Path, reference: Reference
+) -> None:
+    content = tokenizers.Tokenizer.from_file(str(e5_model / "tokenizer.json"))
+    content.enable_padding(length=64, direction="left")
+    content.enable_truncation(4, direction="left", stride=1)
+    put_file(folder_without_weights, e5_model, "tokenizer.json", content.to_str().encode())
+    tokenizer = Tokenizer(folder_without_weights)
+    assert ids_of(tokenizer, TEXTS) == [reference.ids(text) for text in TEXTS]
+    (tokens,) = tokenizer.tokens(["one two three four"])
+    assert [token.id for token in tokens] == reference.ids("one two three four")
 
 
 # --- prompts
