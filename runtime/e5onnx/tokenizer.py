@@ -204,7 +204,11 @@ class Tokenizer:
     def _tokenized(self, text: str, encoding: tokenizers.Encoding, tokens: int) -> TokenizedText:
         if not encoding.ids:
             raise ModelFolderError(f"{self._path} makes no token at all of {text[:40]!r}")
-        return TokenizedText(np.array(encoding.ids, dtype=np.int32), tokens)
+        try:
+            ids = np.array(encoding.ids, dtype=np.int32)
+        except OverflowError as error:
+            raise ModelFolderError(f"{self._path} makes a token id that no model has: {max(encoding.ids)}") from error
+        return TokenizedText(ids, tokens)
 
     def _beginnings(self, text: str) -> Iterator[str]:
         """Yield ever longer beginnings of a text, at the end all of it."""

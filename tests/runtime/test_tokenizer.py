@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import Callable, Iterable
@@ -163,6 +164,15 @@ def test_settings_in_the_tokenizers_file_that_change_ids_are_ignored(
     assert ids_of(tokenizer, TEXTS) == [reference.ids(text) for text in TEXTS]
     (tokens,) = tokenizer.tokens(["one two three four"])
     assert [token.id for token in tokens] == reference.ids("one two three four")
+
+
+def test_an_id_that_no_model_has_is_refused(e5_model: Path, folder_without_weights: Path) -> None:
+    content = json.loads((e5_model / "tokenizer.json").read_text())
+    content["post_processor"]["special_tokens"]["[SEP]"]["ids"] = [2**31]
+    put_file(folder_without_weights, e5_model, "tokenizer.json", json.dumps(content).encode())
+    tokenizer = Tokenizer(folder_without_weights)
+    with pytest.raises(ModelFolderError, match=r"tokenizer\.json makes a token id that no model has: 2147483648"):
+        tokenizer.tokenize(["text"])
 
 
 # --- prompts
