@@ -204,11 +204,12 @@ class Tokenizer:
     def _tokenized(self, text: str, encoding: tokenizers.Encoding, tokens: int) -> TokenizedText:
         if not encoding.ids:
             raise ModelFolderError(f"{self._path} makes no token at all of {text[:40]!r}")
-        try:
-            ids = np.array(encoding.ids, dtype=np.int32)
-        except OverflowError as error:
-            raise ModelFolderError(f"{self._path} makes a token id that no model has: {max(encoding.ids)}") from error
-        return TokenizedText(ids, tokens)
+        ids = np.array(
+            encoding.ids, dtype=np.uint32
+        )  # numpy before 2 wraps a number that does not fit, without an error
+        if (largest := int(ids.max())) > np.iinfo(np.int32).max:
+            raise ModelFolderError(f"{self._path} makes a token id that no model has: {largest}")
+        return TokenizedText(ids.astype(np.int32), tokens)
 
     def _beginnings(self, text: str) -> Iterator[str]:
         """Yield ever longer beginnings of a text, at the end all of it."""
