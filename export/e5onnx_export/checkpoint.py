@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, Generic, Literal, TypeVar, get_args
 
-from e5onnx.errors import InputValueError, MissingDependencyError, ModelNotFoundError
+from e5onnx.errors import CheckpointError, InputValueError, MissingDependencyError, ModelNotFoundError
 from e5onnx.model_folder import SIMILARITIES, is_hub_id
-from e5onnx.tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS, check_encodable
+from e5onnx.tokenizer import PROMPT_NAMES, check_encodable
 
-from .json_file import CheckpointError, JsonObject, read_json
+from .json_file import JsonObject, read_json
 
 Pooling = Literal["mean", "cls"]
 T = TypeVar("T")
@@ -416,13 +416,13 @@ def _decide_prompts(
     source = model.name if prompts else "the checkpoint names none"
     if is_e5 and not any(prompts.values()):  # sentence-transformers 5 writes empty ones where none were given
         prompts, source = {**E5_PROMPTS}, "E5 family"
-    for override, role, option in [
-        (query, QUERY_PROMPTS, "--query-prompt"),
-        (document, DOCUMENT_PROMPTS, "--document-prompt"),
+    for override, names, option in [
+        (query, PROMPT_NAMES["query"], "--query-prompt"),
+        (document, PROMPT_NAMES["document"], "--document-prompt"),
     ]:
         if override is not None:
             check_encodable(override, option)
-            prompts[next((name for name in role if name in prompts), role[0])] = override
+            prompts[next((name for name in names if name in prompts), names[0])] = override
             source = option if source.startswith("the checkpoint") else f"{source}, {option}"
     default = model.get("default_prompt_name", str)
     if default is not None and default not in prompts:

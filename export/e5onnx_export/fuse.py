@@ -16,8 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.fusion_options import FusionOptions
 from onnxruntime.transformers.optimizer import optimize_model
 
+from e5onnx.errors import CheckpointError
+
 from .graph import consumer, remove_unused
-from .json_file import CheckpointError
 
 _TYPES = "embeddings.token_type_embeddings.weight"
 _POSITIONS = "embeddings.position_embeddings.weight"

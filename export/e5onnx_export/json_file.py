@@ -8,14 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from e5onnx.errors import E5OnnxError
+from e5onnx.errors import CheckpointError
 
 T = TypeVar("T")
 _KINDS = {bool: "true or false", str: "text", dict: "an object", list: "a list"}
-
-
-class CheckpointError(E5OnnxError, ValueError):
-    """The checkpoint is damaged, or asks for something that the exported graph could not do."""
 
 
 @dataclass(frozen=True)

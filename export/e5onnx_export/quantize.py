@@ -28,8 +28,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from e5onnx.batching import pad_batch, plan_batches
-
-from .json_file import CheckpointError
+from e5onnx.errors import CheckpointError
 
 Floats = NDArray[np.float32]
 

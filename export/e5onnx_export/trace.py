@@ -14,8 +14,9 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer, BertModel
 from transformers.utils import logging
 
+from e5onnx.errors import CheckpointError
+
 from .checkpoint import Checkpoint
-from .json_file import CheckpointError
 
 OPSET = 18
 _TRACED_TOKENS = 16

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from e5onnx.batching import pad_batch, plan_batches
 from e5onnx.cpu import default_threads
-from e5onnx.errors import E5OnnxError
+from e5onnx.engine import OnnxRuntimeEngine, Session
+from e5onnx.errors import ParityError
 from e5onnx.model_folder import GraphRecord, ModelFolder, OpenedGraph
-from e5onnx.session import OnnxRuntimeEngine, Session
 from e5onnx.tokenizer import Tokenizer
 
 LARGEST_DIFFERENCE = {"fp32": 1e-4}
@@ -29,10 +29,6 @@ _TEXT = (
     "0xFF [SEP] </s>"
 )
 _WORDS = _TEXT.split()
-
-
-class ParityError(E5OnnxError, RuntimeError):
-    """The exported graph does not give the checkpoint's vectors."""
 
 
 def measure_parity(folder: ModelFolder, graph: GraphRecord, encoder: Any, tokenizer: Any) -> dict[str, float]:

@@ -17,8 +17,9 @@ import os
 from typing import Any, Literal
 
 from .encoder import Encoder
-from .errors import InputValueError
-from .openai_api import ROLES, EmbeddingsRequest, RequestError, Role, kind_of, parse_json, shortest_floats, shown
+from .errors import InputValueError, RequestError
+from .openai_api import ROLES, EmbeddingsRequest, kind_of, parse_json, shortest_floats, shown
+from .tokenizer import Role
 
 _LARGEST_REPLY = 6 * 1024 * 1024
 """Bytes; AWS' documentation, "Lambda quotas": payload of synchronous invocations."""

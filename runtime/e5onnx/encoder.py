@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .batching import pad_batch, plan_batches
 from .cpu import check_threads, default_threads, whole_number
+from .engine import Engine, OnnxRuntimeEngine, Output, Session
 from .errors import (
     InferenceError,
     InputTypeError,
@@ -21,12 +22,10 @@ from .errors import (
     MissingDependencyError,
     MissingPromptWarning,
     ModelFolderError,
-    TextTooLongError,
     TruncationWarning,
 )
 from .model_folder import Manifest, open_model
-from .session import Engine, OnnxRuntimeEngine, Output, Session
-from .tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS, TokenizedText, Tokenizer, check_texts, iterate_texts
+from .tokenizer import PROMPT_NAMES, TokenizedText, Tokenizer, check_texts, iterate_texts
 
 Precision = Literal["fp32", "int8", "bf16"]
 Provider = Literal["cpu", "openvino"]
@@ -108,7 +107,7 @@ class Encoder:
         self.precision = self._session.precision
         self._pickled = (os.fspath(folder.path), precision, provider, threads, compile_cache, self.fingerprint)
         self._may_warn_of_prompts = all(
-            any(folder.manifest.prompts.get(name) for name in role) for role in (QUERY_PROMPTS, DOCUMENT_PROMPTS)
+            any(folder.manifest.prompts.get(name) for name in PROMPT_NAMES[role]) for role in ("query", "document")
         )
 
     @property
@@ -174,7 +173,7 @@ class Encoder:
             >>> encoder.encode(["one text", "another"], normalize_embeddings=True).shape
             (2, 384)
         """
-        prefix = self.tokenizer.prompt_for(prompt, prompt_name)
+        prefix = self.tokenizer.prompt_for(prompt=prompt, prompt_name=prompt_name)
         warn_of_prompts = prompt is None and prefix == "" and self._may_warn_of_prompts
         return self._encode(
             inputs, prefix, warn_of_prompts, batch_size, show_progress_bar, normalize_embeddings, truncate
@@ -199,7 +198,7 @@ class Encoder:
             >>> Encoder("models/sample").encode_query("how much protein should a female eat").shape
             (384,)
         """
-        prefix = self.tokenizer.prompt_for(prompt, prompt_name, role=QUERY_PROMPTS)
+        prefix = self.tokenizer.prompt_for("query", prompt=prompt, prompt_name=prompt_name)
         return self._encode(inputs, prefix, False, batch_size, show_progress_bar, normalize_embeddings, truncate)
 
     def encode_document(
@@ -219,7 +218,7 @@ class Encoder:
             >>> Encoder("models/sample").encode_document(["a first passage", "a second one"]).shape
             (2, 384)
         """
-        prefix = self.tokenizer.prompt_for(prompt, prompt_name, role=DOCUMENT_PROMPTS)
+        prefix = self.tokenizer.prompt_for("document", prompt=prompt, prompt_name=prompt_name)
         return self._encode(inputs, prefix, False, batch_size, show_progress_bar, normalize_embeddings, truncate)
 
     def encode_tokenized(
@@ -333,7 +332,7 @@ class Encoder:
 
         embeddings: Embeddings = np.empty((len(texts) if isinstance(texts, Sized) else 0, self.dimension), np.float32)
         start = 0
-        truncation = _Truncation(self.max_tokens, refuse=truncate == "error")
+        truncation = _Truncation(self.tokenizer, refuse=truncate == "error")
         with _progress_bar(show_progress_bar, texts) as advance:
             for window in _windows(texts):
                 tokenized = self.tokenizer.tokenize(window, prefix, start=start)
@@ -431,21 +430,18 @@ def _engine(
 class _Truncation:
     """Counts the texts that were too long."""
 
-    def __init__(self, max_tokens: int, *, refuse: bool) -> None:
-        self._max_tokens = max_tokens
+    def __init__(self, tokenizer: Tokenizer, *, refuse: bool) -> None:
+        self._tokenizer = tokenizer
         self._refuse = refuse
         self._truncated = 0
         self._longest = self._longest_position = 0
 
     def note(self, texts: Iterable[TokenizedText], start: int) -> None:
         for position, text in enumerate(texts, start):
-            if text.tokens <= self._max_tokens:
+            if not text.is_cut:
                 continue
             if self._refuse:
-                raise TextTooLongError(
-                    f"the text at position {position} has {text.tokens} tokens, the model's maximum is "
-                    f'{self._max_tokens}; split it, or let it be cut with truncate="warn"'
-                )
+                self._tokenizer.check_length(text, f"the text at position {position}", 'truncate="warn"')
             self._truncated += 1
             if text.tokens > self._longest:
                 self._longest, self._longest_position = text.tokens, position
@@ -453,7 +449,9 @@ class _Truncation:
     def warn(self, texts: int) -> None:
         if self._truncated:
             warnings.warn(
-                TruncationWarning(self._truncated, texts, self._longest, self._longest_position, self._max_tokens),
+                TruncationWarning(
+                    self._truncated, texts, self._longest, self._longest_position, self._tokenizer.max_tokens
+                ),
                 stacklevel=4,  # the caller of encode
             )
 

@@ -6,6 +6,11 @@ One base, :class:`E5OnnxError`; each error is also the built-in type that fits i
 
 from __future__ import annotations
 
+from typing import Any
+
+_MOST_SHOWN = 80
+"""Characters of a request that a message repeats."""
+
 
 class E5OnnxError(Exception):
     """Base of all errors that e5onnx raises on purpose."""
@@ -43,6 +48,84 @@ class MissingDependencyError(E5OnnxError, ImportError):
     """A feature needs a package that is not installed; the message holds the install command."""
 
 
+class CheckpointError(E5OnnxError, ValueError):
+    """The checkpoint is damaged, or asks for something that the exported graph could not do."""
+
+
+class ParityError(E5OnnxError, RuntimeError):
+    """The exported graph does not give the checkpoint's vectors."""
+
+
+class RequestError(InputValueError):
+    """A request that cannot be answered as it is.
+
+    Attributes:
+        status: the HTTP status that fits.
+        param: the key of the request that is wrong, if it is one.
+        code: a word for programs, as OpenAI has them for some errors.
+    """
+
+    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = None if param is None else param[:_MOST_SHOWN].encode(errors="backslashreplace").decode()
+        self.code = code
+
+    def body(self) -> dict[str, Any]:
+        """Return the body of the reply, in OpenAI's shape.
+
+        Example:
+            >>> RequestError("no texts", param="input").body()["error"]["type"]
+            'invalid_request_error'
+        """
+        kind = "rate_limit_error" if self.status == 429 else "invalid_request_error"
+        return {
+            "error": {
+                "message": str(self),
+                "type": "server_error" if self.status >= 500 else kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+class QueueFullError(E5OnnxError, RuntimeError):
+    """Too much is waiting already.
+
+    Attributes:
+        retry_after: seconds until some of what waits now will have been run, at the speed of late.
+    """
+
+    def __init__(self, requests: int, tokens: int, retry_after: float) -> None:
+        waiting = f"{requests:,} requests with {tokens:,} tokens are waiting already"
+        super().__init__(f"{waiting}; try again in {retry_after:.0f} s")
+        self.retry_after = retry_after
+
+
+class AddressError(E5OnnxError, OSError):
+    """The server cannot listen where it was told to."""
+
+
+class RowError(InputValueError):
+    """A row cannot be embedded; the message names its file and number."""
+
+
+class JobChangedError(InputValueError):
+    """The output folder holds parts of other input, another model or other options."""
+
+
+class JobRunningError(E5OnnxError, OSError):
+    """Another process writes into the output folder."""
+
+
+class JobLockError(E5OnnxError, OSError):
+    """The output folder cannot be locked."""
+
+
+class ClusterError(E5OnnxError, RuntimeError):
+    """Ray or one of its actors failed."""
+
+
 class MissingPromptWarning(UserWarning):
     """Texts without a prompt went to a model that was trained with one on every text."""
 
@@ -72,3 +155,7 @@ class TruncationWarning(UserWarning):
             f"cut; the longest, at position {self.longest_position}, has {self.longest} tokens. "
             'Split long texts before encoding (count_tokens helps), or pass truncate="error" to refuse them.'
         )
+
+
+class IgnoredFilesWarning(UserWarning):
+    """Files of an input folder were ignored, as their names do not say a format."""

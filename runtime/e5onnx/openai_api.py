@@ -18,11 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .encoder import Encoder
-from .errors import InputTypeError, InputValueError
-from .tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS, TokenizedText, Tokenizer, check_texts
-
-Role = Literal["query", "document", "raw"]
-"""Which of the model's prompts a text gets; "raw" none."""
+from .errors import InputTypeError, InputValueError, RequestError, TextTooLongError
+from .tokenizer import Role, TokenizedText, Tokenizer, check_texts
 
 _INPUT_TYPES: dict[str, Role] = {
     "query": "query",
@@ -38,39 +35,6 @@ _MOST_SHOWN = 80
 """Characters of what was sent that are repeated in a message."""
 _MOST_DIGITS = 100
 _KEYS = ("input", "model", "encoding_format", "dimensions", "user", "input_type", "truncate")
-
-
-class RequestError(InputValueError):
-    """A request that cannot be answered as it is.
-
-    Attributes:
-        status: the HTTP status that fits.
-        param: the key of the request that is wrong, if it is one.
-        code: a word for programs, as OpenAI has them for some errors.
-    """
-
-    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.param = None if param is None else param[:_MOST_SHOWN].encode(errors="backslashreplace").decode()
-        self.code = code
-
-    def body(self) -> dict[str, Any]:
-        """Return the body of the reply, in OpenAI's shape.
-
-        Example:
-            >>> RequestError("no texts", param="input").body()["error"]["type"]
-            'invalid_request_error'
-        """
-        kind = "rate_limit_error" if self.status == 429 else "invalid_request_error"
-        return {
-            "error": {
-                "message": str(self),
-                "type": "server_error" if self.status >= 500 else kind,
-                "param": self.param,
-                "code": self.code,
-            }
-        }
 
 
 @dataclass(frozen=True)
@@ -136,25 +100,20 @@ class EmbeddingsRequest:
         Raises:
             RequestError: `truncate` is "error", and a text is too long.
         """
-        tokenized = encoder.tokenizer.tokenize(self.texts, self.prompt(encoder.tokenizer))
-        self.check(tokenized, encoder.max_tokens)
+        tokenizer = encoder.tokenizer
+        tokenized = tokenizer.tokenize(self.texts, tokenizer.prompt_for(self.role))
+        self.check(tokenized, tokenizer)
         return tokenized
 
-    def prompt(self, tokenizer: Tokenizer) -> str:
-        """Return the prompt of the texts' role."""
-        names = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS}.get(self.role)
-        return tokenizer.prompt_for(None, None, names) if names else ""
-
-    def check(self, tokenized: Sequence[TokenizedText], max_tokens: int) -> None:
+    def check(self, tokenized: Sequence[TokenizedText], tokenizer: Tokenizer) -> None:
         """Raise :class:`RequestError` where `truncate` is "error", and a text is too long."""
+        if self.truncate == "warn":
+            return
         for position, text in enumerate(tokenized):
-            if self.truncate == "error" and text.tokens > max_tokens:
-                raise RequestError(
-                    f"the text at position {position} has {text.tokens} tokens, the model's maximum is "
-                    f'{max_tokens}; split it, or let it be cut with "truncate": "warn"',
-                    param="input",
-                    code="context_length_exceeded",
-                )
+            try:
+                tokenizer.check_length(text, f"the text at position {position}", '"truncate": "warn"')
+            except TextTooLongError as error:
+                raise RequestError(str(error), param="input", code="context_length_exceeded") from error
 
     def reply(
         self,
@@ -182,7 +141,7 @@ class EmbeddingsRequest:
             ],
             "model": model,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-            "truncated": sum(text.tokens > len(text.ids) for text in tokenized),
+            "truncated": sum(text.is_cut for text in tokenized),
         }
 
 

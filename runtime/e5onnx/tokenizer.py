@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, overload
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 import tokenizers
@@ -16,9 +16,15 @@ from .errors import InputTypeError, InputValueError, ModelFolderError, TextTooLo
 from .long_texts import PIECE_CHARACTERS, Divider
 from .model_folder import ModelFolder, open_model
 
-# What sentence-transformers looks for, in this order.
-QUERY_PROMPTS = ("query",)
-DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+Role = Literal["query", "document", "raw"]
+"""What texts are for, which decides on their prompt; "raw" texts get none."""
+
+PROMPT_NAMES: Mapping[Role, tuple[str, ...]] = {
+    "query": ("query",),
+    "document": ("document", "passage", "corpus"),
+    "raw": (),
+}
+"""The prompts that belong to a role: the first that the model has, in sentence-transformers' order."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,11 @@ class TokenizedText:
 
     ids: NDArray[np.int32]
     tokens: int
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the text had more tokens than the model takes."""
+        return self.tokens > len(self.ids)
 
 
 class Token(NamedTuple):
@@ -76,11 +87,11 @@ class Tokenizer:
         self._for_long_texts: tuple[tokenizers.Tokenizer, Divider] | None = None
         self._skipped = tuple(prompt for prompt in self.prompts.values() if prompt.endswith(": "))
 
-    def prompt_for(self, prompt: str | None, prompt_name: str | None, role: Sequence[str] = ()) -> str:
+    def prompt_for(self, role: Role | None = None, *, prompt: str | None = None, prompt_name: str | None = None) -> str:
         """Return the text to put before each input.
 
-        `prompt` wins over `prompt_name`. Without either, it is the prompt of the first name in `role` that the model
-        knows, or if no role is given the model's default prompt; where there is none, "".
+        `prompt` wins over `prompt_name`. Without either, it is the prompt of the role, or the model's default prompt
+        if no role is given; where there is none, "".
 
         This is what sentence-transformers does, with two exceptions. There every model has prompts called "query" and
         "document", empty unless the checkpoint sets them. So a checkpoint that calls its prompt "passage" gets none
@@ -96,9 +107,8 @@ class Tokenizer:
             check_encodable(prompt, "the prompt")
             return prompt
         if prompt_name is None:
-            prompt_name = next(
-                (name for name in role if name in self.prompts), None if role else self.default_prompt_name
-            )
+            names = [self.default_prompt_name] if role is None else PROMPT_NAMES[role]
+            prompt_name = next((name for name in names if name in self.prompts), None)
         if prompt_name is None:
             return ""
         if not isinstance(prompt_name, str):
@@ -174,6 +184,20 @@ class Tokenizer:
                 ]
             )
         return described
+
+    def check_length(self, text: TokenizedText, what: str, remedy: str) -> None:
+        """Raise :class:`TextTooLongError` for a text that is longer than the model's maximum.
+
+        Args:
+            text: the text's tokens.
+            what: names the text, for the message.
+            remedy: the option that would let it be cut, as the caller's user writes it.
+        """
+        if text.is_cut:
+            raise TextTooLongError(
+                f"{what} has {text.tokens} tokens, the model's maximum is {self.max_tokens}; split it, or let it be "
+                f"cut with {remedy}"
+            )
 
     def _tokenize(self, text: str) -> TokenizedText:
         # One text a call: an Encoding takes some 200 bytes a token, and only its ids are kept. The batch method, since
@@ -262,7 +286,7 @@ class Tokenizer:
             >>> Tokenizer("models/sample").count_tokens(["one", "and two"])
             [3, 4]
         """
-        prefix = self.prompt_for(prompt, prompt_name)
+        prefix = self.prompt_for(prompt=prompt, prompt_name=prompt_name)
         if isinstance(inputs, str):
             return self.tokenize([inputs], prefix)[0].tokens
         return [

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoints import write_json
-from e5onnx.errors import E5OnnxError, InputValueError, ModelNotFoundError
+from e5onnx.errors import CheckpointError, E5OnnxError, InputValueError, ModelNotFoundError
 from e5onnx_export.checkpoint import read_checkpoint
-from e5onnx_export.json_file import CheckpointError
 
 BERT = {
     "model_type": "bert",

@@ -18,11 +18,10 @@ from transformers import AutoTokenizer
 
 from checkpoints import make_checkpoint, write_json
 from e5onnx import Encoder, InputValueError
+from e5onnx.errors import CheckpointError, ParityError
 from e5onnx.model_folder import ModelFolder
 from e5onnx_export import export_model as export_both
 from e5onnx_export import validate
-from e5onnx_export.json_file import CheckpointError
-from e5onnx_export.validate import ParityError
 from texts import TEXTS
 
 export_model = partial(export_both, precisions=["fp32"])  # int8 is tested in test_quantize.py

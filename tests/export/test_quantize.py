@@ -19,10 +19,10 @@ from scipy.stats import spearmanr
 
 from checkpoints import make_checkpoint
 from e5onnx import Encoder, InputValueError
+from e5onnx.errors import ParityError
 from e5onnx_export import export, export_model, validate
 from e5onnx_export.calibration import split_texts
 from e5onnx_export.quantize import quantize_weights
-from e5onnx_export.validate import ParityError
 from texts import TEXTS
 
 _LAYERS = 6

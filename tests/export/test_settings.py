@@ -15,9 +15,8 @@ from sentence_transformers import SentenceTransformer
 
 from checkpoints import make_checkpoint, write_json
 from e5onnx import Encoder
+from e5onnx.errors import CheckpointError, ParityError
 from e5onnx_export import export_model as export_both
-from e5onnx_export.json_file import CheckpointError
-from e5onnx_export.validate import ParityError
 from texts import TEXTS
 
 export_model = partial(export_both, precisions=["fp32"])

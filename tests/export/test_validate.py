@@ -17,13 +17,13 @@ from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
 from checkpoints import make_checkpoint
+from e5onnx.errors import CheckpointError, ParityError
 from e5onnx.model_folder import ModelFolder
 from e5onnx_export import export_model
 from e5onnx_export.checkpoint import read_checkpoint
 from e5onnx_export.folder import graph_record
-from e5onnx_export.json_file import CheckpointError
 from e5onnx_export.trace import load_encoder, load_tokenizer
-from e5onnx_export.validate import ParityError, compare_with_fp32, measure_fidelity, measure_parity
+from e5onnx_export.validate import compare_with_fp32, measure_fidelity, measure_parity
 
 FP32, INT8, PORTABLE = "onnx/model.onnx", "onnx/model_int8.onnx", "onnx/model_portable.onnx"
 IDS = [np.array([101, *range(2000, 2000 + length), 102], np.int32) for length in (1, 5, 40)]

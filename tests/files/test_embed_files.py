@@ -22,10 +22,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from e5onnx import Encoder, InputTypeError, InputValueError
+from e5onnx.errors import JobLockError, JobRunningError
 from e5onnx.files import RowError, embed_files, local
 from e5onnx.files.columns import Columns
 from e5onnx.files.inputs import describe_file
-from e5onnx.files.job import JobLockError, JobRunningError, opened_folder
+from e5onnx.files.job import opened_folder
 from e5onnx.files.outputs import quantized, write_part
 from e5onnx.files.plan import plan_parts
 from e5onnx.files.rows import RowReader

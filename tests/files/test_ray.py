@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from e5onnx import Encoder
+from e5onnx.errors import ClusterError
 from e5onnx.files import JobChangedError, RowError, embed_files, ray_engine
 from texts import TEXTS
 
@@ -91,7 +92,7 @@ def test_a_cluster_writes_the_same_bytes_even_if_a_node_is_lost(
 
     with monkeypatch.context() as patch:
         patch.setattr(ray_engine, "run_parts", run_another)
-        with pytest.raises(ray_engine.ClusterError, match="is not the same folder on this node"):
+        with pytest.raises(ClusterError, match="is not the same folder on this node"):
             embed_files(encoder, [str(corpus)], tmp_path / "other", engine="ray", address=cluster.address)
 
     bad = tmp_path / "bad.jsonl"

@@ -235,7 +235,7 @@ def test_too_long_texts_are_named_or_skipped_like_other_bad_rows(tiny_model: Pat
     path = tmp_path / "a.txt"
     path.write_text("short\n" * 1100 + "word " * 600 + "\nlast\n")
     refused = e5onnx("embed", tiny_model, path, "--truncate", "error")
-    reason = f"{path}, row 1101: its text has 602 tokens, the model's maximum is 512"
+    reason = f"{path}, row 1101: its text has 602 tokens, the model's maximum is 512; split it, or let it be cut with --truncate warn"
     assert (refused.returncode, refused.stderr.decode()) == (1, f"e5onnx: error: {reason}\n")
     skipped = e5onnx("embed", tiny_model, path, "--truncate", "error", "--on-error", "skip")
     assert (skipped.returncode, skipped.stderr.decode()) == (0, f"e5onnx: warning: skipped: {reason}\n")

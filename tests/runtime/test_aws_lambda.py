@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from benchmarks.lambda_runtime import FunctionError, lambda_function
 from e5onnx import Encoder, InputValueError, ModelNotFoundError, aws_lambda
 from e5onnx.aws_lambda import handler
+from e5onnx.errors import RequestError
 from e5onnx.lambda_package import pack_lambda
 from e5onnx.model_folder import ModelFolder
-from e5onnx.openai_api import RequestError
 
 TEXTS = ["how much protein should a female eat", ""]
 

@@ -24,8 +24,8 @@ from e5onnx import (
     Tokenizer,
     model_folder,
 )
+from e5onnx.engine import OnnxRuntimeEngine, Session
 from e5onnx.model_folder import MANIFEST, FileRecord, GraphRecord, Manifest, ModelFolder, OpenedGraph
-from e5onnx.session import OnnxRuntimeEngine, Session
 
 PATH = Path("models/some/e5onnx.json")
 GRAPH = "onnx/model.onnx"

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from e5onnx import Encoder, openai_api
-from e5onnx.openai_api import EmbeddingsRequest, Limits, RequestError, parse_json, shortest_floats
+from e5onnx.errors import RequestError
+from e5onnx.openai_api import EmbeddingsRequest, Limits, parse_json, shortest_floats
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from e5onnx import InputTypeError, InputValueError, ModelFolderError, Tokenizer
 from e5onnx.long_texts import Divider
 from e5onnx.model_folder import ModelFolder
-from e5onnx.tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS
 from folders import put_file
 from texts import TEXTS
 
@@ -248,29 +247,29 @@ QUERY_DOCUMENT = {"query": "Q ", "document": "D "}
         (QUERY_DOCUMENT, "document", {}, "D "),
         ({}, None, {}, ""),
         # prompt before prompt_name before role before default
-        (QUERY_DOCUMENT, "document", {"prompt": "P ", "prompt_name": "query", "role": QUERY_PROMPTS}, "P "),
-        (QUERY_DOCUMENT, "document", {"prompt": "", "prompt_name": "query", "role": QUERY_PROMPTS}, ""),
+        (QUERY_DOCUMENT, "document", {"prompt": "P ", "prompt_name": "query", "role": "query"}, "P "),
+        (QUERY_DOCUMENT, "document", {"prompt": "", "prompt_name": "query", "role": "query"}, ""),
         (QUERY_DOCUMENT, "document", {"prompt": "P ", "prompt_name": "unknown"}, "P "),
-        (QUERY_DOCUMENT, "query", {"prompt_name": "document", "role": QUERY_PROMPTS}, "D "),
-        (QUERY_DOCUMENT, "query", {"role": DOCUMENT_PROMPTS}, "D "),
-        (QUERY_DOCUMENT, "document", {"role": QUERY_PROMPTS}, "Q "),
+        (QUERY_DOCUMENT, "query", {"prompt_name": "document", "role": "query"}, "D "),
+        (QUERY_DOCUMENT, "query", {"role": "document"}, "D "),
+        (QUERY_DOCUMENT, "document", {"role": "query"}, "Q "),
         # the names of the document's role, in order
-        ({"corpus": "3 ", "passage": "2 ", "document": "1 "}, None, {"role": DOCUMENT_PROMPTS}, "1 "),
-        ({"corpus": "3 ", "passage": "2 "}, None, {"role": DOCUMENT_PROMPTS}, "2 "),
-        ({"corpus": "3 "}, None, {"role": DOCUMENT_PROMPTS}, "3 "),
-        ({"document": "", "passage": "2 "}, None, {"role": DOCUMENT_PROMPTS}, ""),
+        ({"corpus": "3 ", "passage": "2 ", "document": "1 "}, None, {"role": "document"}, "1 "),
+        ({"corpus": "3 ", "passage": "2 "}, None, {"role": "document"}, "2 "),
+        ({"corpus": "3 "}, None, {"role": "document"}, "3 "),
+        ({"document": "", "passage": "2 "}, None, {"role": "document"}, ""),
         # a role the model has no prompt for
-        (QUERY_DOCUMENT, None, {"role": ("title",)}, ""),
-        ({}, None, {"role": QUERY_PROMPTS}, ""),
+        (QUERY_DOCUMENT, "query", {"role": "raw"}, ""),
+        ({}, None, {"role": "query"}, ""),
         # as in sentence-transformers 5, whose models have the prompts "query" and "document", empty unless set
-        ({"other": "O "}, "other", {"role": QUERY_PROMPTS}, ""),
+        ({"other": "O "}, "other", {"role": "query"}, ""),
     ],
 )
 def test_which_prompt_wins(
     e5_model: Path, prompts: dict[str, str], default: str | None, arguments: dict[str, Any], expected: str
 ) -> None:
     tokenizer = load(e5_model, prompts=prompts, default_prompt_name=default)
-    assert tokenizer.prompt_for(**{"prompt": None, "prompt_name": None, **arguments}) == expected
+    assert tokenizer.prompt_for(**arguments) == expected
 
 
 def test_the_default_prompt_is_counted_unless_another_is_given(e5_model: Path, reference: Reference) -> None:

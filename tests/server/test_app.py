@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from e5onnx import Encoder, ModelFolderError
+from e5onnx.errors import QueueFullError
 from e5onnx.openai_api import Limits
 from e5onnx.server import tokenizing
 from e5onnx.server.app import Service, Settings
 from e5onnx.server.scheduler import Run
 from e5onnx.server.tokenizing import Tokenizing
-from e5onnx.server.turns import QueueFullError
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from e5onnx import Encoder, InferenceError, TokenizedText
+from e5onnx.errors import QueueFullError
 from e5onnx.server.scheduler import Run, Scheduler
-from e5onnx.server.turns import QueueFullError
 from texts import TEXTS
 
 

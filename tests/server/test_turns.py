@@ -12,7 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from e5onnx import TokenizedText
-from e5onnx.server.turns import Job, QueueFullError, Turns, finished
+from e5onnx.errors import QueueFullError
+from e5onnx.server.turns import Job, Turns, finished
 
 BUDGET = 200
 REQUESTS = st.tuples(st.just("add"), st.lists(st.integers(1, 120), min_size=1, max_size=30), st.booleans())

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MissingDependencyError
 
 if TYPE_CHECKING:
+    from e5onnx.errors import IgnoredFilesWarning, JobChangedError, RowError
+
     from .columns import Columns
     from .embed import Summary, embed_files
-    from .inputs import IgnoredFilesWarning, JobChangedError
-    from .texts import RowError
 
 __all__ = ["Columns", "IgnoredFilesWarning", "JobChangedError", "RowError", "Summary", "embed_files"]
 

@@ -17,7 +17,7 @@ from ..atomic import written_whole
 from ..encoder import Encoder
 from ..errors import TextTooLongError
 from ..terminal import note, print_line
-from ..tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS, TokenizedText
+from ..tokenizer import TokenizedText
 from .columns import Columns, named_types
 from .texts import Reject, open_texts, tokenized
 
@@ -136,8 +136,7 @@ class _Texts:
 
     def embedded(self, encoder: Encoder) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
         """Yield texts and their vectors, some at a time."""
-        role = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS}.get(self._options.role)
-        prompt = encoder.tokenizer.prompt_for(None, None, role) if role else ""
+        prompt = encoder.tokenizer.prompt_for(self._options.role)
         self._max_tokens = encoder.max_tokens
         texts: list[str] = []
         tokens: list[TokenizedText] = []
@@ -167,7 +166,7 @@ class _Texts:
     def _run(
         self, encoder: Encoder, texts: list[str], tokens: list[TokenizedText]
     ) -> tuple[list[str], NDArray[np.float32]]:
-        cut = [each.tokens for each in tokens if each.tokens > len(each.ids)]
+        cut = [each.tokens for each in tokens if each.is_cut]
         self._truncated += len(cut)
         self._longest = max(self._longest, *cut, 0)
         return texts, encoder.encode_tokenized(tokens)

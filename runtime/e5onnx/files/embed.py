@@ -14,18 +14,11 @@ from tqdm import tqdm
 
 from ..cpu import whole_number
 from ..encoder import Encoder
-from ..errors import InputTypeError, InputValueError
-from ..tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS
+from ..errors import InputTypeError, InputValueError, JobChangedError
+from ..tokenizer import Role
 from . import local, ray_engine
 from .columns import Columns
-from .inputs import (
-    Format,
-    InputFile,
-    JobChangedError,
-    describe_file,
-    find_files,
-    warn_of_ignored,
-)
+from .inputs import Format, InputFile, describe_file, find_files, warn_of_ignored
 from .job import Done, Job, Plan, Settings, check_unchanged, opened_folder, read_plan, write_plan
 from .local import OnError
 from .outputs import DType, OutputFormat
@@ -33,7 +26,6 @@ from .plan import PART_ROWS, Part, plan_parts
 from .schema import check_columns, typed_columns
 
 Engine = Literal["local", "ray"]
-Role = Literal["query", "document", "raw"]
 Truncate = Literal["warn", "error"]
 
 
@@ -116,14 +108,13 @@ def embed_files(
     if part_rows < 1:
         raise InputValueError(f"a part has at least 1 row, got {part_rows}")
     output = Path(output)
-    prompts = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS}.get(role)
     wanted = Settings(
         checkpoint=encoder.manifest.checkpoint,
         revision=encoder.manifest.revision,
         fingerprint=encoder.fingerprint,
         dimension=encoder.dimension,
         role=role,
-        prompt=encoder.tokenizer.prompt_for(None, None, prompts) if prompts else "",
+        prompt=encoder.tokenizer.prompt_for(role),
         columns=columns or Columns(),
         truncate=truncate,
         input_format=input_format,

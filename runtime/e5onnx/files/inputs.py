@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, get_args
 
-from ..errors import InputValueError
+from ..errors import IgnoredFilesWarning, InputValueError, JobChangedError
 
 Format = Literal["jsonl", "csv", "tsv", "parquet", "text"]
 _SUFFIXES: dict[str, Format] = {
@@ -42,14 +42,6 @@ _NEW_NS = 2 * 10**9
 """A file changed twice within the steps of its clock, 2 s for some file systems, may have the same times."""
 JOB_FOLDER = "_e5onnx"
 """What an output folder holds beside the parts, and is known by."""
-
-
-class JobChangedError(InputValueError):
-    """The output folder holds parts of other input, another model or other options."""
-
-
-class IgnoredFilesWarning(UserWarning):
-    """Files of an input folder were ignored, as their names do not say a format."""
 
 
 @dataclass(frozen=True)

@@ -25,23 +25,15 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from ..atomic import written_whole
-from ..errors import E5OnnxError, InputValueError
+from ..errors import InputValueError, JobChangedError, JobLockError, JobRunningError
 from .columns import Columns
-from .inputs import JOB_FOLDER, Format, InputFile, JobChangedError
+from .inputs import JOB_FOLDER, Format, InputFile
 from .outputs import DType, OutputFormat, sha256_of, sync
 from .plan import Part, Piece
 from .records import Place
 from .texts import Reject
 
 _FORMAT = 3
-
-
-class JobRunningError(E5OnnxError, OSError):
-    """Another process writes into the output folder."""
-
-
-class JobLockError(E5OnnxError, OSError):
-    """The output folder cannot be locked."""
 
 
 @dataclass(frozen=True)

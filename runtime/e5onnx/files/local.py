@@ -136,7 +136,7 @@ def write(folder: Path, embedded: Embedded, settings: Settings) -> Done:
         part=prepared.part.number,
         rows=len(prepared.tokenized),
         tokens=sum(len(text.ids) for text in prepared.tokenized),
-        truncated=sum(text.tokens > len(text.ids) for text in prepared.tokenized),
+        truncated=sum(text.is_cut for text in prepared.tokenized),
         rejects=tuple(prepared.rejects),
         files=files,
     )

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import InputValueError
-from .inputs import InputFile, JobChangedError
+from ..errors import InputValueError, JobChangedError
+from .inputs import InputFile
 from .records import Source, damaged, explained
 
 _BATCH_ROWS = 1024

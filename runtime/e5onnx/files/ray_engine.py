@@ -19,21 +19,15 @@ from typing import Any
 import numpy as np
 
 from ..encoder import Encoder
-from ..errors import E5OnnxError, InputValueError, MissingDependencyError
-from .inputs import JobChangedError
+from ..errors import ClusterError, E5OnnxError, InputValueError, JobChangedError, MissingDependencyError, RowError
 from .job import Done, Plan, read_plan
 from .local import OnError, embed, prepare, write
 from .plan import Part
 from .rows import RowReader
-from .texts import RowError
 
 _CONNECT_SECONDS = 5.0
 _TASKS_AHEAD = 2
 """Parts handed to an actor: it begins the next one without asking."""
-
-
-class ClusterError(E5OnnxError, RuntimeError):
-    """Ray or one of its actors failed."""
 
 
 def run_parts(

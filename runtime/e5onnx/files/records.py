@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from ..errors import InputValueError, MissingDependencyError
-from .inputs import InputFile, JobChangedError, Stream, suffixes
+from ..errors import InputValueError, JobChangedError, MissingDependencyError
+from .inputs import InputFile, Stream, suffixes
 
 Source = InputFile | Stream
 _DAMAGED = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, csv.Error, UnicodeError)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import InputValueError, MissingDependencyError, TextTooLongError
+from ..errors import InputValueError, MissingDependencyError, RowError, TextTooLongError
 from ..openai_api import kind_of
 from ..tokenizer import TokenizedText, Tokenizer
 from .columns import Columns
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Parsed = dict[str, Any] | Exception
-
-
-class RowError(InputValueError):
-    """A row cannot be embedded; the message names its file and number."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +94,8 @@ def tokenized(tokenizer: Tokenizer, text: str, prompt: str, truncate: str) -> To
         (tokens,) = tokenizer.tokenize([text], prompt)
     except TextTooLongError as error:
         raise TextTooLongError(f"its text cannot be tokenised: {error.__cause__}") from error
-    if truncate == "error" and tokens.tokens > tokenizer.max_tokens:
-        raise TextTooLongError(f"its text has {tokens.tokens} tokens, the model's maximum is {tokenizer.max_tokens}")
+    if truncate == "error":
+        tokenizer.check_length(tokens, "its text", "--truncate warn")
     return tokens
 
 

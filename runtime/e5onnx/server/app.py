@@ -22,9 +22,9 @@ from starlette.types import ASGIApp
 
 from .. import __version__
 from ..encoder import Encoder
-from ..errors import InputValueError, ModelFolderError
-from ..openai_api import EmbeddingsRequest, Limits, RequestError, Role, kind_of, shown
-from ..tokenizer import DOCUMENT_PROMPTS, QUERY_PROMPTS, TokenizedText
+from ..errors import InputValueError, ModelFolderError, RequestError, TextTooLongError
+from ..openai_api import EmbeddingsRequest, Limits, kind_of, shown
+from ..tokenizer import Role, TokenizedText
 from .body import Bodies
 from .metrics import Metrics
 from .middleware import ConnectionMiddleware, HostMiddleware, KeyMiddleware, RequestMiddleware, state_of
@@ -136,9 +136,9 @@ class Service:
         )
 
         def check(tokenized: Sequence[TokenizedText]) -> None:
-            asked.check(tokenized, self.encoder.max_tokens)
+            asked.check(tokenized, self.encoder.tokenizer)
 
-        prompt = asked.prompt(self.encoder.tokenizer)
+        prompt = self.encoder.tokenizer.prompt_for(asked.role)
         embedding = self._embedded(request, asked.texts, prompt, check, self.encoder.manifest.normalize)
         tokenized, vectors = await self._unless_gone(request, embedding)
         content = asked.reply(vectors, tokenized, model=self.model, floats=lambda vector: vector)
@@ -238,16 +238,13 @@ class Service:
     def _model_object(self) -> dict[str, Any]:
         return {"id": self.model, "object": "model", "created": 0, "owned_by": "e5onnx"}
 
-    def _prompt(self, name: Any, role: str | None = None) -> str:
+    def _prompt(self, name: Any, role: Role | None = None) -> str:
         """Return the prompt of that name, or without a name that of a role."""
         if name is not None and not isinstance(name, str):
             message = f"'prompt_name' must be a string, got {kind_of(name)}"
             raise RequestError(message, status=422, param="prompt_name")
-        names = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS}.get(role or self.settings.default_role)
-        if name is None and names is None:
-            return ""
         try:
-            return self.encoder.tokenizer.prompt_for(None, name, names or ())
+            return self.encoder.tokenizer.prompt_for(role or self.settings.default_role, prompt_name=name)
         except InputValueError as error:
             raise RequestError(str(error)[:200], status=422, param="prompt_name") from error  # it repeats the name
 
@@ -284,14 +281,13 @@ class Service:
         """Return a check for texts that would be cut."""
 
         def check(tokenized: Sequence[TokenizedText]) -> None:
+            if truncate:
+                return
             for position, text in enumerate(tokenized):
-                if not truncate and text.tokens > self.encoder.max_tokens:
-                    raise RequestError(
-                        f"the text at position {position} has {text.tokens} tokens, the model's maximum is "
-                        f'{self.encoder.max_tokens}; split it, or let it be cut with "truncate": true',
-                        status=413,
-                        param="inputs",
-                    )
+                try:
+                    self.encoder.tokenizer.check_length(text, f"the text at position {position}", '"truncate": true')
+                except TextTooLongError as error:
+                    raise RequestError(str(error), status=413, param="inputs") from error
 
         return check
 
@@ -313,7 +309,7 @@ class Service:
         state = state_of(request)
         state.texts, state.tokens = len(tokenized), sum(len(text.ids) for text in tokenized)
         self.metrics.texts.inc(len(tokenized))
-        self.metrics.truncated.inc(sum(text.tokens > len(text.ids) for text in tokenized))
+        self.metrics.truncated.inc(sum(text.is_cut for text in tokenized))
         return tokenized, vectors
 
     async def _unless_gone(self, request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:

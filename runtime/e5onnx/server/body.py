@@ -9,7 +9,8 @@ from typing import Any
 import anyio
 from starlette.requests import Request
 
-from ..openai_api import RequestError, parse_json
+from ..errors import RequestError
+from ..openai_api import parse_json
 from .middleware import RequestState, state_of
 
 _HELD_BODIES = 8

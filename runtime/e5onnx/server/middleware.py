@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..openai_api import RequestError
+from ..errors import RequestError
 from .metrics import Metrics
 
 log = logging.getLogger("e5onnx.server")

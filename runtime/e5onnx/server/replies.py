@@ -11,10 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from ..errors import E5OnnxError, TextTooLongError
-from ..openai_api import RequestError
+from ..errors import E5OnnxError, QueueFullError, RequestError, TextTooLongError
 from .middleware import failure, log_failure, state_of
-from .turns import QueueFullError
 
 PAGES = {
     "/": ("index.html", "text/html"),

@@ -14,15 +14,11 @@ from types import FrameType
 import uvicorn
 
 from ..encoder import Encoder
-from ..errors import E5OnnxError
+from ..errors import AddressError
 from .app import Service, Settings
 from .logs import log_to_standard_error
 from .middleware import is_loopback, log
 from .protocol import HEAD_BYTES, KEEP_ALIVE, WRITE_TIMEOUT, Ended, Protocol
-
-
-class AddressError(E5OnnxError, OSError):
-    """The server cannot listen where it was told to."""
 
 
 def serve(encoder: Encoder, settings: Settings, *, host: str, port: int, drain_seconds: float) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..openai_api import Limits, RequestError, check_all, kind_of, shown, wrong_dimensions
+from ..errors import RequestError
+from ..openai_api import Limits, check_all, kind_of, shown, wrong_dimensions
 
 _EMBED_KEYS = ("inputs", "normalize", "truncate", "truncation_direction", "prompt_name", "dimensions")
 _PARAMETERS = ("truncate", "truncation_direction", "prompt_name")

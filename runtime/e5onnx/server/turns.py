@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..batching import plan_batches
-from ..errors import E5OnnxError
+from ..errors import QueueFullError
 from ..tokenizer import TokenizedText
 
 _LARGEST_SHARE = 1 / 8
@@ -28,19 +28,6 @@ _FOR_SMALL_ONES = 1 / 4
 """Of the queue that only requests of a single run may use, so that a few large ones do not shut them out."""
 _RUN_COST = 64
 """What a run costs beside its tokens, in tokens: 12 tokens take nearly as long as 40. Less is not divided either."""
-
-
-class QueueFullError(E5OnnxError, RuntimeError):
-    """Too much is waiting already.
-
-    Attributes:
-        retry_after: seconds until some of what waits now will have been run, at the speed of late.
-    """
-
-    def __init__(self, requests: int, tokens: int, retry_after: float) -> None:
-        waiting = f"{requests:,} requests with {tokens:,} tokens are waiting already"
-        super().__init__(f"{waiting}; try again in {retry_after:.0f} s")
-        self.retry_after = retry_after
 
 
 @dataclass(eq=False)
