@@ -1,0 +1,77 @@
+"""The encoder in plain numpy, float64: what an exported graph is compared with where PyTorch is not installed.
+
+One text at a time, without padding. Nothing here is shared with `build.py` but the weights.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .network import Linear, Network, Norm, distance_buckets
+
+Array = NDArray[np.float64]
+
+
+def last_hidden_state(network: Network, ids: NDArray[np.integer]) -> Array:
+    """Return the hidden states of a text, `[tokens, hidden_size]`, for its token ids `[tokens]`."""
+    if network.padding_id is None:
+        places = np.arange(len(ids))
+    else:
+        counted = ids != network.padding_id
+        places = np.cumsum(counted) * counted + network.padding_id
+    hidden = norm(network.words[ids].astype(np.float64) + network.positions[places], network.embedding_norm, network)
+    for layer in network.layers:
+        queries, keys, values = (_by_head(linear(hidden, part), network.heads) for part in layer[:3])
+        scores = queries @ keys.transpose(0, 2, 1) / math.sqrt(queries.shape[2]) + _bias(network, len(ids))
+        attended = softmax(scores) @ values
+        together = attended.transpose(1, 0, 2).reshape(hidden.shape)
+        hidden = norm(linear(together, layer.attention_output) + hidden, layer.attention_norm, network)
+        inner = activation(network.activation, linear(hidden, layer.intermediate))
+        hidden = norm(linear(inner, layer.output) + hidden, layer.output_norm, network)
+    return hidden
+
+
+def linear(x: Array, layer: Linear) -> Array:
+    """Return x W + b."""
+    return x @ layer.weight.astype(np.float64) + layer.bias
+
+
+def norm(x: Array, layer: Norm, network: Network) -> Array:
+    """Return layer normalisation: every row with mean 0 and variance 1, scaled and shifted."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + network.epsilon) * layer.scale + layer.shift
+
+
+def softmax(scores: Array) -> Array:
+    """Return weights that are proportional to exp(score) and sum to one over the last axis."""
+    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def activation(name: str, x: Array) -> Array:
+    """Return what the feed-forward layer applies to each number."""
+    if name in ("gelu", "gelu_python"):
+        return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+    if name.startswith("gelu"):  # the approximations of arXiv 1606.08415
+        return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+    if name == "quick_gelu":
+        return x / (1 + np.exp(-1.702 * x))
+    if name in ("silu", "swish"):
+        return x / (1 + np.exp(-x))
+    return np.maximum(x, 0) if name == "relu" else np.tanh(x)
+
+
+def _by_head(x: Array, heads: int) -> Array:
+    return x.reshape(len(x), heads, -1).transpose(1, 0, 2)
+
+
+def _bias(network: Network, tokens: int) -> Array | float:
+    """Return what is added to the score of each head, query and key."""
+    if network.relative_bias is None:
+        return 0.0
+    places = np.arange(tokens)
+    buckets = distance_buckets(places[None, :] - places[:, None], len(network.relative_bias))
+    return network.relative_bias[buckets].transpose(2, 0, 1).astype(np.float64)
