@@ -24,7 +24,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, inliner, numpy_helper
 
-from .network import Floats, Layer, Network, distance_buckets
+from .network import Floats, Layer, Network, distance_buckets, score_bias
 
 DOMAIN = "e5onnx"
 OPSET = 18
@@ -135,7 +135,7 @@ _ENCODER = """
 BertEncoder <num_heads, scale, epsilon> (input_ids, attention_mask, {inputs}) => (last_hidden_state)
 {{{words}{positions}
         embedded = Add (words, positions)
-        hidden_0 = LayerNormalization <axis = -1, epsilon: float = @epsilon>
+        {first} = LayerNormalization <axis = -1, epsilon: float = @epsilon>
             (embedded, embedding_norm_scale, embedding_norm_shift)
         mask = Cast <to = 1> (attention_mask)
         one = Constant <value: tensor = float {{1.0}}> ()
@@ -158,9 +158,9 @@ _SCORE_MASK = """
 _WORDS = """
         words = Gather (word_table, input_ids)"""
 _POSITIONS = """
-        first_position = Constant <value: tensor = int64[1] {0}> ()
+        first_position = Constant <value: tensor = int64[1] {{0}}> ()
         length = Shape <start = 1, end = 2> (input_ids)
-        positions = Slice (position_table, first_position, length)"""
+        {positions} = Slice (position_table, first_position, length)"""
 # Liu et al., "RoBERTa", arXiv 1907.11692, as its first implementation counts: padding has the position `padding_id`.
 _POSITIONS_AFTER_PADDING = """
         padding_id = Constant <value: tensor = int64 {{{padding_id}}}> ()
@@ -171,7 +171,9 @@ _POSITIONS_AFTER_PADDING = """
         ranks = CumSum (counted, sequence_axis)
         token_ranks = Mul (ranks, counted)
         position_ids = Add (token_ranks, padding_id)
-        positions = Gather (position_table, position_ids)"""
+        {positions} = Gather (position_table, position_ids)"""
+_CAST_POSITIONS = """
+        positions = Cast <to = 1> (stored_positions)"""
 # Song et al., "MPNet", arXiv 2004.09297: a bias for each head and distance of two tokens, the same in all layers.
 _SCORE_BIAS = """
         zero = Constant <value: tensor = int64 {{0}}> ()
@@ -198,15 +200,15 @@ class Variant:
         read: writes what is done to the input of linear layers, such as quantising it; given its name.
         linear: writes a linear layer; given the names of its output, its input and its weights, and whether it has a
             bias.
-        words: the look-up of word embeddings, as `words`.
-        positions: the look-up of BERT's positions, as `positions`.
+        words: writes the look-up of word embeddings, `words`.
+        half_positions: whether the table of positions is float16.
         fused: whether onnxruntime's own operators are used.
     """
 
     read: Callable[[str], str]
     linear: Callable[[str, str, str, bool], str]
     words: str
-    positions: str
+    half_positions: bool
     fused: bool
 
 
@@ -219,8 +221,8 @@ def _linear(output: str, source: str, name: str, bias: bool) -> str:
         {output} = Add ({output}_product, {name}_bias)"""
 
 
-FUSED = Variant(read=lambda name: "", linear=_linear, words=_WORDS, positions=_POSITIONS, fused=True)
-PORTABLE = Variant(read=lambda name: "", linear=_linear, words=_WORDS, positions=_POSITIONS, fused=False)
+FUSED = Variant(read=lambda name: "", linear=_linear, words=_WORDS, half_positions=False, fused=True)
+PORTABLE = Variant(read=lambda name: "", linear=_linear, words=_WORDS, half_positions=False, fused=False)
 
 LINEAR_INPUTS = ("hidden", "attended", "attention_normed", "activated")
 """What goes into a layer's linear layers, by their names in `EncoderLayer`."""
@@ -303,7 +305,7 @@ def build_encoder(
     tensors = dict(embeddings)
     for number, layer in enumerate(layers):
         tensors |= {f"layer_{number}_{name}": tensor for name, tensor in layer.items()}
-    fixed = ["key_mask" if variant.fused else "score_mask", *(["score_bias"] if _is_relative(network) else [])]
+    fixed = _fixed(network, variant)
     calls = [
         _CALL.format(
             domain=DOMAIN,
@@ -312,21 +314,20 @@ def build_encoder(
         )
         for number, layer in enumerate(layers)
     ]
-    positions = variant.positions
-    if network.padding_id is not None:
-        positions = positions.replace(_POSITIONS, _POSITIONS_AFTER_PADDING.format(padding_id=network.padding_id))
     encoder = _ENCODER.format(
         domain=DOMAIN,
         opset=OPSET,
         inputs=", ".join(tensors),
+        first="hidden_0" if layers else "last_hidden_state",
         words=variant.words,
-        positions=positions,
+        positions=_positions(network, variant),
         padding=_PADDING,
         mask=_mask(network, variant),
         bias=_SCORE_BIAS.format(farthest=network.max_tokens - 1) if _is_relative(network) else "",
         layers="".join(calls),
     )
-    functions = [layer_function(network, variant, layers[0]), onnx.parser.parse_function(encoder)]
+    functions = [layer_function(network, variant, layer) for layer in layers[:1]]
+    functions.append(onnx.parser.parse_function(encoder))
     axes = ["batch", "sequence"]
     call = helper.make_node(
         "BertEncoder",
@@ -345,13 +346,41 @@ def build_encoder(
     return _model(graph, functions)
 
 
+def build_layer(network: Network, weights: Mapping[str, Floats]) -> onnx.ModelProto:
+    """Return one layer as a graph, for calibration: what :func:`layer_inputs` names goes in.
+
+    Outputs are the hidden states after it, and all of :data:`LINEAR_INPUTS` but the first, which goes in.
+    """
+    watched = LINEAR_INPUTS[1:]
+    fixed = _fixed(network, FUSED)
+    call = helper.make_node(
+        "EncoderLayer", ["hidden", *fixed, *weights], ["output", *watched], domain=DOMAIN, **_attributes(network)
+    )
+    graph = helper.make_graph(
+        [call],
+        "layer",
+        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("hidden", *fixed)],
+        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("output", *watched)],
+        [numpy_helper.from_array(np.ascontiguousarray(tensor), name) for name, tensor in weights.items()],
+    )
+    return _model(graph, [layer_function(network, FUSED, weights, watched=watched)])
+
+
+def layer_inputs(network: Network, hidden: Floats, attention_mask: NDArray[np.int64]) -> dict[str, Floats]:
+    """Return the inputs of :func:`build_layer` for hidden states `[batch, sequence, hidden_size]` and their mask."""
+    is_padding = (1 - attention_mask)[:, :, None].astype(np.float32)
+    inputs = {"hidden": hidden, "key_mask": is_padding * np.float32(_PADDING) * mask_columns(network)}
+    if network.relative_bias is not None:
+        inputs["score_bias"] = score_bias(network.relative_bias, hidden.shape[1])[None]
+    return inputs
+
+
 def layer_function(
     network: Network, variant: Variant, weights: Iterable[str], *, watched: Sequence[str] = ()
 ) -> onnx.FunctionProto:
     """Return `EncoderLayer`, with names of :data:`LINEAR_INPUTS` as further outputs."""
     read, linear = variant.read, variant.linear
     has_bias = not variant.fused
-    fixed = ["key_mask" if variant.fused else "score_mask", *(["score_bias"] if _is_relative(network) else [])]
     fused, standard = ACTIVATIONS[network.activation]
     if variant.fused:
         attention = _FUSED_ATTENTION.format(bias=", , , score_bias" if _is_relative(network) else "")
@@ -361,7 +390,7 @@ def layer_function(
     text = _LAYER.format(
         domain=DOMAIN,
         opset=OPSET,
-        inputs=", ".join([*fixed, *weights]),
+        inputs=", ".join([*_fixed(network, variant), *weights]),
         outputs=", ".join(["output", *watched]),
         **{name: read(name) for name in LINEAR_INPUTS},
         queries=linear("queries", "hidden", "query", True),
@@ -405,11 +434,23 @@ def _widened(matrix: Floats, heads: int) -> Floats:
     return np.pad(columns, ((0, 0), (0, 0), (0, 1))).reshape(len(matrix), -1)
 
 
+def _positions(network: Network, variant: Variant) -> str:
+    text = _POSITIONS if network.padding_id is None else _POSITIONS_AFTER_PADDING
+    found = "stored_positions" if variant.half_positions else "positions"
+    looked_up = text.format(positions=found, padding_id=network.padding_id)
+    return looked_up + (_CAST_POSITIONS if variant.half_positions else "")
+
+
 def _mask(network: Network, variant: Variant) -> str:
     if not variant.fused:
         return _SCORE_MASK
     columns = mask_columns(network)
     return _KEY_MASK.format(size=len(columns), columns=", ".join(f"{column:.1f}" for column in columns))
+
+
+def _fixed(network: Network, variant: Variant) -> list[str]:
+    """Return the inputs that all layers share."""
+    return ["key_mask" if variant.fused else "score_mask", *(["score_bias"] if _is_relative(network) else [])]
 
 
 def _is_relative(network: Network) -> bool:

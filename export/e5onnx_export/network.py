@@ -252,3 +252,9 @@ def distance_buckets(distances: NDArray[np.int64], buckets: int) -> NDArray[np.i
     logarithmic = exact + (ratio * np.float32(half - exact)).astype(np.int64)
     side = np.where(far < exact, far, np.minimum(logarithmic, half - 1))
     return side + np.where(distances > 0, half, 0)
+
+
+def score_bias(relative_bias: Floats, tokens: int) -> Floats:
+    """Return what MPNet adds to the score of each head, query and key of a text: `[heads, tokens, tokens]`."""
+    places = np.arange(tokens)
+    return relative_bias[distance_buckets(places[None, :] - places[:, None], len(relative_bias))].transpose(2, 0, 1)

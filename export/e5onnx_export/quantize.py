@@ -1,4 +1,4 @@
-"""The fused graph in int8: calibrated, smoothed, quantised with error feedback. Needs onnx, onnxruntime and numpy only.
+"""The encoder in int8: calibrated, smoothed, quantised with error feedback. Needs onnx, onnxruntime and numpy only.
 
 Activations are quantised with *static* scales, found by calibration: unlike with dynamic quantisation, a text's vector
 does not depend on what else is in the batch. For each input of linear layers:
@@ -9,15 +9,14 @@ does not depend on what else is in the batch. For each input of linear layers:
    are rounded one input channel after the other, each passing its error on to the channels that follow (Frantar et al.,
    "GPTQ", arXiv 2210.17323).
 
-Weights are symmetric int8, a scale for each output channel; activations uint8 with a zero point. On x86 processors
-without VNNI onnxruntime adds two neighbouring products in 16 bits with saturation (`vpmaddubsw`). No pair of weights
-written here can reach that limit, so that the vectors are right there too.
+Weights are symmetric int8, with a scale for each output channel; activations are uint8 with a zero point. On x86
+processors without VNNI onnxruntime adds two neighbouring products in 16 bits with saturation (`vpmaddubsw`). No pair of
+weights written here can reach that limit, so vectors are right there too.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +24,21 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
 from e5onnx.batching import pad_batch, plan_batches
 from e5onnx.errors import CheckpointError
+
+from .build import (
+    FUSED,
+    LINEAR_INPUTS,
+    Variant,
+    build_encoder,
+    build_layer,
+    embedding_weights,
+    layer_inputs,
+    layer_weights,
+)
+from .network import Network
 
 Floats = NDArray[np.float32]
 
@@ -45,6 +55,41 @@ _DAMPING = 0.01
 _BLOCK = 64
 _LARGEST, _LARGEST_PAIR = 127, 128  # 255 * 128 is below 2**15
 
+_READERS = {
+    "hidden": ("query", "key", "value"),
+    "attended": ("attention_output",),
+    "attention_normed": ("intermediate",),
+    "activated": ("output",),
+}
+"""Input of linear layers -> which they are."""
+_WORDS = """
+        word_steps = Gather (word_table, input_ids)
+        word_steps_float = Cast <to = 1> (word_steps)
+        word_scale = Gather (word_scales, input_ids)
+        words = Mul (word_steps_float, word_scale)"""
+
+
+def _read(name: str) -> str:
+    smoothed = name
+    text = ""
+    if name != "attended":  # a mean of values: their scales have its smoothing
+        smoothed = f"{name}_smoothed"
+        text = f"""
+        {smoothed} = Mul ({name}, {name}_smoothing)"""
+    return f"""{text}
+        {name}_steps = QuantizeLinear ({smoothed}, {name}_scale, {name}_zero_point)"""
+
+
+def _linear(output: str, source: str, name: str, bias: bool) -> str:
+    return f"""
+        {output} = com.microsoft.MatMulIntegerToFloat
+            ({source}_steps, {name}_weight, {source}_scale, {name}_weight_scale, {source}_zero_point{
+        f", , {name}_bias" if bias else ""
+    })"""
+
+
+INT8 = Variant(read=_read, linear=_linear, words=_WORDS, half_positions=True, fused=True)
+
 
 @dataclass(frozen=True)
 class Activations:
@@ -55,129 +100,124 @@ class Activations:
     largest: Floats
 
 
-def quantize_graph(model: onnx.ModelProto, token_ids: Sequence[NDArray[np.int32]]) -> onnx.ModelProto:
-    """Return a fused graph with its linear layers and word embeddings in int8.
+def quantize(
+    network: Network, token_ids: Sequence[NDArray[np.int32]], advance: Callable[[], object] = lambda: None
+) -> tuple[dict[str, NDArray[Any]], list[dict[str, NDArray[Any]]]]:
+    """Return the tensors of embeddings and layers in int8, for :func:`build_encoder` to write as `INT8`.
 
     Args:
-        model: the finished fp32 graph of `fuse.py` and `head.py`; it is not changed.
+        network: the encoder.
         token_ids: the calibration texts.
+        advance: is called after each layer.
     """
-    graph = model.graph
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    layers = _linear_layers(graph)
-    activations = _collect(model, list(layers), token_ids)
-    builder = _Builder(graph)
-    attention = {node.output[0]: node for node in graph.node if node.op_type == "MultiHeadAttention"}
-    for source, products in layers.items():
-        # An input of attention's output is a mean of values: its smoothing goes into the scales of their projection.
-        values = attention[source].input[2] if source in attention else None
-        matrices = [numpy_helper.to_array(weights[product.input[1]]) for product in products]
-        builder.quantize(source, products, matrices, activations.pop(source), values)
-    for node in graph.node:
-        if node.op_type == "Gather" and node.input[0] in weights and node.input[1] == "input_ids":
-            builder.quantize_table(node, numpy_helper.to_array(weights[node.input[0]]))
-        elif node.op_type == "Slice" and node.input[0] in weights:
-            builder.halve_table(node, numpy_helper.to_array(weights[node.input[0]]))
-    return builder.finish(model)
+    layers = []
+    calibration = Calibration(network, token_ids)
+    for layer in network.layers:
+        weights = layer_weights(network, layer, FUSED)
+        layers.append(quantize_layer(weights, calibration.run(weights)))
+        advance()
+    return quantize_embeddings(network), layers
 
 
-class _Builder:
-    """The nodes that replace those of a graph, and their tensors."""
+def quantize_layer(weights: Mapping[str, Floats], seen: dict[str, Activations]) -> dict[str, NDArray[Any]]:
+    """Return the weights of a layer in int8, with the ranges of the inputs of its linear layers.
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self._graph = graph
-        self._tensors: dict[str, NDArray[Any]] = {}
-        self._scales: dict[str, str] = {}  # output of a product -> name of its weights' scales
-        self._replaced: dict[str, list[onnx.NodeProto]] = {}  # first output of a node -> what stands in its place
-        self._count = itertools.count()
-
-    def quantize(
-        self,
-        source: str,
-        products: Sequence[onnx.NodeProto],
-        matrices: Sequence[Floats],
-        seen: Activations,
-        values: str | None,
-    ) -> None:
-        """Replace the products of one input `source`, which share its quantised form."""
-        name = f"linear_{next(self._count)}"
-        factors = smoothing_factors(seen, np.concatenate(matrices, axis=1))
-        scale, zero_point = activation_range(seen, factors)
-        rows = seen.rows / factors
+    Args:
+        weights: those of :func:`layer_weights`.
+        seen: what calibration saw; it is used up.
+    """
+    tensors: dict[str, NDArray[Any]] = {
+        name: tensor for name, tensor in weights.items() if not name.endswith("_weight")
+    }
+    for source, names in _READERS.items():
+        activations = seen.pop(source)
+        matrix = np.concatenate([weights[f"{name}_weight"] for name in names], axis=1)
+        factors = smoothing_factors(activations, matrix)
+        scale, zero_point = activation_range(activations, factors)
+        rows = activations.rows / factors
         steps = np.clip(np.rint(rows / scale) + zero_point, 0, 255) - zero_point
-        weights, weight_scales = quantize_weights(
-            np.concatenate(matrices, axis=1) * factors[:, None], rows, (steps * scale).astype(np.float32)
-        )
-        nodes = []
-        smoothed = source
-        if values is not None:
-            self._tensors[self._scales[values]] = self._tensors[self._scales[values]] / factors
+        fitted, scales = quantize_weights(matrix * factors[:, None], rows, (steps * scale).astype(np.float32))
+        if source == "attended":
+            tensors["value_weight_scale"] = tensors["value_weight_scale"] / factors
         else:
-            smoothed = f"{name}_smoothed"
-            nodes.append(helper.make_node("Mul", [source, self._add(f"{name}_smoothing", 1 / factors)], [smoothed]))
-        range_names = [self._add(f"{name}_scale", scale), self._add(f"{name}_zero_point", zero_point)]
-        nodes.append(helper.make_node("QuantizeLinear", [smoothed, *range_names], [f"{name}_input"]))
-        ends = np.cumsum([matrix.shape[1] for matrix in matrices])
-        for index, (product, end) in enumerate(zip(products, ends, strict=True)):
-            part = slice(end - matrices[index].shape[1], end)
-            inputs = [
-                f"{name}_input",
-                self._add(f"{name}_{index}_weight", weights[:, part]),
-                range_names[0],
-                self._add(f"{name}_{index}_weight_scale", weight_scales[part]),
-                range_names[1],
-                "",  # weights are symmetric
-            ]
-            self._scales[product.output[0]] = inputs[3]
-            output = product.output[0]
-            add = self._bias(output)
-            if add is not None:
-                inputs.append(add.input[1 - list(add.input).index(output)])
-                output = add.output[0]
-                self._replaced[output] = []
-            nodes.append(helper.make_node("MatMulIntegerToFloat", inputs, [output], domain="com.microsoft"))
-            self._replaced[product.output[0]] = nodes
-            nodes = []
+            tensors[f"{source}_smoothing"] = 1 / factors
+        tensors[f"{source}_scale"], tensors[f"{source}_zero_point"] = np.asarray(scale), np.asarray(zero_point)
+        ends = np.cumsum([weights[f"{name}_weight"].shape[1] for name in names])[:-1]
+        parts = zip(names, np.split(fitted, ends, axis=1), np.split(scales, ends), strict=True)
+        for name, part, part_scales in parts:
+            tensors[f"{name}_weight"], tensors[f"{name}_weight_scale"] = part, part_scales
+    return tensors
 
-    def quantize_table(self, node: onnx.NodeProto, table: Floats) -> None:
-        """Replace the look-up of a row of a table: int8 with a scale for each row."""
-        scales = np.abs(table).max(axis=1, keepdims=True) / _LARGEST
-        scales[scales == 0] = 1
-        names = [self._add("word_rows", np.rint(table / scales).astype(np.int8)), self._add("word_scales", scales)]
-        ids, output = node.input[1], node.output[0]
-        self._replaced[output] = [
-            helper.make_node("Gather", [names[0], ids], ["word_steps"]),
-            helper.make_node("Cast", ["word_steps"], ["word_steps_float"], to=TensorProto.FLOAT),
-            helper.make_node("Gather", [names[1], ids], ["word_scale"]),
-            helper.make_node("Mul", ["word_steps_float", "word_scale"], [output]),
-        ]
 
-    def halve_table(self, node: onnx.NodeProto, table: Floats) -> None:
-        """Replace a slice of a table by one in float16."""
-        name, output = self._add("position_table_half", table.astype(np.float16)), node.output[0]
-        self._replaced[output] = [
-            helper.make_node("Slice", [name, *node.input[1:]], ["positions_half"]),
-            helper.make_node("Cast", ["positions_half"], [output], to=TensorProto.FLOAT),
-        ]
+def quantize_embeddings(network: Network) -> dict[str, NDArray[Any]]:
+    """Return the embeddings with words in int8, a scale for each, and positions in float16."""
+    tensors: dict[str, NDArray[Any]] = {**embedding_weights(network)}
+    scales = np.abs(network.words).max(axis=1, keepdims=True) / _LARGEST
+    scales[scales == 0] = 1
+    tensors["word_table"], tensors["word_scales"] = np.rint(network.words / scales).astype(np.int8), scales
+    tensors["position_table"] = network.positions.astype(np.float16)
+    return tensors
 
-    def finish(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """Return the model with the nodes replaced."""
-        nodes = [new for node in self._graph.node for new in self._replaced.get(node.output[0], [node])]
-        used = {name for node in nodes for name in node.input}
-        kept = [tensor for tensor in self._graph.initializer if tensor.name in used]
-        new = [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in self._tensors.items()]
-        graph = helper.make_graph(nodes, "int8", self._graph.input, self._graph.output, [*kept, *new])
-        return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
 
-    def _add(self, name: str, value: NDArray[Any] | np.generic) -> str:
-        self._tensors[name] = np.asarray(value)
-        return name
+class Calibration:
+    """The calibration texts on their way through the layers, in batches."""
 
-    def _bias(self, output: str) -> onnx.NodeProto | None:
-        """Return the node that adds a constant vector to `output`, if there is one."""
-        vectors = {tensor.name for tensor in self._graph.initializer if len(tensor.dims) == 1}
-        adds = (node for node in self._graph.node if node.op_type == "Add" and output in node.input)
-        return next((node for node in adds if vectors.intersection(node.input)), None)
+    def __init__(self, network: Network, token_ids: Sequence[NDArray[np.int32]]) -> None:
+        """Embed the texts."""
+        self._network = network
+        session = _session(build_encoder(network, FUSED, embedding_weights(network), []))
+        share = _ROWS / sum(map(len, token_ids))
+        generator = np.random.default_rng(0)
+        self._batches: list[_Batch] = []
+        for texts in plan_batches([len(ids) for ids in token_ids]):
+            input_ids, attention_mask = pad_batch([token_ids[text] for text in texts])
+            (hidden,) = session.run(None, {"input_ids": input_ids, "attention_mask": attention_mask})
+            is_token = attention_mask.reshape(-1) == 1
+            self._batches.append(_Batch(hidden, attention_mask, is_token, generator.random(is_token.sum()) < share))
+
+    def run(self, weights: Mapping[str, Floats]) -> dict[str, Activations]:
+        """Run a layer, the next one, and return what goes into its linear layers, by the names of `LINEAR_INPUTS`."""
+        session = _session(build_layer(self._network, weights))
+        kept: dict[str, list[Floats]] = {name: [] for name in LINEAR_INPUTS}
+        ranges: dict[str, list[tuple[Floats, Floats]]] = {name: [] for name in LINEAR_INPUTS}
+        for batch in self._batches:
+            feeds = layer_inputs(self._network, batch.hidden, batch.attention_mask)
+            following, *inputs = session.run(None, feeds)
+            for name, values in zip(LINEAR_INPUTS, [batch.hidden, *inputs], strict=True):
+                rows = values.reshape(-1, values.shape[-1])[batch.is_token]
+                largest = np.abs(rows).max()
+                if not largest < _LARGEST_ACTIVATION:  # so that NaN fails
+                    raise CheckpointError(
+                        f"the encoder computes {largest:.0e}, which int8 cannot express: its weights are damaged, or it "
+                        "needs --precision fp32"
+                    )
+                kept[name].append(rows[batch.chosen])
+                ranges[name].append((rows.min(axis=0), rows.max(axis=0)))
+            batch.hidden = following
+        return {
+            name: Activations(
+                np.concatenate(kept[name]),
+                np.min([smallest for smallest, _ in ranges[name]], axis=0),
+                np.max([largest for _, largest in ranges[name]], axis=0),
+            )
+            for name in LINEAR_INPUTS
+        }
+
+
+@dataclass
+class _Batch:
+    """Texts between two layers: hidden states `[batch, sequence, hidden_size]`, and the rows that are kept of tokens."""
+
+    hidden: Floats
+    attention_mask: NDArray[np.int64]
+    is_token: NDArray[np.bool_]
+    chosen: NDArray[np.bool_]
+
+
+def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def smoothing_factors(seen: Activations, weights: Floats) -> Floats:
@@ -240,51 +280,3 @@ def weight_scales(weights: NDArray[np.float64]) -> NDArray[np.float64]:
     )
     scales[scales == 0] = 1
     return scales
-
-
-def _linear_layers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
-    """Return the products with constant weights, by the name of their input, in the order of the graph."""
-    constants = {tensor.name for tensor in graph.initializer}
-    layers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        if node.op_type == "MatMul" and node.input[1] in constants:
-            layers.setdefault(node.input[0], []).append(node)
-    return layers
-
-
-def _collect(
-    model: onnx.ModelProto, names: Sequence[str], token_ids: Sequence[NDArray[np.int32]]
-) -> dict[str, Activations]:
-    """Run the graph on the calibration texts and return what goes through `names`."""
-    watched = onnx.ModelProto.FromString(model.SerializeToString())
-    watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    share = _ROWS / sum(map(len, token_ids))
-    generator = np.random.default_rng(0)
-    kept: dict[str, list[Floats]] = {name: [] for name in names}
-    ranges: dict[str, list[tuple[Floats, Floats]]] = {name: [] for name in names}
-    for batch in plan_batches([len(ids) for ids in token_ids]):
-        input_ids, attention_mask = pad_batch([token_ids[text] for text in batch])
-        is_token = attention_mask.reshape(-1) == 1
-        chosen = generator.random(is_token.sum()) < share
-        outputs = session.run(names, {"input_ids": input_ids, "attention_mask": attention_mask})
-        for name, output in zip(names, outputs, strict=True):
-            rows = output.reshape(-1, output.shape[-1])[is_token]
-            largest = np.abs(rows).max()
-            if not largest < _LARGEST_ACTIVATION:  # so that NaN fails
-                raise CheckpointError(
-                    f"the encoder computes {largest:.0e} at {name}, which int8 cannot express: its weights are "
-                    "damaged, or it needs --precision fp32"
-                )
-            kept[name].append(rows[chosen])
-            ranges[name].append((rows.min(axis=0), rows.max(axis=0)))
-    return {
-        name: Activations(
-            np.concatenate(kept[name]),
-            np.min([smallest for smallest, _ in ranges[name]], axis=0),
-            np.max([largest for _, largest in ranges[name]], axis=0),
-        )
-        for name in names
-    }

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from .network import Linear, Network, Norm, distance_buckets
+from .network import Linear, Network, Norm, score_bias
 
 Array = NDArray[np.float64]
 
@@ -25,7 +25,9 @@ def last_hidden_state(network: Network, ids: NDArray[np.integer]) -> Array:
     hidden = norm(network.words[ids].astype(np.float64) + network.positions[places], network.embedding_norm, network)
     for layer in network.layers:
         queries, keys, values = (_by_head(linear(hidden, part), network.heads) for part in layer[:3])
-        scores = queries @ keys.transpose(0, 2, 1) / math.sqrt(queries.shape[2]) + _bias(network, len(ids))
+        scores = queries @ keys.transpose(0, 2, 1) / math.sqrt(queries.shape[2])
+        if network.relative_bias is not None:
+            scores = scores + score_bias(network.relative_bias, len(ids))
         attended = softmax(scores) @ values
         together = attended.transpose(1, 0, 2).reshape(hidden.shape)
         hidden = norm(linear(together, layer.attention_output) + hidden, layer.attention_norm, network)
@@ -66,12 +68,3 @@ def activation(name: str, x: Array) -> Array:
 
 def _by_head(x: Array, heads: int) -> Array:
     return x.reshape(len(x), heads, -1).transpose(1, 0, 2)
-
-
-def _bias(network: Network, tokens: int) -> Array | float:
-    """Return what is added to the score of each head, query and key."""
-    if network.relative_bias is None:
-        return 0.0
-    places = np.arange(tokens)
-    buckets = distance_buckets(places[None, :] - places[:, None], len(network.relative_bias))
-    return network.relative_bias[buckets].transpose(2, 0, 1).astype(np.float64)

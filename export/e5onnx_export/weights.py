@@ -34,9 +34,7 @@ class Weights:
         self._tensors = dict(_open(folder))
         if any(name.startswith(prefix) for name in self._tensors):
             self._tensors = {
-                name.removeprefix(prefix): tensor
-                for name, tensor in self._tensors.items()
-                if name.startswith(prefix)
+                name.removeprefix(prefix): tensor for name, tensor in self._tensors.items() if name.startswith(prefix)
             }
         for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
             for name in [name for name in self._tensors if name.endswith(old)]:
