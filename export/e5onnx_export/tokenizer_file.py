@@ -1,0 +1,168 @@
+"""The `tokenizer.json` of a model folder: the checkpoint's, with what transformers would change in it as it loads it.
+
+transformers reads `tokenizer.json` and then lets `tokenizer_config.json`, and the defaults of the class named there,
+overrule it. Token ids have to be those that come out of this. What is not known to come out right is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from e5onnx.errors import CheckpointError
+
+from .json_file import JsonObject, read_json
+
+# tokenizer_class, without "Fast" -> what its constructor changes
+_BERT_LIKE = ("BertTokenizer", "DistilBertTokenizer", "MPNetTokenizer", "ElectraTokenizer")
+_ROBERTA_LIKE = ("RobertaTokenizer",)
+_UNCHANGED = ("XLMRobertaTokenizer", "CamembertTokenizer", "PreTrainedTokenizer", "TokenizersBackend")
+_CLASS_OF_MODEL = {
+    "bert": "BertTokenizer",
+    "distilbert": "DistilBertTokenizer",
+    "mpnet": "MPNetTokenizer",
+    "roberta": "RobertaTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
+    "camembert": "CamembertTokenizer",
+}
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_VIA_OPTIMUM = "export it with --via optimum, which loads it with transformers"
+
+
+def read_tokenizer(
+    folder: Path, model_type: str, arguments: Mapping[str, Any], *, lowercase: bool, vocabulary: int
+) -> str:
+    """Return the content of `tokenizer.json`: that of the checkpoint in `folder`, byte for byte if nothing changes it.
+
+    Args:
+        folder: the checkpoint.
+        model_type: of its `config.json`.
+        arguments: what sentence-transformers passes to the tokenizer, over `tokenizer_config.json`.
+        lowercase: whether sentence-transformers lowercases texts.
+        vocabulary: how many token ids the encoder knows.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or is used in a way that is not supported.
+    """
+    config = JsonObject.read(folder, "tokenizer_config.json")
+    settings = {**config.content, **arguments}
+    _check(config, settings)
+    kind = (settings.get("tokenizer_class") or _CLASS_OF_MODEL.get(model_type, "")).removesuffix("Fast")
+    if kind not in (*_BERT_LIKE, *_ROBERTA_LIKE, *_UNCHANGED):
+        raise CheckpointError(f"{config.name}: tokenizer_class {kind!r:.80} is not known; {_VIA_OPTIMUM}")
+    text, content = _read(folder, kind, settings)
+    changed = json.loads(text)
+    if kind in _BERT_LIKE:
+        _set_normalizer(changed, settings, chinese=kind != "MPNetTokenizer")
+    if kind in _ROBERTA_LIKE:
+        _set_prefix_space(changed, bool(settings.get("add_prefix_space", False)))
+    _set_added_tokens(changed, config, settings)
+    if lowercase:
+        _lowercase(changed)
+    if changed != content:
+        text = json.dumps(changed, ensure_ascii=False, indent=2)
+    _try(folder, text, vocabulary)
+    return text
+
+
+def _check(config: JsonObject, settings: Mapping[str, Any]) -> None:
+    for setting in ("padding_side", "truncation_side"):
+        if settings.get(setting, "right") != "right":
+            raise CheckpointError(f"{config.name}: {setting} is {settings[setting]!r:.80}; only 'right' is supported")
+    if "attention_mask" not in (settings.get("model_input_names") or ["attention_mask"]):
+        raise CheckpointError(f"{config.name}: model_input_names lacks attention_mask, which is not supported")
+    if settings.get("chat_template"):
+        raise CheckpointError(f"{config.name} has a chat template, which is not supported")
+    if settings.get("auto_map"):
+        raise CheckpointError(f"{config.name} has code of its own (auto_map), which is not supported")
+
+
+def _read(folder: Path, kind: str, settings: Mapping[str, Any]) -> tuple[str, Any]:
+    """Return `tokenizer.json` as text and as an object; made from `vocab.txt` if the checkpoint has only that."""
+    content = read_json(folder, "tokenizer.json")
+    if content is not None:
+        return (folder / "tokenizer.json").read_text(encoding="utf-8"), content
+    if kind not in _BERT_LIKE or not (folder / "vocab.txt").is_file():
+        raise CheckpointError(f"{folder} has no tokenizer.json; {_VIA_OPTIMUM} and converts what is there")
+    try:
+        made = tokenizers.BertWordPieceTokenizer(
+            str(folder / "vocab.txt"),
+            unk_token=str(settings.get("unk_token", "[UNK]")),
+            sep_token=str(settings.get("sep_token", "[SEP]")),
+            cls_token=str(settings.get("cls_token", "[CLS]")),
+            pad_token=str(settings.get("pad_token", "[PAD]")),
+            mask_token=str(settings.get("mask_token", "[MASK]")),
+        )
+    except Exception as error:  # the Rust library raises nothing narrower
+        raise CheckpointError(f"{folder / 'vocab.txt'} is not a vocabulary: {error}") from error
+    text: str = made.to_str(pretty=True)
+    return text, json.loads(text)
+
+
+def _set_normalizer(content: Any, settings: Mapping[str, Any], *, chinese: bool) -> None:
+    """Let the settings overrule the flags of a BERT normalizer, as the class's constructor does."""
+    normalizer = content.get("normalizer")
+    wanted = {"lowercase": settings.get("do_lower_case", True), "strip_accents": settings.get("strip_accents")}
+    if chinese:
+        wanted["handle_chinese_chars"] = settings.get("tokenize_chinese_chars", True)
+    if not isinstance(normalizer, dict) or all(normalizer.get(flag, value) == value for flag, value in wanted.items()):
+        return
+    if normalizer.get("type") != "BertNormalizer":
+        raise CheckpointError(
+            f"tokenizer.json has the normalizer {normalizer.get('type')!r:.80}, whose flags tokenizer_config.json "
+            f"changes; {_VIA_OPTIMUM}"
+        )
+    normalizer.update(wanted)
+
+
+def _set_prefix_space(content: Any, wanted: bool) -> None:
+    for part in ("pre_tokenizer", "post_processor"):
+        if isinstance(content.get(part), dict) and "add_prefix_space" in content[part]:
+            content[part]["add_prefix_space"] = wanted
+
+
+def _set_added_tokens(content: Any, config: JsonObject, settings: Mapping[str, Any]) -> None:
+    """Let the flags of tokens in `tokenizer_config.json` overrule those in `tokenizer.json`."""
+    added = {token["content"]: token for token in content.get("added_tokens", [])}
+    for number, token in config.object("added_tokens_decoder").content.items():
+        known = added.get(token.get("content")) if isinstance(token, dict) else None
+        if known is None or str(known["id"]) != number:
+            raise CheckpointError(
+                f"{config.name}: added_tokens_decoder has {token!r:.80} as {number}, unlike tokenizer.json; "
+                f"{_VIA_OPTIMUM}"
+            )
+        known.update({flag: token[flag] for flag in _TOKEN_FLAGS if flag in token})
+    vocabulary = content.get("model", {}).get("vocab", {})
+    words = set(vocabulary) if isinstance(vocabulary, dict) else {entry[0] for entry in vocabulary}
+    for name in _SPECIAL_TOKENS:
+        token = settings.get(name)
+        text = token.get("content") if isinstance(token, dict) else token
+        if text is not None and text not in added and text not in words:
+            raise CheckpointError(f"{config.name}: {name} {text!r:.80} is not in tokenizer.json; {_VIA_OPTIMUM}")
+
+
+def _lowercase(content: Any) -> None:
+    normalizer = content.get("normalizer")
+    before = [normalizer] if normalizer else []
+    if not (before and before[0].get("type") == "BertNormalizer" and before[0].get("lowercase")):
+        content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *before]}
+
+
+def _try(folder: Path, text: str, vocabulary: int) -> None:
+    """Raise :class:`CheckpointError` if the tokenizer does not load, or makes ids that the encoder does not know."""
+    where = f"the tokenizer in {folder}"
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(text)
+        ids = [*tokenizer.get_vocab().values(), *tokenizer.encode("").ids]
+    except Exception as error:  # the Rust library raises nothing narrower
+        raise CheckpointError(f"{where} cannot be loaded: {' '.join(str(error).split())}") from error
+    if max(ids, default=0) >= vocabulary:
+        raise CheckpointError(
+            f"{where} has token ids up to {max(ids)}, but the encoder knows {vocabulary} (vocab_size in config.json): "
+            "they do not belong together"
+        )
