@@ -1,15 +1,15 @@
 """An encoder as an ONNX graph, written from its weights. Needs onnx and numpy only.
 
-The graph is one node, `BertEncoder`, a function whose body embeds the tokens and calls `EncoderLayer` for each layer. Both
-are written here as text, in the order of the paper (Vaswani et al., "Attention Is All You Need", arXiv 1706.03762; Devlin
-et al., "BERT", arXiv 1810.04805). Weights are inputs of the functions, so that another program can put an operator of the
-same name in their place.
+The graph is one node, `BertEncoder`, a function whose body embeds the tokens and calls `EncoderLayer` once per layer.
+Both are written below as text, in the order of the papers (Vaswani et al., "Attention Is All You Need", arXiv 1706.03762;
+Devlin et al., "BERT", arXiv 1810.04805). Weights are inputs of the functions, so another program can register an operator
+of the same name in place of a function.
 
-One description gives every variant; they differ in how a linear layer, attention and the activation are written:
+One description gives every variant. Variants differ in how they write a linear layer, attention and the activation:
 
-- `FUSED`: with onnxruntime's own operators, those that were measured to be fast on a CPU;
+- `FUSED`: onnxruntime's own operators, those that measured fastest on a CPU;
 - `PORTABLE`: standard ONNX operators only;
-- int8, of which `quantize.py` writes the linear layers.
+- `INT8`: as `FUSED`, with the linear layers of `quantize.py`.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ EncoderLayer <num_heads, scale, epsilon> (hidden, {inputs}) => ({outputs})
 {{{hidden}{queries}{keys}{values}{attention}{attended}{attention_output}
         attention_sum = Add (attention_output, hidden)
         attention_normed = LayerNormalization <axis = -1, epsilon: float = @epsilon>
-            (attention_sum, attention_norm_scale, attention_norm_shift){attention_normed}{inner}{activation}{activated}{feed_forward}
+            (attention_sum, attention_norm_scale, attention_norm_shift){attention_normed}
+        {inner}{activation}{activated}{feed_forward}
         output_sum = Add (feed_forward, attention_normed)
         output = LayerNormalization <axis = -1, epsilon: float = @epsilon>
             (output_sum, output_norm_scale, output_norm_shift)

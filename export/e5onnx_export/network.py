@@ -1,7 +1,7 @@
-"""What a BERT-like encoder consists of, under one name whatever its family calls it: sizes, and the weights of each layer.
+"""What a BERT-like encoder consists of: sizes and weights, under the same names whatever its family calls them.
 
-`build.py` writes it as an ONNX graph, `reference.py` computes it in numpy. Reads `config.json` and the weights; torch is
-not needed.
+`build.py` writes it as an ONNX graph, `reference.py` computes it in numpy. Reads `config.json` and the weights, without
+torch.
 """
 
 from __future__ import annotations

@@ -188,8 +188,8 @@ class Calibration:
                 largest = np.abs(rows).max()
                 if not largest < _LARGEST_ACTIVATION:  # so that NaN fails
                     raise CheckpointError(
-                        f"the encoder computes {largest:.0e}, which int8 cannot express: its weights are damaged, or it "
-                        "needs --precision fp32"
+                        f"the encoder computes {largest:.0e}, which int8 cannot express: its weights are damaged, or "
+                        "it needs --precision fp32"
                     )
                 kept[name].append(rows[batch.chosen])
                 ranges[name].append((rows.min(axis=0), rows.max(axis=0)))
@@ -206,7 +206,7 @@ class Calibration:
 
 @dataclass
 class _Batch:
-    """Texts between two layers: hidden states `[batch, sequence, hidden_size]`, and the rows that are kept of tokens."""
+    """Texts between two layers: hidden states `[batch, sequence, hidden_size]`, and which rows are kept."""
 
     hidden: Floats
     attention_mask: NDArray[np.int64]
