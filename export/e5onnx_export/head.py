@@ -27,8 +27,8 @@ class Dense(NamedTuple):
     activation: Activation
 
 
-# The product of the mask, as a row vector, with the hidden states sums the tokens that count. Mean: `average_pool` on E5's
-# model card.
+# The product of the mask, as a row vector, with the hidden states sums the tokens that count. Mean: `average_pool` on
+# E5's model card.
 _SUM = """
     token_row = Unsqueeze (token_weights, axis_1)
     token_sum_3d = MatMul (token_row, last_hidden_state)
@@ -83,14 +83,15 @@ _ACTIVATIONS: dict[Activation, str] = {
     {output}_doubled = Mul ({output}_linear, {output}_sum)
     {output} = Mul ({output}_doubled, half)""",
 }
-# A row whose mask is all zero gives zeros. The first numbers, as sentence-transformers' truncate_dim; then x / max(|x|, 1e-12), as torch.nn.functional.normalize.
+# A row whose mask is all zero gives zeros. The first numbers, as sentence-transformers' truncate_dim; then
+# x / max(|x|, 1e-12), as torch.nn.functional.normalize.
 _HEAD = """
 <ir_version: 8, opset_import: ["" : 18]>
 head (float[batch, sequence, {hidden_size}] last_hidden_state, int64[batch, sequence] attention_mask)
     => (float[batch, {dimension}] sentence_embedding, float[batch, {dimension}] pooled_embedding)
     <int64[1] axis_1 = {{1}}, int64[1] axis_2 = {{2}}, int64 index_0 = {{0}}, int64 index_1 = {{1}},
-     float one = {{1.0}}, float half = {{0.5}}, float root_2 = {{1.4142135}}, float lowest = {{-1e30}}, float smallest_length = {{1e-12}},
-     int64[1] from_0 = {{0}}, int64[1] to_dimension = {{{dimension}}}>
+     float one = {{1.0}}, float half = {{0.5}}, float root_2 = {{1.4142135}}, float lowest = {{-1e30}},
+     float smallest_length = {{1e-12}}, int64[1] from_0 = {{0}}, int64[1] to_dimension = {{{dimension}}}>
 {{{pooling}{dense}
     token_found = ReduceMax <keepdims = 1> (attention_mask, axis_1)
     is_text = Cast <to = 1> (token_found)

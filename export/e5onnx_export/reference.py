@@ -6,10 +6,12 @@ One text at a time, without padding. Nothing here is shared with `build.py` but 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .head import Dense, Pooling
 from .network import Linear, Network, Norm, score_bias
 
 Array = NDArray[np.float64]
@@ -34,6 +36,31 @@ def last_hidden_state(network: Network, ids: NDArray[np.integer]) -> Array:
         inner = activation(network.activation, linear(hidden, layer.intermediate))
         hidden = norm(linear(inner, layer.output) + hidden, layer.output_norm, network)
     return hidden
+
+
+def embed(
+    network: Network,
+    ids: NDArray[np.integer],
+    pooling: Pooling,
+    dense: Sequence[Dense] = (),
+    dimension: int | None = None,
+) -> Array:
+    """Return the vector of a text before normalisation, `[dimension]`: pooled, through Dense layers, and cut."""
+    hidden = last_hidden_state(network, ids)
+    weights = np.arange(1.0, len(ids) + 1) if pooling == "weightedmean" else np.ones(len(ids))
+    if pooling in ("mean", "weightedmean"):
+        vector = weights @ hidden / weights.sum()
+    elif pooling == "mean_sqrt_len_tokens":
+        vector = hidden.sum(axis=0) / math.sqrt(len(ids))
+    else:
+        vector = {"cls": hidden[0], "lasttoken": hidden[-1], "max": hidden.max(axis=0)}[pooling]
+    for layer in dense:
+        vector = vector @ layer.weight.astype(np.float64) + layer.bias
+        if layer.activation == "sigmoid":
+            vector = 1 / (1 + np.exp(-vector))
+        elif layer.activation != "identity":
+            vector = activation(layer.activation, vector)
+    return vector[:dimension]
 
 
 def linear(x: Array, layer: Linear) -> Array:

@@ -30,6 +30,14 @@ _CLASS_OF_MODEL = {
     "camembert": "CamembertTokenizer",
 }
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# What those are called where the files do not say so, in the order of `_SPECIAL_TOKENS`.
+_OF_BERT = (None, None, "[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")
+_OF_ROBERTA = ("<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>")
+_DEFAULT_TOKENS = {
+    **dict.fromkeys(("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"), _OF_BERT),
+    **dict.fromkeys(("RobertaTokenizer", "XLMRobertaTokenizer", "CamembertTokenizer"), _OF_ROBERTA),
+    "MPNetTokenizer": ("<s>", "</s>", "[UNK]", "</s>", "<pad>", "<s>", "<mask>"),
+}
 _TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _VIA_OPTIMUM = "export it with --via optimum, which loads it with transformers"
 
@@ -61,7 +69,8 @@ def read_tokenizer(
         _set_normalizer(changed, settings, chinese=kind != "MPNetTokenizer")
     if kind in _ROBERTA_LIKE:
         _set_prefix_space(changed, bool(settings.get("add_prefix_space", False)))
-    _set_added_tokens(changed, config, settings)
+    defaults = dict(zip(_SPECIAL_TOKENS, _DEFAULT_TOKENS.get(kind, ()), strict=False))
+    _set_added_tokens(changed, config, {**defaults, **settings})
     if lowercase:
         _lowercase(changed)
     if changed != content:
