@@ -1,68 +1,20 @@
-"""Who may import whom, read from the sources. Nothing is imported here but the standard library."""
+"""Who may import whom, read from the sources."""
 
 from __future__ import annotations
 
-import ast
 import sys
-from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[1]
+from imports import REPOSITORY, Import, modules, read_imports
+
 EXPORT_ONLY = {"onnx", "optimum", "torch", "transformers"}
 CORE = {"numpy", "onnxruntime", "tokenizers"}
 HOME_OF = {"huggingface_hub": "e5onnx.hub", "openvino": "e5onnx.openvino_engine"}
 """Optional packages that only one module of the core may import."""
-
-
-class Import(NamedTuple):
-    """One import: `lazy` runs when a function is called, `typing` never."""
-
-    source: str
-    target: str
-    when: Literal["load", "lazy", "typing"]
-
-
-@cache
-def modules() -> dict[str, Path]:
-    """Return the files of both packages by module name."""
-    found = {}
-    for root in (REPOSITORY / "runtime", REPOSITORY / "export"):
-        for path in sorted(root.rglob("*.py")):
-            parts = path.relative_to(root).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-def read_imports(module: str, path: Path) -> Iterator[Import]:
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-
-    def walk(node: ast.AST, when: Literal["load", "lazy", "typing"]) -> Iterator[Import]:
-        if isinstance(node, ast.Import):
-            yield from (Import(module, name.name, when) for name in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
-            origin = ".".join([*above, *([node.module] if node.module else [])])
-            for name in node.names:
-                target = f"{origin}.{name.name}"
-                yield Import(module, target if target in modules() else origin, when)
-        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-            for child in ast.iter_child_nodes(node):
-                yield from walk(child, "lazy")
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            for child in node.body:
-                yield from walk(child, "typing")
-            for child in node.orelse:
-                yield from walk(child, when)
-        else:
-            for child in ast.iter_child_nodes(node):
-                yield from walk(child, when)
-
-    yield from walk(ast.parse(path.read_text(encoding="utf-8")), "load")
 
 
 @cache

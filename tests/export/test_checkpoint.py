@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoints import write_json
 from e5onnx.errors import CheckpointError, E5OnnxError, InputValueError, ModelNotFoundError
 from e5onnx_export.checkpoint import read_checkpoint
+from helpers import write_json
 
 BERT = {
     "model_type": "bert",
