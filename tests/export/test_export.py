@@ -204,7 +204,7 @@ def test_another_tokenizer_is_noticed(tmp_path: Path, tiny_checkpoint: Path, mon
 def test_weights_in_every_form_give_the_same_folder(tmp_path: Path, tiny_checkpoint: Path, form: str) -> None:
     from transformers import BertModel
 
-    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "small")
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "tiny")
     (checkpoint / "model.safetensors").unlink()
     size = "1MB" if "shards" in form else "1GB"
     encoder = BertModel.from_pretrained(tiny_checkpoint)

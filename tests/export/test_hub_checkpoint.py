@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from sentence_transformers import SentenceTransformer
@@ -46,42 +47,46 @@ for line in sys.stdin:
 Export = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+class Machine(NamedTuple):
+    """The hub, a user's hub cache, and the process that exports."""
+
+    hub: HubStandIn
+    home: Path
+    process: subprocess.Popen[str]
+
+
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HubStandIn, Path, subprocess.Popen[str]]]:
-    """The hub, the home of a user, and the process that exports."""
-    home = tmp_path_factory.mktemp("home")
-    with HubStandIn() as hub:
-        command = [sys.executable, "-c", _PROGRAM]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        with subprocess.Popen(command, env=hub.environment(home), encoding="utf-8", **pipes) as process:
-            yield hub, home, process
-            assert process.stdin is not None
-            process.stdin.close()
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    home, pipe = tmp_path_factory.mktemp("home"), subprocess.PIPE
+    command = [sys.executable, "-c", _PROGRAM]
+    with (
+        HubStandIn() as hub,
+        subprocess.Popen(command, env=hub.environment(home), encoding="utf-8", stdin=pipe, stdout=pipe) as process,
+    ):
+        yield Machine(hub, home, process)
+        process.communicate()  # which closes its input
 
 
 @pytest.fixture
-def hub(machine: tuple[HubStandIn, Path, subprocess.Popen[str]]) -> HubStandIn:
-    """A hub without repositories, of which the user has nothing yet."""
-    hub, home, _ = machine
-    hub.repositories.clear()
-    hub.requests.clear()
-    shutil.rmtree(home)
-    home.mkdir()
-    return hub
+def hub(machine: Machine) -> HubStandIn:
+    """A hub without repositories, for a user whose cache is empty."""
+    machine.hub.repositories.clear()
+    machine.hub.requests.clear()
+    shutil.rmtree(machine.home)
+    machine.home.mkdir()
+    return machine.hub
 
 
 @pytest.fixture
-def export(machine: tuple[HubStandIn, Path, subprocess.Popen[str]], hub: HubStandIn, tmp_path: Path) -> Export:
+def export(machine: Machine, hub: HubStandIn, tmp_path: Path) -> Export:
     """A function that runs `e5onnx export`; a relative output is below `tmp_path`."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        process = machine[2]
-        assert process.stdin is not None
-        assert process.stdout is not None
         command = ["export", *arguments, "--precision", "fp32"]
-        process.stdin.write(json.dumps([str(tmp_path), command]) + "\n")
-        process.stdin.flush()
-        return subprocess.CompletedProcess(command, *json.loads(process.stdout.readline()))
+        assert machine.process.stdin
+        assert machine.process.stdout
+        print(json.dumps([str(tmp_path), command]), file=machine.process.stdin, flush=True)
+        return subprocess.CompletedProcess(command, *json.loads(machine.process.stdout.readline()))
 
     return run
 

@@ -42,7 +42,7 @@ sys.exit(main(["portable", sys.argv[1]]))
 """
     done = subprocess.run([sys.executable, "-c", code, without], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "largest difference to fp32" in done.stdout
+    assert "largest difference from fp32" in done.stdout
     assert contents(without) == contents(exported)
     assert len(ModelFolder.open(without).verify()) == len(ModelFolder.open(exported).verify())
 

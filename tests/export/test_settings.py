@@ -48,7 +48,7 @@ def test_vectors_are_cut_as_truncate_dim_says(tmp_path: Path, modules: tuple[str
     said: list[str] = []
     model = export_both(checkpoint, tmp_path / "m", precisions=["fp32"], portable=True, report=said.append)
     assert model.manifest.dimension == 16
-    assert "  cut to     dimension 16 (config_sentence_transformers.json)" in said
+    assert "  dimension  16 (config_sentence_transformers.json)" in said
     encoder, expected = Encoder(model.path), peer(checkpoint)
     assert encoder.encode("").shape == (16,)
     unit = expected.encode(TEXTS, normalize_embeddings=True)
@@ -146,13 +146,13 @@ def test_what_the_runtime_does_not_do_is_refused(
 
 def test_special_tokens_that_are_to_be_split_are_noticed(tmp_path: Path, checkpoint: Path) -> None:
     change(checkpoint / "tokenizer_config.json", split_special_tokens=True)  # which tokenizer.json cannot say
-    with pytest.raises(ParityError, match=r"splits .* otherwise than the checkpoint's"):
+    with pytest.raises(ParityError, match=r"splits .* differently from the checkpoint's"):
         export_model(checkpoint, tmp_path / "m")
 
 
 def test_a_tokenizer_with_more_tokens_than_the_encoder_is_refused(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "c", **TINY, vocab_size=30000)
-    with pytest.raises(CheckpointError, match=r"token ids up to 30521, but the encoder knows 30000 \(vocab_size"):
+    with pytest.raises(CheckpointError, match=r"token ids up to 30521, but the encoder has only 30000 \(vocab_size"):
         export_model(checkpoint, tmp_path / "m")
 
 
