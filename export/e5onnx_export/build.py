@@ -2,8 +2,8 @@
 
 The graph is one node, `BertEncoder`, a function whose body embeds the tokens and calls `EncoderLayer` once per layer.
 Both are written below as text, in the order of the papers (Vaswani et al., "Attention Is All You Need", arXiv
-1706.03762; Devlin et al., "BERT", arXiv 1810.04805). Weights are inputs of the functions, so another program can register
-an operator of the same name in place of a function.
+1706.03762; Devlin et al., "BERT", arXiv 1810.04805). Weights are inputs of the functions, so another program can
+register an operator of the same name in place of a function.
 
 One description gives every variant. Variants differ in how they write a linear layer, attention and the activation:
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from e5onnx.tokenizer import Tokenizer
 
 _SENTENCE_END = re.compile(r"(?<=[.!?;:]) +")
 
@@ -25,21 +26,11 @@ def split_texts(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     return _with_sentences(fitted), _with_sentences(texts[::8])
 
 
-def tokenize_for_calibration(
-    texts: Sequence[str], tokenizer: Any, prompts: Mapping[str, str], max_tokens: int
-) -> list[NDArray[np.int32]]:
-    """Return the token ids of the texts, each with one of the model's prompts in turn.
-
-    Args:
-        texts: the texts.
-        tokenizer: the checkpoint's tokenizer in transformers.
-        prompts: the model's prompts by name; may be empty.
-        max_tokens: longer texts are cut.
-    """
-    kinds = sorted(set(prompts.values())) or [""]
+def tokenize_for_calibration(texts: Sequence[str], tokenizer: Tokenizer) -> list[NDArray[np.int32]]:
+    """Return the token ids of the texts, each with one of the model's prompts in turn."""
+    kinds = sorted(set(tokenizer.prompts.values())) or [""]
     prompted = [kinds[position % len(kinds)] + text for position, text in enumerate(texts)]
-    ids = tokenizer(prompted, truncation=True, max_length=max_tokens)["input_ids"]
-    return [np.array(each, np.int32) for each in ids]
+    return [text.ids for text in tokenizer.tokenize(prompted)]
 
 
 def _with_sentences(texts: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Finds a checkpoint and reads from its JSON files how to export it. The weights are read in `trace.py`.
+"""Finds a checkpoint and reads from its JSON files how to export it. The weights are read in `weights.py`.
 
 The files are those that sentence-transformers 2 to 6 writes (`modules.json`, `1_Pooling/config.json`,
 `sentence_bert_config.json`, `config_sentence_transformers.json`). A setting that the exported graph could not honour is
@@ -9,27 +9,41 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
 
 from e5onnx.errors import CheckpointError, InputValueError, MissingDependencyError, ModelNotFoundError
 from e5onnx.model_folder import SIMILARITIES, is_hub_id
 from e5onnx.tokenizer import PROMPT_NAMES, check_encodable
 
+from .encoder_config import FEWEST_TOKENS, EncoderConfig, read_encoder_config
+from .head import POOLINGS, Activation, Dense, Pooling
 from .json_file import JsonObject, read_json
+from .weights import Weights
 
-Pooling = Literal["mean", "cls"]
 T = TypeVar("T")
 
 SAMPLE_CHECKPOINT = "sentence-transformers/all-MiniLM-L6-v2"
-# Prompts and pooling of the E5 papers' models (arXiv 2212.03533 and 2402.05672), from their cards.
-E5_PROMPTS = {"query": "query: ", "document": "passage: "}
-E5_MAX_TOKENS = 512
-_E5_NAME = re.compile(r"(^|[/_-])e5-(small|base|large)(?!.*instruct)", re.IGNORECASE)
-_MOST_LAYERS = 1000
-_FEWEST_TOKENS = 3  # one between the start and the end token
+_SEARCH = "Represent this sentence for searching relevant passages: "
+# Prompts by name, from the cards of models whose files have none.
+_PROMPTS_OF_FAMILIES = {
+    "E5 family": (r"(^|[/_-])e5-(small|base|large)(?!.*instruct)", {"query": "query: ", "document": "passage: "}),
+    "BGE family": (r"(^|/)bge-(small|base|large)-en", {"query": _SEARCH, "document": ""}),
+    "BGE family, Chinese": (
+        r"(^|/)bge-(small|base|large)-zh",
+        {"query": "为这个句子生成表示以用于检索相关文章：", "document": ""},
+    ),
+    "Arctic family": (r"(^|/)snowflake-arctic-embed-(xs|s|m|l)(-v1\.5)?$", {"query": _SEARCH, "document": ""}),
+    "Arctic family, version 2": (r"(^|/)snowflake-arctic-embed-(m|l)-v2", {"query": "query: ", "document": ""}),
+    "Mixedbread family": (r"(^|/)mxbai-embed-(xsmall|large)", {"query": _SEARCH, "document": ""}),
+}
+# Pooling and normalisation of the E5 papers' models (arXiv 2212.03533 and 2402.05672), from their cards.
+_E5 = "E5 family"
+_E5_MAX_TOKENS = 512
 
 _HUB_PATTERNS = ["*.json", "*.txt", "*.model"]  # "*" matches folders too
 _OTHER_FORMATS = ["onnx/*", "openvino/*"]
@@ -37,23 +51,6 @@ _OTHER_FORMATS = ["onnx/*", "openvino/*"]
 _SAFETENSORS = ["model.safetensors", "model-*.safetensors"]
 _PICKLED = ["pytorch_model.bin", "pytorch_model-*.bin"]
 
-_ACTIVATIONS = (
-    *("gelu", "gelu_10", "gelu_python", "gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh"),
-    *("gelu_python_tanh", "quick_gelu", "relu", "silu", "swish", "tanh"),
-)
-# Keys of config.json that change vectors, and the values that the graph supports.
-_ENCODER = {
-    "model_type": ("bert",),
-    "auto_map": (),
-    "position_embedding_type": ("absolute",),
-    "is_decoder": (False,),
-    "is_encoder_decoder": (False,),
-    "add_cross_attention": (False,),
-    "chunk_size_feed_forward": (0,),
-    "pruned_heads": ({},),
-    "quantization_config": (),
-    "hidden_act": _ACTIVATIONS,
-}
 _DEFAULT = "default of sentence-transformers without modules.json"
 _MODEL_FILE = "config_sentence_transformers.json"
 # Old releases named this file after the kind of encoder, and every release reads all of these names.
@@ -78,6 +75,23 @@ _TOKENIZER_FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
 _TOKENIZER = {"padding_side": ("right",), "truncation_side": ("right",), "use_fast": (True,)}
 _TOKENIZER_READ = (*_TOKENIZER_FLAGS, "model_max_length", "clean_up_tokenization_spaces", "trust_remote_code")
 _VECTOR = ("sentence_embedding",)
+# Which modules may follow which, the first one following "".
+_FOLLOWING = {
+    "": ("Transformer",),
+    "Transformer": ("Pooling",),
+    "Pooling": ("Dense", "Normalize"),
+    "Dense": ("Dense", "Normalize"),
+    "Normalize": (),
+}
+_DENSE: dict[str, Collection[Any]] = {"module_input_name": _VECTOR, "module_output_name": _VECTOR}
+_DENSE_READ = ("in_features", "out_features", "bias", "activation_function")
+_ACTIVATIONS: dict[str, Activation] = {
+    "Identity": "identity",
+    "Tanh": "tanh",
+    "ReLU": "relu",
+    "GELU": "gelu",
+    "Sigmoid": "sigmoid",
+}
 _NORMALIZE: dict[str, Collection[Any]] = {"module_input_name": _VECTOR, "module_output_name": _VECTOR}
 _MODEL: dict[str, Collection[Any]] = {"model_type": ("SentenceTransformer",), "similarity_fn_name": SIMILARITIES}
 _MODEL_READ = ("__version__", "requirements", "prompts", "default_prompt_name", "truncate_dim")
@@ -102,6 +116,24 @@ class Decision(Generic[T]):
 
 
 @dataclass(frozen=True)
+class DenseLayer:
+    """A `Dense` module of sentence-transformers: its folder, sizes and activation."""
+
+    folder: Path
+    inputs: int
+    outputs: int
+    has_bias: bool
+    activation: Activation
+
+    def read(self) -> Dense:
+        """Return the layer with its weights."""
+        tensors = Weights(self.folder, "")
+        weight = tensors.take("linear.weight", self.outputs, self.inputs).T
+        bias = tensors.take("linear.bias", self.outputs) if self.has_bias else np.zeros(self.outputs, np.float32)
+        return Dense(weight, bias, self.activation)
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint on disk and the decisions made for its export.
 
@@ -109,9 +141,10 @@ class Checkpoint:
         name: the hub id, or the name of the folder.
         revision: the commit on the hub; None for a local folder.
         folder: holds the encoder's weights, `config.json` and tokenizer.
-        layers: number of layers of the encoder.
-        hidden_size: size of a hidden state.
-        dimension: size of a vector: `hidden_size`, or sentence-transformers' `truncate_dim` if that is smaller.
+        encoder: what `config.json` says of the encoder.
+        dense: folders of the Dense layers after pooling.
+        dimension: size of a vector: that of the last Dense layer or of a hidden state, or sentence-transformers'
+            `truncate_dim` if that is smaller.
         similarity_fn_name: how sentence-transformers compares vectors, "cosine" or "dot".
         lowercase: whether sentence-transformers lowercases texts before it tokenizes them.
         tokenizer_args: the arguments with which sentence-transformers loads the tokenizer.
@@ -120,8 +153,8 @@ class Checkpoint:
     name: str
     revision: str | None
     folder: Path
-    layers: int
-    hidden_size: int
+    encoder: EncoderConfig
+    dense: tuple[DenseLayer, ...]
     pooling: Decision[Pooling]
     normalize: Decision[bool]
     max_tokens: Decision[int]
@@ -141,6 +174,7 @@ def read_checkpoint(
     document_prompt: str | None = None,
     pooling: Pooling | None = None,
     max_tokens: int | None = None,
+    via_optimum: bool = False,
 ) -> Checkpoint:
     """Find a checkpoint, downloading it if it is a hub id, and decide how it will be exported.
 
@@ -151,44 +185,49 @@ def read_checkpoint(
         document_prompt: overrides the checkpoint's prompt for documents.
         pooling: overrides the checkpoint's pooling.
         max_tokens: overrides the checkpoint's maximum number of tokens, special tokens included.
+        via_optimum: have the encoder traced, whatever it is.
 
     Raises:
         CheckpointError: the checkpoint cannot be exported faithfully; the message says why.
         ModelNotFoundError: there is no such folder or repository.
     """
-    if pooling not in (None, *get_args(Pooling)):
-        raise InputValueError(f"pooling must be {' or '.join(get_args(Pooling))}, not {pooling!r}")
+    if pooling not in (None, *POOLINGS):
+        raise InputValueError(f"pooling must be {' or '.join(POOLINGS)}, not {pooling!r}")
     name, revision, root = _locate(os.fspath(checkpoint), revision)
     modules = _read_modules(root)
-    path = modules[0] if modules else ""
+    path = modules[0].path if modules else ""
     folder = root / path
     _refuse_adapter(folder)
-    config = _read_encoder(folder)
+    encoder = read_encoder_config(folder, traced=via_optimum)
     transformer = _read_transformer(folder)
     arguments = _tokenizer_args(transformer)
     model = JsonObject.read(root, _MODEL_FILE)
     model.require(_MODEL, _MODEL_READ)
-    is_e5 = _E5_NAME.search(name) is not None
-    prompts, default_prompt_name = _decide_prompts(model, is_e5, query_prompt, document_prompt)
+    family = next((each for each, (pattern, _) in _PROMPTS_OF_FAMILIES.items() if re.search(pattern, name, re.I)), "")
+    is_e5 = family == _E5
+    dense = tuple(_read_dense(root, module) for module in modules if module.kind == "Dense")
+    prompts, default_prompt_name = _decide_prompts(model, family, query_prompt, document_prompt)
     similarity = model.get("similarity_fn_name", str)
     result = Checkpoint(
         name=name,
         revision=revision,
         folder=folder,
-        layers=config.integer("num_hidden_layers", least=1),
-        hidden_size=config.integer("hidden_size", least=1),
+        encoder=encoder,
+        dense=dense,
         pooling=_decide_pooling(root, modules, is_e5, pooling),
         normalize=_decide_normalize(root, modules, is_e5),
-        max_tokens=_decide_max_tokens(folder, config, transformer, is_e5, max_tokens),
+        max_tokens=_decide_max_tokens(folder, encoder, transformer, is_e5, max_tokens),
         prompts=prompts,
         default_prompt_name=default_prompt_name,
-        dimension=_decide_dimension(config, model),
+        dimension=_decide_dimension(encoder, dense, model),
         similarity_fn_name=Decision(similarity, model.name) if similarity else Decision("cosine", "default"),
         lowercase=bool(transformer.get("do_lower_case", bool)),
         tokenizer_args={flag: value for flag in _TOKENIZER_FLAGS if (value := arguments.get(flag, bool)) is not None},
     )
+    _check_sizes(encoder, dense)
     if revision is not None:
-        _fetch_weights(name, revision, path)
+        for with_weights in (path, *(module.path for module in modules if module.kind == "Dense")):
+            _fetch_weights(name, revision, with_weights)
     return result
 
 
@@ -216,7 +255,7 @@ def _locate(checkpoint: str, revision: str | None) -> tuple[str, str | None, Pat
 
 
 def _fetch_weights(name: str, revision: str, path: str) -> None:
-    """Download the weights of the encoder in the folder `path` of a repository."""
+    """Download the weights in the folder `path` of a repository."""
     from e5onnx.hub import download_checkpoint
 
     for files in (_SAFETENSORS, _PICKLED):
@@ -226,8 +265,15 @@ def _fetch_weights(name: str, revision: str, path: str) -> None:
             break
 
 
-def _read_modules(root: Path) -> list[str]:
-    """Return the folders of the modules in `modules.json`: Transformer, Pooling and optionally Normalize."""
+class Module(NamedTuple):
+    """An entry of `modules.json`: kind and folder."""
+
+    kind: str
+    path: str
+
+
+def _read_modules(root: Path) -> list[Module]:
+    """Return the modules in `modules.json`: Transformer, Pooling, then any Dense, and optionally Normalize."""
     content = read_json(root, "modules.json")
     if content is None:
         for file in (_MODEL_FILE, *_TRANSFORMER_FILES):
@@ -239,29 +285,57 @@ def _read_modules(root: Path) -> list[str]:
         return []
     if not isinstance(content, list):
         raise CheckpointError(f"modules.json must be a list, not {content!r:.80}")
-    supported = ["Transformer", "Pooling", "Normalize"]
-    paths, names = [], []
+    modules: list[Module] = []
+    names = []
     for position, entry in enumerate(content):
         module = JsonObject.of(f"modules.json: module {position}", entry)
         module.require(_MODULE, ("idx", "name", "path", "type"))
         kind, path, name = (module.get(key, str) for key in ("type", "path", "name"))
-        expected = supported[position] if position < len(supported) else "nothing"
-        if not kind or kind.rpartition(".")[2] != expected or not kind.startswith("sentence_transformers."):
+        before = modules[-1].kind if modules else ""
+        last = (kind or "").rpartition(".")[2]
+        if last not in _FOLLOWING[before] or not (kind or "").startswith("sentence_transformers."):
             raise CheckpointError(
-                f"{module.name} has {f'the type {kind}' if kind else 'no type'}; only Transformer, Pooling and "
-                "optionally Normalize of sentence-transformers, in this order, can be exported"
+                f"{module.name} has {f'the type {kind}' if kind else 'no type'}; only Transformer, Pooling, any Dense "
+                "and optionally Normalize of sentence-transformers, in this order, can be exported"
             )
         if path is None or name is None:
             raise CheckpointError(f"{module.name} lacks the key {'path' if path is None else 'name'}")
         if "\0" in path or PureWindowsPath(path).anchor or ".." in PureWindowsPath(path).parts:
             raise CheckpointError(f"{module.name}: path {path!r} leads out of the checkpoint")
-        paths.append(path)
+        modules.append(Module(last, path))
         names.append(name)
-    if len(paths) < 2:
+    if len(modules) < 2:
         raise CheckpointError("modules.json has no Pooling module: it gives token embeddings, not text embeddings")
     if len(set(names)) < len(names):
         raise CheckpointError(f"modules.json has several modules with the same name: {', '.join(map(repr, names))}")
-    return paths
+    return modules
+
+
+def _read_dense(root: Path, module: Module) -> DenseLayer:
+    source = f"{module.path}/config.json"
+    config = JsonObject.read(root, source)
+    config.require(_DENSE, _DENSE_READ)
+    activation = config.get("activation_function", str) or "Tanh"  # the default of sentence-transformers
+    known = _ACTIVATIONS.get(activation.rpartition(".")[2])
+    if known is None:
+        raise CheckpointError(f"{source}: activation_function {activation!r:.80} is not supported")
+    has_bias = config.get("bias", bool)
+    return DenseLayer(
+        root / module.path,
+        config.integer("in_features", least=1),
+        config.integer("out_features", least=1),
+        has_bias is None or has_bias,
+        known,
+    )
+
+
+def _check_sizes(encoder: EncoderConfig, dense: Sequence[DenseLayer]) -> None:
+    """Raise :class:`CheckpointError` if a layer does not take what the one before it gives."""
+    size = encoder.hidden_size
+    for layer in dense:
+        if layer.inputs != size:
+            raise CheckpointError(f"{layer.folder} takes vectors of {layer.inputs} numbers, and gets {size}")
+        size = layer.outputs
 
 
 def _refuse_adapter(folder: Path) -> None:
@@ -271,29 +345,6 @@ def _refuse_adapter(folder: Path) -> None:
             f"{folder} has an adapter (adapter_config.json), which is not supported: merge it into the weights with "
             "peft's merge_and_unload, save the result, and export that"
         )
-
-
-def _read_encoder(folder: Path) -> JsonObject:
-    """Return `config.json`, or refuse an encoder that cannot be exported."""
-    config = JsonObject.read(folder, "config.json")
-    if not config.content:
-        raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json")
-    if config.content.get("model_type") is None:
-        raise CheckpointError("config.json lacks the key model_type")
-    config.require(_ENCODER)
-    keys = ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
-    sizes = {key: config.integer(key, least=1) for key in keys}
-    if (layers := config.integer("num_hidden_layers", least=1)) > _MOST_LAYERS:
-        raise CheckpointError(f"config.json: num_hidden_layers is {layers}, more than any encoder has")
-    config.integer("max_position_embeddings", least=_FEWEST_TOKENS)
-    config.integer("type_vocab_size", least=1, default=2)
-    config.number("layer_norm_eps", least=0)
-    if sizes["hidden_size"] % sizes["num_attention_heads"]:
-        raise CheckpointError(
-            f"config.json: hidden_size {sizes['hidden_size']} is not a multiple of "
-            f"num_attention_heads {sizes['num_attention_heads']}"
-        )
-    return config
 
 
 def _read_transformer(folder: Path) -> JsonObject:
@@ -316,12 +367,12 @@ def _tokenizer_args(transformer: JsonObject) -> JsonObject:
     return old if old.content else new
 
 
-def _decide_pooling(root: Path, modules: list[str], is_e5: bool, override: Pooling | None) -> Decision[Pooling]:
+def _decide_pooling(root: Path, modules: list[Module], is_e5: bool, override: Pooling | None) -> Decision[Pooling]:
     if override is not None:
         return Decision(override, "--pooling")
     if not modules:
         return Decision("mean", "E5 family" if is_e5 else _DEFAULT)
-    source = f"{modules[1]}/config.json"
+    source = f"{modules[1].path}/config.json"
     config = JsonObject.read(root, source)
     if not config.content:
         raise CheckpointError(f"{source}, which modules.json names, is missing or empty")
@@ -330,33 +381,35 @@ def _decide_pooling(root: Path, modules: list[str], is_e5: bool, override: Pooli
     if mode is None:
         mode = [name for flag, name in _POOLING_FLAGS.items() if config.get(flag, bool)] or "mean"
     modes = mode if isinstance(mode, list) else [mode]
-    if modes in (["mean"], ["cls"]):
+    if len(modes) == 1 and modes[0] in POOLINGS:
         return Decision(modes[0], source)
-    raise CheckpointError(f"{source} asks for {' + '.join(map(str, modes))} pooling; only mean and cls are supported")
+    known = ", ".join(POOLINGS)
+    raise CheckpointError(f"{source} asks for {' + '.join(map(str, modes))} pooling; one of {known} is supported")
 
 
-def _decide_normalize(root: Path, modules: list[str], is_e5: bool) -> Decision[bool]:
+def _decide_normalize(root: Path, modules: list[Module], is_e5: bool) -> Decision[bool]:
     if modules:
-        for path in modules[2:]:
-            JsonObject.read(root, f"{path}/config.json").require(_NORMALIZE, ())
-        return Decision(len(modules) == 3, "modules.json")
+        last = modules[-1]
+        if last.kind == "Normalize":
+            JsonObject.read(root, f"{last.path}/config.json").require(_NORMALIZE, ())
+        return Decision(last.kind == "Normalize", "modules.json")
     return Decision(is_e5, "E5 family" if is_e5 else _DEFAULT)
 
 
 def _decide_max_tokens(
-    folder: Path, config: JsonObject, transformer: JsonObject, is_e5: bool, override: int | None
+    folder: Path, encoder: EncoderConfig, transformer: JsonObject, is_e5: bool, override: int | None
 ) -> Decision[int]:
-    positions = config.integer("max_position_embeddings", least=_FEWEST_TOKENS)
+    positions = encoder.positions
     if override is not None:
-        if not _FEWEST_TOKENS <= override <= positions:
+        if not FEWEST_TOKENS <= override <= positions:
             raise InputValueError(
-                f"--max-tokens must be from {_FEWEST_TOKENS} to this encoder's {positions} positions, not {override}"
+                f"--max-tokens must be from {FEWEST_TOKENS} to this encoder's {positions} positions, not {override}"
             )
         return Decision(override, "--max-tokens")
     arguments = _tokenizer_args(transformer)
     tokenizer = JsonObject.read(folder, "tokenizer_config.json")
-    length = transformer.number("max_seq_length", least=_FEWEST_TOKENS)
-    argument = arguments.number("model_max_length", least=_FEWEST_TOKENS)
+    length = transformer.number("max_seq_length", least=FEWEST_TOKENS)
+    argument = arguments.number("model_max_length", least=FEWEST_TOKENS)
     if length is not None and argument is not None and length != argument:
         raise CheckpointError(
             f"{transformer.name}: max_seq_length is {length}, and the tokenizer's model_max_length is {argument}. "
@@ -365,24 +418,26 @@ def _decide_max_tokens(
     for value, source in [
         (length, transformer.name),
         (argument, arguments.name),
-        (E5_MAX_TOKENS if is_e5 else None, "E5 family"),
-        (tokenizer.number("model_max_length", least=_FEWEST_TOKENS), tokenizer.name),
+        (_E5_MAX_TOKENS if is_e5 else None, "E5 family"),
+        (tokenizer.number("model_max_length", least=FEWEST_TOKENS), tokenizer.name),
     ]:
         if value is not None and value <= positions:
             return Decision(int(value), source)
         if value is not None:
             break  # more than the encoder has positions
-    return Decision(positions, f"{config.name} (max_position_embeddings)")
+    return Decision(positions, f"{encoder.config.name} (max_position_embeddings)")
 
 
-def _decide_dimension(config: JsonObject, model: JsonObject) -> Decision[int]:
-    hidden_size = config.integer("hidden_size", least=1)
-    cut = model.integer("truncate_dim", least=1, default=hidden_size)
-    return Decision(cut, model.name) if cut < hidden_size else Decision(hidden_size, config.name)
+def _decide_dimension(encoder: EncoderConfig, dense: Sequence[DenseLayer], model: JsonObject) -> Decision[int]:
+    size = dense[-1].outputs if dense else encoder.hidden_size
+    cut = model.integer("truncate_dim", least=1, default=size)
+    if cut < size:
+        return Decision(cut, model.name)
+    return Decision(size, f"{dense[-1].folder.name}/config.json" if dense else encoder.config.name)
 
 
 def _decide_prompts(
-    model: JsonObject, is_e5: bool, query: str | None, document: str | None
+    model: JsonObject, family: str, query: str | None, document: str | None
 ) -> tuple[Decision[dict[str, str]], str | None]:
     texts = model.object("prompts")
     prompts = {name: texts.get(name, str) or "" for name in texts.content}  # as in sentence-transformers, null is empty
@@ -392,8 +447,8 @@ def _decide_prompts(
         except InputValueError as error:
             raise CheckpointError(str(error)) from error
     source = model.name if prompts else "the checkpoint has none"
-    if is_e5 and not any(prompts.values()):  # sentence-transformers 5 writes empty prompts if none are set
-        prompts, source = {**E5_PROMPTS}, "E5 family"
+    if family and not any(prompts.values()):  # sentence-transformers 5 writes empty prompts if none are set
+        prompts, source = {**_PROMPTS_OF_FAMILIES[family][1]}, family
     for override, names, option in [
         (query, PROMPT_NAMES["query"], "--query-prompt"),
         (document, PROMPT_NAMES["document"], "--document-prompt"),

@@ -6,18 +6,24 @@ import hashlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from e5onnx import __version__
 from e5onnx.errors import InputValueError, MissingDependencyError
 from e5onnx.model_folder import FileRecord, Manifest, ModelFolder
+from e5onnx.tokenizer import Tokenizer
 
-from .checkpoint import Checkpoint, Decision, Pooling, read_checkpoint
+from .calibration import tokenize_for_calibration
+from .checkpoint import Checkpoint, Decision, read_checkpoint
 from .folder import (
     GRAPHS,
     PORTABLE_GRAPH,
@@ -25,15 +31,20 @@ from .folder import (
     check_output,
     check_space,
     graph_record,
+    save_whole,
     save_with_weights,
     staging,
     write_manifest,
 )
 
+if TYPE_CHECKING:
+    import onnx
+
 _CALIBRATION = Path(__file__).with_name("calibration.txt")
 _FEWEST_TEXTS = 16
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-_TOOLS = ("onnx", "onnxruntime", "optimum-onnx", "tokenizers", "torch", "transformers")
+_COPIED = ("config.json", "tokenizer_config.json", "special_tokens_map.json")
+"""What other programs need to read the folder."""
+_NAMES = {"numpy": "numpy", "pytorch": "PyTorch"}
 
 
 def export_model(
@@ -48,6 +59,7 @@ def export_model(
     precisions: Collection[Precision] = ("fp32", "int8"),
     calibration: str | os.PathLike[str] | None = None,
     portable: bool = False,
+    via_optimum: bool = False,
     force: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> ModelFolder:
@@ -63,11 +75,13 @@ def export_model(
         revision: branch, tag or commit of a hub id.
         query_prompt: overrides the checkpoint's prompt for queries.
         document_prompt: overrides the checkpoint's prompt for documents.
-        pooling: "mean" or "cls"; overrides the checkpoint's pooling.
+        pooling: such as "mean" or "cls"; overrides the checkpoint's pooling.
         max_tokens: overrides the checkpoint's maximum number of tokens, special tokens included.
         precisions: the graphs to write: "fp32", "int8" or both.
         calibration: a UTF-8 file of texts like those int8 will embed, one per line; None for the built-in texts.
         portable: also write a graph of standard ONNX operators, for engines other than onnxruntime.
+        via_optimum: trace the encoder with optimum and PyTorch (extra `optimum`), as for encoders that the builder does
+            not know.
         force: replace `output` if it is a model folder, and accept int8 however far it is from fp32.
         report: called with one line of text for every decision and step.
 
@@ -88,7 +102,7 @@ def export_model(
         raise InputValueError(f"precisions must be one or more of {', '.join(GRAPHS)}, got {list(precisions)}")
     calibration = Path(calibration or _CALIBRATION)
     fitted, held_back = _read_calibration(calibration) if "int8" in precisions else ([], [])
-    for package in ("onnx", "optimum", "torch", "transformers"):
+    for package in ("onnx", "safetensors"):
         if importlib.util.find_spec(package) is None:
             raise MissingDependencyError(f"export needs {package}: pip install 'e5onnx[export]'")
     source = read_checkpoint(
@@ -98,45 +112,30 @@ def export_model(
         document_prompt=document_prompt,
         pooling=pooling,
         max_tokens=max_tokens,
+        via_optimum=via_optimum,
     )
     if source.folder.resolve().is_relative_to(output.resolve()):
         raise InputValueError(f"{output} contains the checkpoint and would be replaced; name another output")
     _report_decisions(source, report)
 
-    # Importing torch takes seconds, so everything that can fail without it comes first.
-    import onnx
-
-    from .calibration import tokenize_for_calibration
-    from .fuse import fuse_encoder, simplify_embeddings
-    from .head import append_head
-    from .portable import in_standard_operators
-    from .quantize import METHOD, quantize_graph
-    from .trace import load_encoder, load_tokenizer, trace_encoder
+    from .quantize import METHOD
     from .validate import compare_with_fp32, measure_fidelity, measure_parity
 
-    encoder = load_encoder(source)
-    tokenizer = load_tokenizer(source, encoder)
-    prompts, max_tokens = source.prompts.value, source.max_tokens.value
-    tokenized = partial(tokenize_for_calibration, tokenizer=tokenizer, prompts=prompts, max_tokens=max_tokens)
+    way = _way(source)
     with staging(output, force) as folder:
-        weights = 4 * encoder.num_parameters()
-        check_space(folder, weights * (1 + portable) + weights // 4 * ("int8" in precisions))
+        size = sum(path.stat().st_size for path in source.folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+        check_space(folder, size * (1 + portable) + size // 4 * ("int8" in precisions))
         (folder / "onnx").mkdir()
-        _save_tokenizer(tokenizer, folder)  # first, because its file also stores how it was last used
-        report("Tracing the encoder")
-        graph = trace_encoder(encoder, folder)
-        simplify_embeddings(graph)
-        report("Fusing its operators, appending pooling and normalisation")
-        fused = fuse_encoder(
-            graph,
-            heads=encoder.config.num_attention_heads,
-            hidden_size=source.hidden_size,
-            layers=source.layers,
-        )
-        append_head(fused, source.pooling.value, source.hidden_size, source.dimension.value)
+        way.save_tokenizer(folder)
+        for file in _COPIED:
+            if (source.folder / file).is_file() and not (folder / file).exists():
+                shutil.copyfile(source.folder / file, folder / file)
+        report(way.how)
+        write_manifest(folder, _describe(source, folder, way.tools))
+        tokenized = partial(tokenize_for_calibration, tokenizer=Tokenizer(ModelFolder.open(folder)))
         if "int8" in precisions:
             report(f"Calibrating int8 on {len(fitted)} texts")
-            save_with_weights(quantize_graph(fused, tokenized(fitted)), folder / GRAPHS["int8"])
+            save_with_weights(way.int8(tokenized(fitted), _progress(report)), folder / GRAPHS["int8"])
             digest = hashlib.sha256(calibration.read_bytes()).hexdigest()
             fitted_to = {
                 "method": METHOD,
@@ -144,12 +143,11 @@ def export_model(
                 "texts_held_back": len(held_back),
                 "file_sha256": digest,
             }
-        save_with_weights(fused, folder / GRAPHS["fp32"])
+        save_with_weights(way.fp32(), folder / GRAPHS["fp32"])
         if portable:
-            onnx.save(in_standard_operators(onnx.load(folder / GRAPHS["fp32"])), folder / PORTABLE_GRAPH)
-        shutil.copyfile(source.folder / "config.json", folder / "config.json")
+            save_whole(way.portable(), folder / PORTABLE_GRAPH)
 
-        manifest = _describe(source, folder)
+        manifest = _describe(source, folder, way.tools)
         write_manifest(folder, manifest)
         opened = ModelFolder.open(folder)
         graphs = []
@@ -165,12 +163,14 @@ def export_model(
                 parity = compare_with_fp32(opened, folder / record.file)
                 report(f"  {record.file}: largest difference from fp32 {parity['max_abs_difference']:.1e}")
             else:
-                report("Comparing with the checkpoint in PyTorch")
-                parity = measure_parity(opened, record, encoder, tokenizer)
-                report(
-                    f"  {record.file}: largest difference {parity['max_abs_difference']:.1e}, smallest cosine "
-                    f"{parity['min_cosine']:.7f} over {parity['texts']} texts, alone and padded"
-                )
+                parity = {}
+                for name, embed in way.references().items():
+                    report(f"Comparing with the checkpoint in {_NAMES[name]}")
+                    parity |= measure_parity(opened, record, name, embed)
+                    report(
+                        f"  {record.file}: largest difference {parity[f'{name}_max_abs_difference']:.1e}, smallest "
+                        f"cosine {parity[f'{name}_min_cosine']:.7f} over {parity['texts']:.0f} texts, alone and padded"
+                    )
             graphs.append(replace(record, parity=parity, calibration=fitted_to if record.precision == "int8" else None))
         wanted = [graph for graph in graphs if graph.portable or graph.precision in precisions]
         for unwanted in [graph for graph in graphs if graph not in wanted]:  # fp32, written only for the comparison
@@ -183,19 +183,65 @@ def export_model(
     return finished
 
 
-def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    try:
-        paths = tokenizer.save_pretrained(folder)
-    except Exception as error:  # the Rust library raises nothing narrower for a full disk
-        raise OSError(f"the tokenizer could not be written to {folder}: {error}") from error
-    for path in map(Path, paths):
-        if path.name not in _TOKENIZER_FILES:  # tokenizer.json already holds the vocabulary
-            path.unlink(missing_ok=True)
+class Way(Protocol):
+    """How the graphs of a checkpoint are made: built from its weights, or traced."""
+
+    tools: ClassVar[tuple[str, ...]]
+    """The packages whose versions may matter."""
+
+    @property
+    def how(self) -> str:
+        """Say which way this is, and why."""
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write `tokenizer.json`."""
+
+    def fp32(self) -> onnx.ModelProto:
+        """Return the graph for onnxruntime."""
+
+    def portable(self) -> onnx.ModelProto:
+        """Return the graph in standard ONNX operators."""
+
+    def int8(self, token_ids: Sequence[NDArray[np.int32]], advance: Callable[[int, int], object]) -> onnx.ModelProto:
+        """Return the graph in int8; `advance` gets how many layers are done, and of how many."""
+
+    def references(self) -> dict[str, Callable[[str, NDArray[np.int32]], NDArray[Any]]]:
+        """Return what computes vectors independently of the graph, by name.
+
+        Each is given a text and its token ids, and returns the vector before normalisation.
+        """
+
+
+def _way(source: Checkpoint) -> Way:
+    if source.encoder.family is not None:
+        from .built import Built
+
+        return Built(source)
+    for package in ("optimum", "torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            why = source.encoder.why_traced
+            raise MissingDependencyError(f"{why}: tracing it needs {package}: pip install 'e5onnx[optimum]'")
+    from .trace import Traced
+
+    return Traced(source)
+
+
+def _progress(report: Callable[[str], None]) -> Callable[[int, int], None]:
+    """Return what reports finished layers with the time left."""
+    start = time.monotonic()
+
+    def advance(done: int, layers: int) -> None:
+        left = (time.monotonic() - start) / done * (layers - done)
+        report(f"  layer {done} of {layers}" + (f", {left:.0f} s left" if done < layers else ""))
+
+    return advance
 
 
 def _report_decisions(source: Checkpoint, report: Callable[[str], None]) -> None:
     report(f"Exporting {source.name}" + (f" at {source.revision}" if source.revision else ""))
-    report(f"  encoder    BERT, {source.layers} layer{'s' * (source.layers != 1)}, dimension {source.hidden_size}")
+    encoder = source.encoder
+    layers = f"{encoder.layers} layer{'s' * (encoder.layers != 1)}"
+    report(f"  encoder    {encoder.model_type}, {layers}, dimension {encoder.hidden_size}")
     prompts = ", ".join(f"{name} {prompt!r}" for name, prompt in source.prompts.value.items()) or "none"
     decisions: list[tuple[str, Decision[Any]]] = [
         ("pooling", source.pooling),
@@ -210,7 +256,7 @@ def _report_decisions(source: Checkpoint, report: Callable[[str], None]) -> None
         report(f"  {name:<10} {decision.value} ({decision.source})")
 
 
-def _describe(source: Checkpoint, folder: Path) -> Manifest:
+def _describe(source: Checkpoint, folder: Path, tools: Sequence[str]) -> Manifest:
     """Return the manifest of the files in `folder`, without parity."""
     files: list[tuple[Precision, str]] = [*GRAPHS.items(), ("fp32", PORTABLE_GRAPH)]
     graphs = (graph_record(folder, file, precision) for precision, file in files if (folder / file).is_file())
@@ -218,7 +264,7 @@ def _describe(source: Checkpoint, folder: Path) -> Manifest:
         checkpoint=source.name,
         revision=source.revision,
         dimension=source.dimension.value,
-        layers=source.layers,
+        layers=source.encoder.layers,
         max_tokens=source.max_tokens.value,
         pooling=source.pooling.value,
         normalize=source.normalize.value,
@@ -227,7 +273,7 @@ def _describe(source: Checkpoint, folder: Path) -> Manifest:
         similarity_fn_name=source.similarity_fn_name.value,
         graphs=tuple(graphs),
         files=tuple(FileRecord.of(folder, path.name) for path in sorted(folder.iterdir()) if path.is_file()),
-        tools={"e5onnx": __version__, **{tool: version(tool) for tool in _TOOLS}},
+        tools={"e5onnx": __version__, **{tool: version(tool) for tool in tools}},
     )
 
 

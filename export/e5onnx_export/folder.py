@@ -22,13 +22,33 @@ _WEIGHTS_SUFFIX = "_data"
 _STAGING = ".partial"
 
 
-def save_with_weights(model: Any, path: Path) -> None:
-    """Save a graph, and its weights beside it, where onnxruntime can map them into memory. `model` is consumed."""
-    import onnx
+_LEAST_MAPPED = 1024
+_ALIGNMENT = 4096
+"""Bytes; the size of a page, at which a mapping begins."""
 
-    weights = path.name + _WEIGHTS_SUFFIX
-    onnx.save(model, path, save_as_external_data=True, location=weights)
-    shutil.copymode(path, path.with_name(weights))  # onnx makes it readable for its owner only
+
+def save_with_weights(model: Any, path: Path) -> None:
+    """Save a graph, and its weights beside it, where onnxruntime can map them into memory. `model` is consumed.
+
+    The bytes depend on the graph alone, not on the version of onnx: they are part of the fingerprint.
+    """
+    from onnx.external_data_helper import set_external_data
+
+    weights = path.with_name(path.name + _WEIGHTS_SUFFIX)
+    with weights.open("wb") as stream:
+        for tensor in model.graph.initializer:
+            size = len(tensor.raw_data)
+            if size >= _LEAST_MAPPED:
+                stream.write(bytes(-stream.tell() % _ALIGNMENT))
+                set_external_data(tensor, weights.name, stream.tell(), size)
+                stream.write(tensor.raw_data)
+                tensor.ClearField("raw_data")
+    save_whole(model, path)
+
+
+def save_whole(model: Any, path: Path) -> None:
+    """Save a graph with its weights."""
+    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def graph_record(folder: Path, file: str, precision: Precision) -> GraphRecord:

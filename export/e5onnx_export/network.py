@@ -78,7 +78,7 @@ class Network:
     @property
     def hidden_size(self) -> int:
         """Numbers in a hidden state."""
-        return self.words.shape[1]
+        return int(self.words.shape[1])
 
     @property
     def max_tokens(self) -> int:
@@ -173,12 +173,13 @@ MAX_DISTANCE = 128
 """Tokens; MPNet puts larger distances into one bucket."""
 
 
-def read_network(config: JsonObject, weights: Callable[[str], Weights]) -> Network:
+def read_network(config: JsonObject, weights: Callable[[str], Weights], padding_id: int = 1) -> Network:
     """Return the encoder of a checkpoint.
 
     Args:
         config: its `config.json`, which `checkpoint.py` has looked through.
         weights: opens the weights, whose names may begin with the prefix that it is given.
+        padding_id: the token id that RoBERTa's positions are counted from.
 
     Raises:
         CheckpointError: a tensor is missing, has another shape than `config.json` says, or holds NaN or infinity.
@@ -223,7 +224,7 @@ def read_network(config: JsonObject, weights: Callable[[str], Weights]) -> Netwo
         positions=positions,
         embedding_norm=norm("embeddings.LayerNorm"),
         layers=tuple(layer(number) for number in range(size("num_hidden_layers"))),
-        padding_id=config.integer("pad_token_id", least=0, default=1) if family.counts_from_padding else None,
+        padding_id=padding_id if family.counts_from_padding else None,
         relative_bias=_relative_bias(config, tensors, heads) if family.is_relative else None,
     )
 

@@ -101,21 +101,23 @@ class Activations:
 
 
 def quantize(
-    network: Network, token_ids: Sequence[NDArray[np.int32]], advance: Callable[[], object] = lambda: None
+    network: Network,
+    token_ids: Sequence[NDArray[np.int32]],
+    advance: Callable[[int, int], object] = lambda done, layers: None,
 ) -> tuple[dict[str, NDArray[Any]], list[dict[str, NDArray[Any]]]]:
     """Return the tensors of embeddings and layers in int8, for :func:`build_encoder` to write as `INT8`.
 
     Args:
         network: the encoder.
         token_ids: the calibration texts.
-        advance: is called after each layer.
+        advance: gets how many layers are done, and of how many.
     """
     layers = []
     calibration = Calibration(network, token_ids)
-    for layer in network.layers:
+    for number, layer in enumerate(network.layers, 1):
         weights = layer_weights(network, layer, FUSED)
         layers.append(quantize_layer(weights, calibration.run(weights)))
-        advance()
+        advance(number, len(network.layers))
     return quantize_embeddings(network), layers
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 from .head import Dense, Pooling
 from .network import Linear, Network, Norm, score_bias
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
+"""Float64, but for token ids."""
 
 
-def last_hidden_state(network: Network, ids: NDArray[np.integer]) -> Array:
+def last_hidden_state(network: Network, ids: Array) -> Array:
     """Return the hidden states of a text, `[tokens, hidden_size]`, for its token ids `[tokens]`."""
     if network.padding_id is None:
         places = np.arange(len(ids))
@@ -40,7 +42,7 @@ def last_hidden_state(network: Network, ids: NDArray[np.integer]) -> Array:
 
 def embed(
     network: Network,
-    ids: NDArray[np.integer],
+    ids: Array,
     pooling: Pooling,
     dense: Sequence[Dense] = (),
     dimension: int | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,34 +31,31 @@ _TEXT = (
 _WORDS = _TEXT.split()
 
 
-def measure_parity(folder: ModelFolder, graph: GraphRecord, encoder: Any, tokenizer: Any) -> dict[str, float]:
-    """Compare a graph of `folder`, run by onnxruntime, with `encoder`, run by PyTorch.
+def measure_parity(
+    folder: ModelFolder, graph: GraphRecord, name: str, embed: Callable[[str, NDArray[np.int32]], NDArray[Any]]
+) -> dict[str, float]:
+    """Compare a graph of `folder`, run by onnxruntime, with the checkpoint computed in another way.
 
     Texts from one token to beyond the maximum are run one by one, then all together in one padded batch.
 
     Args:
         folder: the finished model folder.
         graph: the graph to compare.
-        encoder: the checkpoint as transformers' `BertModel`.
-        tokenizer: the checkpoint's tokenizer in transformers.
+        name: the other way, the beginning of the figures' names.
+        embed: returns the vector of a text before normalisation, for the text and its token ids.
 
     Returns:
-        `max_abs_difference` of a component and `min_cosine`: the worst over all texts, alone and padded, of unit
-        vectors and of pooled vectors divided by the length of PyTorch's. `texts`: how many were compared.
+        `NAME_max_abs_difference` of a component and `NAME_min_cosine`: the worst over all texts, alone and padded, of
+        unit vectors and of pooled vectors divided by the length of the reference's. `texts`: how many were compared.
 
     Raises:
-        ParityError: the token ids differ, or the vectors differ by more than :data:`LARGEST_DIFFERENCE` allows.
+        ParityError: the vectors differ by more than :data:`LARGEST_DIFFERENCE` allows.
     """
     manifest = folder.manifest
     exported = Tokenizer(folder)
     texts = texts_of_all_lengths(exported)
     tokenized = [text.ids for text in exported.tokenize(texts)]
-    expected = []
-    for text, ids in zip(texts, tokenized, strict=True):
-        encoded = tokenizer(text, truncation=True, max_length=manifest.max_tokens, return_tensors="pt")
-        if encoded["input_ids"][0].tolist() != ids.tolist():
-            raise ParityError(f"the exported tokenizer splits {text[:60]!r} differently from the checkpoint's")
-        expected.append(_pool(encoder, encoded, manifest.pooling)[: manifest.dimension])
+    expected = [embed(text, ids) for text, ids in zip(texts, tokenized, strict=True)]
     reference = np.stack(expected)
     lengths = np.linalg.norm(reference, axis=1, keepdims=True)
 
@@ -78,7 +75,7 @@ def measure_parity(folder: ModelFolder, graph: GraphRecord, encoder: Any, tokeni
             f"{graph.file} differs from the checkpoint by up to {difference:.1e} in a component, "
             f"more than the {LARGEST_DIFFERENCE[graph.precision]:.0e} allowed; smallest cosine {cosine:.6f}"
         )
-    return {"max_abs_difference": difference, "min_cosine": cosine, "texts": len(texts)}
+    return {f"{name}_max_abs_difference": difference, f"{name}_min_cosine": cosine, "texts": len(texts)}
 
 
 def measure_fidelity(
@@ -152,13 +149,3 @@ def texts_of_all_lengths(tokenizer: Tokenizer) -> list[str]:
 def _session(path: Path, dimension: int, precision: str) -> Session:
     load = partial(OnnxRuntimeEngine, threads=default_threads(), precision=precision)
     return Session(OpenedGraph(path, lambda: None), dimension=dimension, load=load)
-
-
-def _pool(encoder: Any, encoded: Any, pooling: str) -> NDArray[np.float32]:
-    """Return the pooled vector of one text by PyTorch, written independently of `head.py`."""
-    import torch
-
-    with torch.inference_mode():
-        hidden = encoder(**encoded).last_hidden_state[0]
-    vector: NDArray[np.float32] = (hidden.mean(0) if pooling == "mean" else hidden[0]).numpy()
-    return vector

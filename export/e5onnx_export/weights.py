@@ -96,7 +96,7 @@ def _open_safetensors(path: Path) -> Iterator[tuple[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        file = safe_open(path, framework="numpy")
+        file: Any = safe_open(path, framework="numpy")
         for name in file.keys():  # noqa: SIM118 - it is not a mapping
             yield name, file.get_slice(name)
     except (SafetensorError, OSError) as error:
