@@ -24,7 +24,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, inliner, numpy_helper
 
-from .network import Floats, Layer, Network, distance_buckets, score_bias
+from .network import Floats, Layer, Network, score_bias
 
 DOMAIN = "e5onnx"
 OPSET = 18
@@ -133,7 +133,8 @@ EncoderLayer <num_heads, scale, epsilon> (hidden, {inputs}) => ({outputs})
 """
 _ENCODER = """
 <domain: "{domain}", opset_import: ["" : {opset}, "com.microsoft" : 1, "{domain}" : 1]>
-BertEncoder <num_heads, scale, epsilon> (input_ids, attention_mask, {inputs}) => (last_hidden_state)
+BertEncoder <num_heads, scale, epsilon, activation, padding_id>
+    (input_ids, attention_mask, {inputs}) => (last_hidden_state)
 {{{words}{positions}
         embedded = Add (words, positions)
         {first} = LayerNormalization <axis = -1, epsilon: float = @epsilon>
@@ -279,10 +280,8 @@ def embedding_weights(network: Network) -> dict[str, Floats]:
         "embedding_norm_scale": network.embedding_norm.scale,
         "embedding_norm_shift": network.embedding_norm.shift,
     }
-    if network.relative_bias is not None:
-        farthest = network.max_tokens - 1
-        buckets = distance_buckets(np.arange(-farthest, farthest + 1), len(network.relative_bias))
-        weights["distance_bias"] = network.relative_bias[buckets].T
+    if network.distance_bias is not None:
+        weights["distance_bias"] = network.distance_bias
     return weights
 
 
@@ -335,6 +334,8 @@ def build_encoder(
         ["input_ids", "attention_mask", *tensors],
         ["last_hidden_state"],
         domain=DOMAIN,
+        activation=network.activation,
+        padding_id=-1 if network.padding_id is None else network.padding_id,
         **_attributes(network),
     )
     graph = helper.make_graph(
@@ -371,8 +372,8 @@ def layer_inputs(network: Network, hidden: Floats, attention_mask: NDArray[np.in
     """Return the inputs of :func:`build_layer` for hidden states `[batch, sequence, hidden_size]` and their mask."""
     is_padding = (1 - attention_mask)[:, :, None].astype(np.float32)
     inputs = {"hidden": hidden, "key_mask": is_padding * np.float32(_PADDING) * mask_columns(network)}
-    if network.relative_bias is not None:
-        inputs["score_bias"] = score_bias(network.relative_bias, hidden.shape[1])[None]
+    if network.distance_bias is not None:
+        inputs["score_bias"] = score_bias(network.distance_bias, hidden.shape[1])[None]
     return inputs
 
 
@@ -455,7 +456,7 @@ def _fixed(network: Network, variant: Variant) -> list[str]:
 
 
 def _is_relative(network: Network) -> bool:
-    return network.relative_bias is not None
+    return network.distance_bias is not None
 
 
 def _attributes(network: Network) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -25,7 +25,7 @@ from .weights import Weights
 class Built:
     """A checkpoint whose graphs are built from its weights."""
 
-    tools = ("onnx", "safetensors", "tokenizers", "onnxruntime", "numpy")
+    tools: ClassVar[Sequence[str]] = ("onnx", "safetensors", "tokenizers", "onnxruntime", "numpy")
     """The packages whose versions may matter."""
 
     def __init__(self, source: Checkpoint) -> None:
@@ -76,7 +76,8 @@ class Built:
         source = self._source
 
         def embed(text: str, ids: NDArray[np.int32]) -> NDArray[Any]:
-            return reference.embed(self.network, ids, source.pooling.value, self._dense, source.dimension.value)
+            vector = reference.embed(self.network, ids, source.pooling.value, self._dense, source.dimension.value)
+            return np.asarray(vector)
 
         if any(importlib.util.find_spec(package) is None for package in ("torch", "transformers")):
             return {"numpy": embed}

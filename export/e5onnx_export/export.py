@@ -36,6 +36,7 @@ from .folder import (
     staging,
     write_manifest,
 )
+from .head import Pooling
 
 if TYPE_CHECKING:
     import onnx
@@ -186,7 +187,7 @@ def export_model(
 class Way(Protocol):
     """How the graphs of a checkpoint are made: built from its weights, or traced."""
 
-    tools: ClassVar[tuple[str, ...]]
+    tools: ClassVar[Sequence[str]]
     """The packages whose versions may matter."""
 
     @property
@@ -250,7 +251,10 @@ def _report_decisions(source: Checkpoint, report: Callable[[str], None]) -> None
         ("prompts", Decision(prompts, source.prompts.source)),
         ("similarity", source.similarity_fn_name),
     ]
-    if source.dimension.value < source.hidden_size:
+    if source.dense:
+        sizes = " -> ".join(f"{layer.outputs} ({layer.activation})" for layer in source.dense)
+        decisions.append(("dense", Decision(sizes, "modules.json")))
+    if source.dimension.source != encoder.config.name:
         decisions.append(("dimension", source.dimension))
     for name, decision in decisions:
         report(f"  {name:<10} {decision.value} ({decision.source})")

@@ -62,7 +62,8 @@ class Network:
         layers: from the first to the last.
         padding_id: RoBERTa counts positions from `padding_id + 1`, and leaves out tokens with this id; None for BERT,
             which counts them from 0.
-        relative_bias: MPNet's bias of scores by distance, `[buckets, heads]`; None for the others.
+        distance_bias: MPNet's bias of scores by the distance of key and query, from the most negative on,
+            `[heads, 2 * max_tokens - 1]`; None for the others.
     """
 
     heads: int
@@ -73,7 +74,7 @@ class Network:
     embedding_norm: Norm
     layers: tuple[Layer, ...]
     padding_id: int | None = None
-    relative_bias: Floats | None = None
+    distance_bias: Floats | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -225,15 +226,18 @@ def read_network(config: JsonObject, weights: Callable[[str], Weights], padding_
         embedding_norm=norm("embeddings.LayerNorm"),
         layers=tuple(layer(number) for number in range(size("num_hidden_layers"))),
         padding_id=padding_id if family.counts_from_padding else None,
-        relative_bias=_relative_bias(config, tensors, heads) if family.is_relative else None,
+        distance_bias=_distance_bias(config, tensors, heads, len(positions) - padding_id - 1)
+        if family.is_relative
+        else None,
     )
 
 
-def _relative_bias(config: JsonObject, tensors: Weights, heads: int) -> Floats:
+def _distance_bias(config: JsonObject, tensors: Weights, heads: int, max_tokens: int) -> Floats:
     buckets = config.integer("relative_attention_num_buckets", least=4, default=32)
     if buckets % 4:
         raise CheckpointError(f"config.json: relative_attention_num_buckets is {buckets}, not a multiple of 4")
-    return tensors.take("encoder.relative_attention_bias.weight", buckets, heads)
+    table = tensors.take("encoder.relative_attention_bias.weight", buckets, heads)
+    return table[distance_buckets(np.arange(1 - max_tokens, max_tokens), buckets)].T
 
 
 def distance_buckets(distances: NDArray[np.int64], buckets: int) -> NDArray[np.int64]:
@@ -255,7 +259,7 @@ def distance_buckets(distances: NDArray[np.int64], buckets: int) -> NDArray[np.i
     return side + np.where(distances > 0, half, 0)
 
 
-def score_bias(relative_bias: Floats, tokens: int) -> Floats:
+def score_bias(distance_bias: Floats, tokens: int) -> Floats:
     """Return what MPNet adds to the score of each head, query and key of a text: `[heads, tokens, tokens]`."""
     places = np.arange(tokens)
-    return relative_bias[distance_buckets(places[None, :] - places[:, None], len(relative_bias))].transpose(2, 0, 1)
+    return distance_bias[:, places[None, :] - places[:, None] + distance_bias.shape[1] // 2]

@@ -128,7 +128,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     return tokenizer
 
 
-def _pool(hidden: torch.Tensor, pooling: str) -> torch.Tensor:
+def _pool(hidden: Any, pooling: str) -> Any:
     if pooling == "weightedmean":
         weights = torch.arange(1, len(hidden) + 1, dtype=hidden.dtype)
         return weights @ hidden / weights.sum()

@@ -103,7 +103,7 @@ class Activations:
 def quantize(
     network: Network,
     token_ids: Sequence[NDArray[np.int32]],
-    advance: Callable[[int, int], object] = lambda done, layers: None,
+    advance: Callable[[int, int], object],
 ) -> tuple[dict[str, NDArray[Any]], list[dict[str, NDArray[Any]]]]:
     """Return the tensors of embeddings and layers in int8, for :func:`build_encoder` to write as `INT8`.
 

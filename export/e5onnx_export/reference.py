@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .head import Dense, Pooling
 from .network import Linear, Network, Norm, score_bias
 
-Array = NDArray[Any]
-"""Float64, but for token ids."""
+Array: TypeAlias = Any
+"""Arrays of float64, and of token ids. Numpy's own types make such formulas unreadable."""
 
 
 def last_hidden_state(network: Network, ids: Array) -> Array:
@@ -30,8 +29,8 @@ def last_hidden_state(network: Network, ids: Array) -> Array:
     for layer in network.layers:
         queries, keys, values = (_by_head(linear(hidden, part), network.heads) for part in layer[:3])
         scores = queries @ keys.transpose(0, 2, 1) / math.sqrt(queries.shape[2])
-        if network.relative_bias is not None:
-            scores = scores + score_bias(network.relative_bias, len(ids))
+        if network.distance_bias is not None:
+            scores = scores + score_bias(network.distance_bias, len(ids))
         attended = softmax(scores) @ values
         together = attended.transpose(1, 0, 2).reshape(hidden.shape)
         hidden = norm(linear(together, layer.attention_output) + hidden, layer.attention_norm, network)
