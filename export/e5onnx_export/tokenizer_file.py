@@ -15,7 +15,7 @@ import tokenizers
 
 from e5onnx.errors import CheckpointError
 
-from .json_file import JsonObject, read_json
+from .json_file import JsonObject
 
 # tokenizer_class, without "Fast" -> what its constructor changes
 _BERT_LIKE = ("BertTokenizer", "DistilBertTokenizer", "MPNetTokenizer", "ElectraTokenizer")
@@ -63,8 +63,9 @@ def read_tokenizer(
     kind = (settings.get("tokenizer_class") or _CLASS_OF_MODEL.get(model_type, "")).removesuffix("Fast")
     if kind not in (*_BERT_LIKE, *_ROBERTA_LIKE, *_UNCHANGED):
         raise CheckpointError(f"{config.name}: tokenizer_class {kind!r:.80} is not known; {_VIA_OPTIMUM}")
-    text, content = _read(folder, kind, settings)
-    changed = json.loads(text)
+    text = _read(folder, kind, settings)
+    _load(folder, text)
+    content, changed = json.loads(text), json.loads(text)
     if kind in _BERT_LIKE:
         _set_normalizer(changed, settings, chinese=kind != "MPNetTokenizer")
     if kind in _ROBERTA_LIKE:
@@ -75,7 +76,13 @@ def read_tokenizer(
         _lowercase(changed)
     if changed != content:
         text = json.dumps(changed, ensure_ascii=False, indent=2)
-    _try(folder, text, vocabulary)
+    tokenizer = _load(folder, text)
+    largest = max([*tokenizer.get_vocab().values(), *tokenizer.encode("").ids], default=0)
+    if largest >= vocabulary:
+        raise CheckpointError(
+            f"the tokenizer in {folder} has token ids up to {largest}, but the encoder has only {vocabulary} (vocab_size "
+            "in config.json): they do not belong together"
+        )
     return text
 
 
@@ -91,11 +98,14 @@ def _check(config: JsonObject, settings: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{config.name} has code of its own (auto_map), which is not supported")
 
 
-def _read(folder: Path, kind: str, settings: Mapping[str, Any]) -> tuple[str, Any]:
-    """Return `tokenizer.json` as text and as an object; made from `vocab.txt` if the checkpoint has only that."""
-    content = read_json(folder, "tokenizer.json")
-    if content is not None:
-        return (folder / "tokenizer.json").read_text(encoding="utf-8"), content
+def _read(folder: Path, kind: str, settings: Mapping[str, Any]) -> str:
+    """Return the text of `tokenizer.json`, made from `vocab.txt` if the checkpoint has only that."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
     if kind not in _BERT_LIKE or not (folder / "vocab.txt").is_file():
         raise CheckpointError(f"{folder} has no tokenizer.json; {_VIA_OPTIMUM} and converts what is there")
     try:
@@ -109,8 +119,7 @@ def _read(folder: Path, kind: str, settings: Mapping[str, Any]) -> tuple[str, An
         )
     except Exception as error:  # the Rust library raises nothing narrower
         raise CheckpointError(f"{folder / 'vocab.txt'} is not a vocabulary: {error}") from error
-    text: str = made.to_str(pretty=True)
-    return text, json.loads(text)
+    return str(made.to_str(pretty=True))
 
 
 def _set_normalizer(content: Any, settings: Mapping[str, Any], *, chinese: bool) -> None:
@@ -162,16 +171,10 @@ def _lowercase(content: Any) -> None:
         content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *before]}
 
 
-def _try(folder: Path, text: str, vocabulary: int) -> None:
-    """Raise :class:`CheckpointError` if the tokenizer does not load, or makes ids that the encoder does not know."""
-    where = f"the tokenizer in {folder}"
+def _load(folder: Path, text: str) -> tokenizers.Tokenizer:
     try:
         tokenizer = tokenizers.Tokenizer.from_str(text)
-        ids = [*tokenizer.get_vocab().values(), *tokenizer.encode("").ids]
+        tokenizer.encode("")
     except Exception as error:  # the Rust library raises nothing narrower
-        raise CheckpointError(f"{where} cannot be loaded: {' '.join(str(error).split())}") from error
-    if max(ids, default=0) >= vocabulary:
-        raise CheckpointError(
-            f"{where} has token ids up to {max(ids)}, but the encoder knows {vocabulary} (vocab_size in config.json): "
-            "they do not belong together"
-        )
+        raise CheckpointError(f"the tokenizer in {folder} cannot be loaded: {' '.join(str(error).split())}") from error
+    return tokenizer
