@@ -14,7 +14,8 @@ from e5onnx.batching import pad_batch, plan_batches
 from e5onnx.cpu import default_threads
 from e5onnx.engine import OnnxRuntimeEngine, Session
 from e5onnx.errors import ParityError
-from e5onnx.model_folder import GraphRecord, ModelFolder, OpenedGraph
+from e5onnx.manifest import GraphRecord
+from e5onnx.model_folder import ModelFolder, OpenedGraph
 from e5onnx.tokenizer import Tokenizer
 
 LARGEST_DIFFERENCE = {"fp32": 1e-4}

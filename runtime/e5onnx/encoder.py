@@ -24,7 +24,8 @@ from .errors import (
     ModelFolderError,
     TruncationWarning,
 )
-from .model_folder import Manifest, open_model
+from .manifest import Manifest
+from .model_folder import open_model
 from .tokenizer import PROMPT_NAMES, TokenizedText, Tokenizer, check_texts, iterate_texts
 
 Precision = Literal["fp32", "int8", "bf16"]

@@ -21,7 +21,8 @@ from typing import Literal
 
 from .atomic import written_whole
 from .errors import E5OnnxError, InputValueError, MissingDependencyError
-from .model_folder import MANIFEST, ModelFolder, open_model
+from .manifest import MANIFEST
+from .model_folder import ModelFolder, open_model
 
 UNUSED = (
     "bin",

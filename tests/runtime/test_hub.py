@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 
 from e5onnx import Encoder, ModelNotFoundError, Tokenizer
-from e5onnx.model_folder import MANIFEST, FileRecord, GraphRecord, ModelFolder, is_hub_id
+from e5onnx.manifest import MANIFEST, GraphRecord
+from e5onnx.model_folder import ModelFolder, file_record, is_hub_id
 from hub_stand_in import HubStandIn
 
 QUERIES = ["how much protein should a female eat", "summit define", ""]
@@ -116,11 +117,11 @@ def make_model(e5_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Make
         graphs = []
         for precision, file in GRAPHS.items():
             (folder / file).write_bytes(precision.encode() * 30_000)
-            record = FileRecord.of(folder, file)
+            record = file_record(folder, file)
             weights = None
             if precision == "fp32":
                 (folder / WEIGHTS).write_bytes(b"weights" * 30_000)
-                weights = FileRecord.of(folder, WEIGHTS)
+                weights = file_record(folder, WEIGHTS)
             graphs.append(
                 GraphRecord(
                     file,
