@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .batching import pad_batch, plan_batches
 from .cpu import check_threads, default_threads, whole_number
-from .engine import Engine, OnnxRuntimeEngine, Output, Session
+from .engine import Engine, LoadedGraph, OnnxRuntimeEngine, Output
 from .errors import (
     InferenceError,
     InputTypeError,
@@ -102,10 +102,10 @@ class Encoder:
         opened = partial(folder.graph, given, provider)
         with opened() as graph:
             self.tokenizer = Tokenizer(folder)
-            self._session = Session(
+            self._graph = LoadedGraph(
                 graph, dimension=folder.manifest.dimension, load=partial(load, threads=self.threads), reopened=opened
             )
-        self.precision = self._session.precision
+        self.precision = self._graph.precision
         self._pickled = (os.fspath(folder.path), precision, provider, threads, compile_cache, self.fingerprint)
         self._may_warn_of_prompts = all(
             any(folder.manifest.prompts.get(name) for name in PROMPT_NAMES[role]) for role in ("query", "document")
@@ -361,7 +361,7 @@ class Encoder:
         """Fill `embeddings` with the vectors of texts."""
         for rows in plan_batches([len(text.ids) for text in tokenized], max_texts=batch_size):
             input_ids, attention_mask = pad_batch([tokenized[row].ids for row in rows])
-            vectors = self._session.run(input_ids, attention_mask, output)
+            vectors = self._graph.run(input_ids, attention_mask, output)
             if not np.isfinite(vectors).all():
                 raise InferenceError(f"the model gives NaN or infinity for token ids of shape {input_ids.shape}")
             embeddings[rows] = vectors

@@ -81,7 +81,7 @@ def test_a_generator_is_read_as_the_vectors_are_made(sample: Encoder, monkeypatc
     monkeypatch.setattr("e5onnx.encoder._WINDOW", 8)
     read = 0
     read_at_run: list[int] = []
-    run = sample._session.run
+    run = sample._graph.run
 
     def texts() -> Iterator[str]:
         nonlocal read
@@ -92,7 +92,7 @@ def test_a_generator_is_read_as_the_vectors_are_made(sample: Encoder, monkeypatc
         read_at_run.append(read)
         return run(*arguments)
 
-    monkeypatch.setattr(sample._session, "run", counting_run)
+    monkeypatch.setattr(sample._graph, "run", counting_run)
     embeddings = sample.encode(texts())
     assert embeddings.shape == (100, 384)
     assert read_at_run[0] == 8
@@ -280,7 +280,7 @@ def test_a_list_is_checked_before_anything_runs(sample: Encoder, monkeypatch: py
     def run(*_: Any) -> None:
         pytest.fail("the model ran before the list was checked")
 
-    monkeypatch.setattr(sample._session, "run", run)
+    monkeypatch.setattr(sample._graph, "run", run)
     with pytest.raises(InputTypeError, match="position 2000"):
         sample.encode(["text"] * 2000 + [None])  # type: ignore[list-item]
 
@@ -513,13 +513,13 @@ def test_properties(e5: Encoder) -> None:
 
 def test_warmup_runs_the_model_and_warns_of_nothing(e5_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder(e5_model)
-    run, shapes = encoder._session.run, []
+    run, shapes = encoder._graph.run, []
 
     def noting_run(input_ids: Any, *arguments: Any) -> Any:
         shapes.append(input_ids.shape)
         return run(input_ids, *arguments)
 
-    monkeypatch.setattr(encoder._session, "run", noting_run)
+    monkeypatch.setattr(encoder._graph, "run", noting_run)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encoder.warmup()

@@ -24,7 +24,7 @@ from e5onnx import (
     Tokenizer,
     model_folder,
 )
-from e5onnx.engine import OnnxRuntimeEngine, Session
+from e5onnx.engine import LoadedGraph, OnnxRuntimeEngine
 from e5onnx.manifest import MANIFEST, FileRecord, GraphRecord, Manifest
 from e5onnx.model_folder import ModelFolder, OpenedGraph, file_record
 
@@ -659,7 +659,7 @@ def test_a_graph_of_another_contract_is_refused(copied_model: Path, graph: bytes
 
 def test_a_dimension_other_than_the_graph_has_is_refused(tiny_model: Path) -> None:
     with pytest.raises(ModelFolderError, match=r"expected .*\['any', 384\]"):
-        Session(
+        LoadedGraph(
             OpenedGraph(tiny_model / GRAPH, lambda: None),
             dimension=384,
             load=partial(OnnxRuntimeEngine, threads=1, precision="fp32"),
