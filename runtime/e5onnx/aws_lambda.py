@@ -16,10 +16,11 @@ import json
 import os
 from typing import Any, Literal
 
+from .checks import json_type
 from .encoder import Encoder
 from .errors import InputValueError, RequestError
-from .openai_api import ROLES, EmbeddingsRequest, kind_of, parse_json, shortest_floats, shown
-from .tokenizer import Role
+from .openai_api import EmbeddingsRequest, parse_json, shortest_floats, shown
+from .tokenizer import ROLES, Role
 
 _LARGEST_REPLY = 6 * 1024 * 1024
 """Bytes; AWS' documentation, "Lambda quotas": payload of synchronous invocations."""
@@ -117,7 +118,7 @@ def _body(event: dict[str, Any]) -> bytes:
     if body is None:
         return b""
     if not isinstance(body, str):
-        raise RequestError(f"the event's body must be text, which is JSON, got {kind_of(body)}")
+        raise RequestError(f"the event's body must be text, which is JSON, got {json_type(body)}")
     if not event.get("isBase64Encoded"):
         return body.encode(errors="surrogatepass")
     try:

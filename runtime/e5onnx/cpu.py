@@ -6,14 +6,12 @@ quota of its control group (version 1 or 2). More threads than that only wait fo
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from .errors import InputTypeError, InputValueError
+from .errors import InputValueError
 
 _THREADS_PER_PROCESSOR = 4
 _ALWAYS_ALLOWED = 16
@@ -67,21 +65,6 @@ def check_threads(threads: int, name: str) -> int:
             f"{name} must be at most {most} on this host of {os.cpu_count()} processors, got {threads}"
         )
     return threads
-
-
-def whole_number(name: str, value: Any) -> int:
-    """Return an int of any library's, such as numpy's; raise :class:`InputTypeError`, which names it, for all else.
-
-    Example:
-        >>> whole_number("threads", 4)
-        4
-    """
-    if isinstance(value, bool):
-        raise InputTypeError(f"{name} must be a whole number, got {value}")
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise InputTypeError(f"{name} must be a whole number, got {value!r:.80}") from error
 
 
 def processors_for_threads(threads: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""A loaded graph: its inputs and outputs, checked; onnxruntime and its options; and what happens after a fork.
+"""A loaded graph: which engine runs it, its inputs and outputs, onnxruntime's options, and what a fork does to it.
 
 Handles token ids and vectors, not texts.
 """
@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from .cpu import processors_for_threads
-from .errors import InferenceError, ModelFolderError
+from .errors import InferenceError, InputTypeError, InputValueError, ModelFolderError
 from .model_folder import OpenedGraph
 
 Output = Literal["sentence_embedding", "pooled_embedding"]
@@ -34,6 +35,28 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     MemoryError,
 )
+
+
+def engine_for(
+    provider: str, precision: str | None, compile_cache: str | os.PathLike[str] | None
+) -> tuple[Callable[..., Engine], str | None]:
+    """Return a function that loads a provider's engine, and the precision to ask of the folder; see `Encoder`."""
+    if provider == "cpu":
+        if precision == "bf16":
+            raise InputValueError('bf16 needs provider="openvino": onnxruntime\'s own kernels do not have it')
+        if compile_cache is not None:
+            raise InputValueError('compile_cache is for provider="openvino": onnxruntime compiles nothing')
+        given = precision or "fp32"
+        return partial(OnnxRuntimeEngine, precision=given), given
+    if provider != "openvino":
+        raise InputValueError(f"provider must be 'cpu' or 'openvino', got {provider!r}")
+    if compile_cache is not None and not isinstance(compile_cache, (str, os.PathLike)):
+        raise InputTypeError(f"compile_cache is a folder, got {type(compile_cache).__name__}")
+    if precision not in ("bf16", "fp32", None):
+        raise InputValueError(f"provider='openvino' runs 'bf16' or 'fp32', not {precision!r}")
+    from .openvino_engine import OpenVinoEngine
+
+    return partial(OpenVinoEngine, precision=precision, compile_cache=compile_cache), precision
 
 
 class Engine(Protocol):

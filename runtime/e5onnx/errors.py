@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-_MOST_SHOWN = 80
+MOST_SHOWN = 80
 """Characters of a request that a message repeats."""
 
 
@@ -68,7 +68,7 @@ class RequestError(InputValueError):
     def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.status = status
-        self.param = None if param is None else param[:_MOST_SHOWN].encode(errors="backslashreplace").decode()
+        self.param = None if param is None else param[:MOST_SHOWN].encode(errors="backslashreplace").decode()
         self.code = code
 
     def body(self) -> dict[str, Any]:

@@ -37,8 +37,8 @@ UNUSED = (
 )
 """Patterns of the dependencies' paths that inference does not import."""
 HANDLER_MODULES = (
-    *("__init__", "aws_lambda", "batching", "cpu", "encoder", "engine", "errors", "long_texts", "manifest"),
-    *("model_folder", "openai_api", "tokenizer"),
+    *("__init__", "aws_lambda", "batching", "checks", "cpu", "encoder", "engine", "errors", "long_texts", "manifest"),
+    *("model_folder", "openai_api", "similarity", "tokenizer"),
     "hub",  # says what is missing if E5ONNX_MODEL is a hub id
 )
 """The modules of e5onnx that the handler imports."""

@@ -12,16 +12,17 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import check_texts, json_type
 from .encoder import Encoder
-from .errors import InputTypeError, InputValueError, RequestError, TextTooLongError
-from .tokenizer import Role, TokenizedText, Tokenizer, check_texts
+from .errors import MOST_SHOWN, InputTypeError, InputValueError, RequestError, TextTooLongError
+from .tokenizer import Role, TokenizedText, Tokenizer
 
-_INPUT_TYPES: dict[str, Role] = {
+INPUT_TYPES: dict[str, Role] = {
     "query": "query",
     "document": "document",
     "raw": "raw",
@@ -31,8 +32,6 @@ _INPUT_TYPES: dict[str, Role] = {
     "clustering": "query",
 }
 """E5's card: symmetric tasks and features take the prompt of queries."""
-_MOST_SHOWN = 80
-"""Characters of what was sent that are repeated in a message."""
 _MOST_DIGITS = 100
 _KEYS = ("input", "model", "encoding_format", "dimensions", "user", "input_type", "truncate")
 
@@ -75,21 +74,21 @@ class EmbeddingsRequest:
             (['text'], 'document')
         """
         if not isinstance(content, dict):
-            raise RequestError(f"the request must be a JSON object with the key 'input', got {kind_of(content)}")
+            raise RequestError(f"the request must be a JSON object with the key 'input', got {json_type(content)}")
         for name in content:
             if name not in _KEYS:
                 raise RequestError(f"unknown key {shown(name)}; known are {', '.join(_KEYS)}", param=name)
         wanted = content.get("model")
         if wanted is not None and not isinstance(wanted, str):
-            raise RequestError(f"'model' must be a string, got {kind_of(wanted)}", param="model")
+            raise RequestError(f"'model' must be a string, got {json_type(wanted)}", param="model")
         if wanted not in (None, model):
             message = f"the model {shown(wanted)} is not here; this is {model!r}"
             raise RequestError(message, status=404, param="model", code="model_not_found")
-        if wrong := wrong_dimensions(content, dimension):
+        if wrong := dimensions_error(content, dimension):
             raise RequestError(wrong, param="dimensions")
         return cls(
             texts=_texts(content.get("input"), limits or Limits()),
-            role=_INPUT_TYPES[_choice(content, "input_type", tuple(_INPUT_TYPES), default_role)],
+            role=INPUT_TYPES[_choice(content, "input_type", tuple(INPUT_TYPES), default_role)],
             truncate="error" if _choice(content, "truncate", ("warn", "error"), "warn") == "error" else "warn",
             base64=_choice(content, "encoding_format", ("float", "base64"), "float") == "base64",
         )
@@ -132,7 +131,7 @@ class EmbeddingsRequest:
             floats: makes of a vector what the caller's JSON library writes; base64 needs no such help.
         """
         tokens = sum(len(text.ids) for text in tokenized)
-        as_asked: Callable[[NDArray[np.float32]], Any] = _base64 if self.base64 else floats
+        as_asked: Callable[[NDArray[np.float32]], Any] = _encode_base64 if self.base64 else floats
         return {
             "object": "list",
             "data": [
@@ -153,7 +152,9 @@ def parse_json(body: bytes) -> Any:
         {'input': 'text'}
     """
     try:
-        return json.loads(body.decode(), parse_constant=_refuse_constant, parse_int=_whole, object_pairs_hook=_object)
+        return json.loads(
+            body.decode(), parse_constant=_refuse_constant, parse_int=_parse_int, object_pairs_hook=_parse_object
+        )
     except UnicodeDecodeError as error:
         raise RequestError(f"the body is not UTF-8 text: {error}") from error
     except RecursionError as error:
@@ -177,14 +178,14 @@ def _texts(given: Any, limits: Limits) -> list[str]:
         raise RequestError("the key 'input' is missing: a text, or a list of texts", param="input")
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list):
-        raise RequestError(f"'input' must be a text or a list of texts, got {kind_of(given)}", param="input")
+        raise RequestError(f"'input' must be a text or a list of texts, got {json_type(given)}", param="input")
     if not texts:
         raise RequestError("'input' is an empty list; send at least one text", param="input")
-    check_all(texts, limits, "input", status=400)
+    check_request_texts(texts, limits, "input", status=400)
     return texts
 
 
-def check_all(texts: Sequence[Any], limits: Limits, param: str, *, status: int) -> None:
+def check_request_texts(texts: Sequence[Any], limits: Limits, param: str, *, status: int) -> None:
     """Raise :class:`RequestError`: with that status for what is no text, with 413 for too many or too long ones."""
     if len(texts) > limits.texts:
         message = f"{param!r} has {len(texts)} texts, the limit is {limits.texts}: send several requests"
@@ -216,7 +217,7 @@ def _choice(content: dict[str, Any], name: str, choices: Sequence[str], default:
     return given
 
 
-def wrong_dimensions(content: Mapping[str, Any], dimension: int) -> str | None:
+def dimensions_error(content: Mapping[str, Any], dimension: int) -> str | None:
     """Return what is wrong with the wish for vectors of another dimension, if there is one."""
     wanted = content.get("dimensions")
     if wanted is None or (wanted == dimension and not isinstance(wanted, bool)):
@@ -232,16 +233,16 @@ def shown(value: Any) -> str:
         ("'model'", 'an object')
     """
     if not isinstance(value, (str, int, float)):
-        return kind_of(value)
-    text = repr(value[:_MOST_SHOWN] if isinstance(value, str) else value)
-    return text if len(text) <= _MOST_SHOWN + 2 else f"{text[:_MOST_SHOWN]}…"
+        return json_type(value)
+    text = repr(value[:MOST_SHOWN] if isinstance(value, str) else value)
+    return text if len(text) <= MOST_SHOWN + 2 else f"{text[:MOST_SHOWN]}…"
 
 
-def _base64(vector: NDArray[np.float32]) -> str:
+def _encode_base64(vector: NDArray[np.float32]) -> str:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode()
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):  # which of them counts, others would decide otherwise
         names = Counter(name for name, _ in pairs)
@@ -250,7 +251,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _whole(digits: str) -> int:
+def _parse_int(digits: str) -> int:
     if len(digits) > _MOST_DIGITS:  # the time to read them grows with their square
         raise ValueError(f"a number has {len(digits):,} digits")
     return int(digits)
@@ -258,25 +259,3 @@ def _whole(digits: str) -> int:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
-
-
-def kind_of(value: Any) -> str:
-    """Return the JSON name of a value's type.
-
-    Example:
-        >>> kind_of([1])
-        'a list'
-    """
-    for types, name in (
-        (type(None), "null"),
-        (bool, "a boolean"),
-        ((int, float), "a number"),
-        (str, "a string"),
-        (list, "a list"),
-    ):
-        if isinstance(value, types):
-            return name
-    return "an object"
-
-
-ROLES: tuple[Role, ...] = get_args(Role)

@@ -170,7 +170,7 @@ def test_a_model_without_prompts_never_warns_of_them(sample: Encoder) -> None:
 def test_an_unknown_prompt_name_lists_the_known_ones(e5: Encoder, sample: Encoder) -> None:
     with pytest.raises(InputValueError, match="no prompt named 'passage'; it has 'query', 'document'"):
         e5.encode("text", prompt_name="passage")
-    with pytest.raises(InputValueError, match="it has none at all"):
+    with pytest.raises(InputValueError, match="it has none"):
         sample.encode("text", prompt_name="passage")
 
 

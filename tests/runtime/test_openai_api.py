@@ -142,7 +142,7 @@ def test_a_key_that_occurs_twice_is_found_without_comparing_all_with_all() -> No
 
     names = [Key(f"{number:05}") for number in range(3000)]
     with pytest.raises(ValueError, match="the key '02999' occurs twice in an object"):
-        openai_api._object([(name, 1) for name in [*names, Key("02999")]])
+        openai_api._parse_object([(name, 1) for name in [*names, Key("02999")]])
     assert compared < 3000
 
 
