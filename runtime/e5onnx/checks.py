@@ -10,7 +10,9 @@ from .errors import InputTypeError, InputValueError
 
 
 def iterate_texts(inputs: Iterable[str]) -> Iterable[str]:
-    """Return `inputs` if it is an ordered collection of texts; raise :class:`InputTypeError` if not."""
+    """Return `inputs` if it is an ordered iterable of texts; raise :class:`InputTypeError` if not."""
+    if isinstance(inputs, str):
+        raise InputTypeError("expected an iterable of str, got one str: put it in a list")
     dimensions = getattr(inputs, "ndim", 1)  # iterating over a two-dimensional array or data frame gives its columns
     unordered = isinstance(inputs, (bytes, bytearray, memoryview, Mapping, set, frozenset))
     if unordered or not isinstance(inputs, Iterable) or dimensions != 1:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
+from operator import itemgetter
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -327,19 +328,22 @@ class Encoder:
 
         embeddings: Embeddings = np.empty((len(texts) if isinstance(texts, Sized) else 0, self.dimension), np.float32)
         start = 0
-        truncation = _Truncation(self.tokenizer, refuse=truncate == "error")
+        cut: list[tuple[int, int]] = []
         with _progress_bar(show_progress_bar, texts) as advance:
             for window in _windows(texts):
                 tokenized = self.tokenizer.tokenize(window, prefix, start=start)
                 if warn_of_prompts:
                     self._warn_of_missing_prompt(window)
-                truncation.note(tokenized, start)
+                cut += self._cut_texts(tokenized, start, truncate)
                 end = start + len(window)
                 if end > len(embeddings):  # the number of texts is not known
                     embeddings.resize((max(end, len(embeddings) * 3 // 2), self.dimension), refcheck=False)
                 self._run(tokenized, embeddings[start:end], output, batch_size, advance)
                 start = end
-        truncation.warn(texts=start)
+        if cut:
+            tokens, position = max(cut, key=itemgetter(0))
+            warning = TruncationWarning(len(cut), start, tokens, position, self.max_tokens)
+            warnings.warn(warning, stacklevel=3)  # the caller of encode
         if start != len(embeddings):
             embeddings.resize((start, self.dimension), refcheck=False)
         return embeddings[0] if single else embeddings
@@ -360,6 +364,16 @@ class Encoder:
                 raise InferenceError(f"the model gives NaN or infinity for token ids of shape {input_ids.shape}")
             embeddings[rows] = vectors
             advance(len(rows))
+
+    def _cut_texts(self, texts: Sequence[TokenizedText], start: int, truncate: str) -> list[tuple[int, int]]:
+        """Return the tokens and the position of each text that was cut, or refuse the first one."""
+        cut = []
+        for position, text in enumerate(texts, start):
+            if text.is_cut and truncate == "error":
+                self.tokenizer.check_length(text, f"the text at position {position}", 'truncate="warn"')
+            if text.is_cut:
+                cut.append((text.tokens, position))
+        return cut
 
     def _output(self, normalize: bool | None) -> Output:
         if normalize is None:
@@ -397,35 +411,6 @@ class Encoder:
             f"Encoder({self._pickled[0]!r}, precision={self.precision!r}, provider={self.provider!r}, "
             f"threads={self.threads}): dimension {self.dimension}, at most {self.max_tokens} tokens"
         )
-
-
-class _Truncation:
-    """Counts texts that were cut, or refuses them."""
-
-    def __init__(self, tokenizer: Tokenizer, *, refuse: bool) -> None:
-        self._tokenizer = tokenizer
-        self._refuse = refuse
-        self._truncated = 0
-        self._longest = self._longest_position = 0
-
-    def note(self, texts: Iterable[TokenizedText], start: int) -> None:
-        for position, text in enumerate(texts, start):
-            if not text.is_cut:
-                continue
-            if self._refuse:
-                self._tokenizer.check_length(text, f"the text at position {position}", 'truncate="warn"')
-            self._truncated += 1
-            if text.tokens > self._longest:
-                self._longest, self._longest_position = text.tokens, position
-
-    def warn(self, texts: int) -> None:
-        if self._truncated:
-            warnings.warn(
-                TruncationWarning(
-                    self._truncated, texts, self._longest, self._longest_position, self._tokenizer.max_tokens
-                ),
-                stacklevel=4,  # the caller of encode
-            )
 
 
 def _windows(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -43,17 +43,17 @@ def engine_for(
     """Return a function that loads a provider's engine, and the precision to ask of the folder; see `Encoder`."""
     if provider == "cpu":
         if precision == "bf16":
-            raise InputValueError('bf16 needs provider="openvino": onnxruntime\'s own kernels do not have it')
+            raise InputValueError("bf16 needs provider openvino: onnxruntime's own kernels do not have it")
         if compile_cache is not None:
-            raise InputValueError('compile_cache is for provider="openvino": onnxruntime compiles nothing')
+            raise InputValueError("a compile cache needs provider openvino: onnxruntime does not compile")
         given = precision or "fp32"
         return partial(OnnxRuntimeEngine, precision=given), given
     if provider != "openvino":
         raise InputValueError(f"provider must be 'cpu' or 'openvino', got {provider!r}")
     if compile_cache is not None and not isinstance(compile_cache, (str, os.PathLike)):
-        raise InputTypeError(f"compile_cache is a folder, got {type(compile_cache).__name__}")
+        raise InputTypeError(f"compile_cache must be a folder, got {type(compile_cache).__name__}")
     if precision not in ("bf16", "fp32", None):
-        raise InputValueError(f"provider='openvino' runs 'bf16' or 'fp32', not {precision!r}")
+        raise InputValueError(f"provider openvino runs bf16 or fp32, not {precision}")
     from .openvino_engine import OpenVinoEngine
 
     return partial(OpenVinoEngine, precision=precision, compile_cache=compile_cache), precision

@@ -66,7 +66,7 @@ def describe_host(cpuinfo: Path = Path("/proc/cpuinfo")) -> Host:
 
 
 def recommendations(host: Host) -> dict[str, str]:
-    """Return what to pass to `Encoder` for "latency", "throughput" and "exactness", and why.
+    """Return the precision or provider that suits "latency", "throughput" and "exactness", and why.
 
     Example:
         >>> sorted(recommendations(describe_host()))
@@ -74,17 +74,17 @@ def recommendations(host: Host) -> dict[str, str]:
     """
     instructions = set(host.instructions or ())
     if instructions & _INT8_PRODUCTS:
-        int8 = 'precision="int8": this processor has instructions for int8 dot products'
+        int8 = "precision int8: this processor has instructions for int8 dot products"
     else:
-        int8 = 'precision="int8", but compare it with "fp32": no instructions for int8 dot products are known here'
+        int8 = "precision int8, but compare it with fp32: no instructions for int8 dot products are known here"
     throughput = int8
     if "amx_bf16" in instructions:
         install = "" if host.providers["openvino"] else " (pip install 'e5onnx[openvino]')"
-        throughput = f'provider="openvino"{install}: it computes in bf16 on the matrix units (AMX) of this processor'
+        throughput = f"provider openvino{install}: it computes in bf16 on the matrix units (AMX) of this processor"
     return {
         "latency": int8,
         "throughput": throughput,
-        "exactness": 'precision="fp32": the checkpoint\'s vectors but for rounding, whatever else is in the batch',
+        "exactness": "precision fp32: the checkpoint's vectors except for rounding, whatever else is in the batch",
     }
 
 

@@ -135,7 +135,7 @@ class Manifest:
                 return graph
         if provider != "cpu":
             raise InputValueError(
-                f"provider={provider!r} needs the portable graph, which this model does not have; add it with "
+                f"provider {provider} needs the portable graph, which this model does not have; add it with "
                 "`e5onnx portable MODEL`, or export the model with --graph portable"
             )
         there = ", ".join(repr(graph.precision) for graph in self.graphs if not graph.portable)

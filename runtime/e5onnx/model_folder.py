@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import InputTypeError, InputValueError, ModelFolderError, ModelNotFoundError
+from .errors import InputTypeError, InputValueError, ModelFolderError, ModelNotFoundError, plural
 from .manifest import MANIFEST, REPAIR, FileRecord, Manifest
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -115,13 +115,13 @@ class ModelFolder:
             size = path.stat().st_size
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ModelNotFoundError(
-                f"{path} is missing; the model's manifest expects {record.size:,} bytes. {REPAIR}"
+                f"{path} is missing; the model's manifest expects {plural(record.size, 'byte')}. {REPAIR}"
             ) from error
         except OSError as error:
             raise _unreadable(path, error) from error
         if size != record.size:
             raise ModelFolderError(
-                f"{path} has {size:,} bytes where the model's manifest expects {record.size:,}. {REPAIR}"
+                f"{path} has {plural(size, 'byte')} where the model's manifest expects {record.size:,}. {REPAIR}"
             )
         return path
 

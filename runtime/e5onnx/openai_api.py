@@ -1,8 +1,8 @@
-"""OpenAI's embeddings API as plain data: a request is read and checked, a reply put together. Knows no HTTP server.
+"""OpenAI's embeddings API as plain data: reads and checks a request, and makes the reply. Does not handle HTTP.
 
-Of requests, `input`, `model`, `encoding_format`, `dimensions` and `user` are OpenAI's
-(https://platform.openai.com/docs/api-reference/embeddings/create). `input_type` is Cohere's and says which prompt a
-text gets; `truncate` is "warn" (the reply counts the texts that were cut, in `truncated`) or "error".
+The keys `input`, `model`, `encoding_format`, `dimensions` and `user` of a request are OpenAI's
+(https://platform.openai.com/docs/api-reference/embeddings/create). `input_type` is Cohere's and chooses the prompt.
+`truncate` is our own: "warn" (the reply counts the texts that were cut, in `truncated`) or "error".
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ INPUT_TYPES: dict[str, Role] = {
     "classification": "query",
     "clustering": "query",
 }
-"""E5's card: symmetric tasks and features take the prompt of queries."""
+"""The role of a text by `input_type`. As E5's card says, symmetric tasks and features use the prompt of queries."""
 _MOST_DIGITS = 100
 _KEYS = ("input", "model", "encoding_format", "dimensions", "user", "input_type", "truncate")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for; 2048 texts is OpenAI's own limit."""
+    """What one request may ask for. The only home of these defaults: the server's options take theirs from here."""
 
-    texts: int = 2048
+    texts: int = 2048  # OpenAI's own limit
     characters: int = 1_000_000
 
 
 @dataclass(frozen=True)
 class EmbeddingsRequest:
-    """A request that was checked."""
+    """A checked request."""
 
     texts: list[str]
     role: Role
@@ -63,10 +63,10 @@ class EmbeddingsRequest:
         default_role: Role = "document",
         limits: Limits | None = None,
     ) -> EmbeddingsRequest:
-        """Check the content of a request for the model of that name and dimension.
+        """Check the content of a request to the model of that name and dimension.
 
         Raises:
-            RequestError: it cannot be answered; the message says why.
+            RequestError: the request is wrong; the message says why.
 
         Example:
             >>> request = EmbeddingsRequest.from_json({"input": "text"}, model="e5", dimension=384)
@@ -82,7 +82,7 @@ class EmbeddingsRequest:
         if wanted is not None and not isinstance(wanted, str):
             raise RequestError(f"'model' must be a string, got {json_type(wanted)}", param="model")
         if wanted not in (None, model):
-            message = f"the model {shown(wanted)} is not here; this is {model!r}"
+            message = f"there is no model {shown(wanted)} here; this is {model!r}"
             raise RequestError(message, status=404, param="model", code="model_not_found")
         if wrong := dimensions_error(content, dimension):
             raise RequestError(wrong, param="dimensions")
@@ -94,10 +94,10 @@ class EmbeddingsRequest:
         )
 
     def tokenize(self, encoder: Encoder) -> list[TokenizedText]:
-        """Return the token ids of the texts with the prompt of their role.
+        """Return the token ids of the texts with their role's prompt.
 
         Raises:
-            RequestError: `truncate` is "error", and a text is too long.
+            RequestError: a text is too long, and `truncate` is "error".
         """
         tokenizer = encoder.tokenizer
         tokenized = tokenizer.tokenize(self.texts, tokenizer.prompt_for(self.role))
@@ -105,7 +105,7 @@ class EmbeddingsRequest:
         return tokenized
 
     def check(self, tokenized: Sequence[TokenizedText], tokenizer: Tokenizer) -> None:
-        """Raise :class:`RequestError` where `truncate` is "error", and a text is too long."""
+        """Raise :class:`RequestError` if a text is too long and `truncate` is "error"."""
         if self.truncate == "warn":
             return
         for position, text in enumerate(tokenized):
@@ -126,16 +126,16 @@ class EmbeddingsRequest:
 
         Args:
             vectors: `[texts, dimension]`.
-            tokenized: what :meth:`tokenize` returned.
+            tokenized: the result of :meth:`tokenize`.
             model: name of the model.
-            floats: makes of a vector what the caller's JSON library writes; base64 needs no such help.
+            floats: turns a vector into what the caller's JSON library writes; not used for base64.
         """
         tokens = sum(len(text.ids) for text in tokenized)
-        as_asked: Callable[[NDArray[np.float32]], Any] = _encode_base64 if self.base64 else floats
+        encode: Callable[[NDArray[np.float32]], Any] = _encode_base64 if self.base64 else floats
         return {
             "object": "list",
             "data": [
-                {"object": "embedding", "index": index, "embedding": as_asked(vector)}
+                {"object": "embedding", "index": index, "embedding": encode(vector)}
                 for index, vector in enumerate(vectors)
             ],
             "model": model,
@@ -145,7 +145,7 @@ class EmbeddingsRequest:
 
 
 def parse_json(body: bytes) -> Any:
-    """Return the content of a request's body; raise :class:`RequestError` where it is not JSON in UTF-8.
+    """Return the content of a request's body; raise :class:`RequestError` if it is not JSON in UTF-8.
 
     Example:
         >>> parse_json(b'{"input": "text"}')
@@ -158,13 +158,13 @@ def parse_json(body: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise RequestError(f"the body is not UTF-8 text: {error}") from error
     except RecursionError as error:
-        raise RequestError("the body is not JSON that can be read: it is nested too deeply") from error
+        raise RequestError("the body is nested too deeply") from error
     except ValueError as error:
         raise RequestError(f"the body is not valid JSON: {error}") from error
 
 
 def shortest_floats(vector: NDArray[np.float32]) -> list[float]:
-    """Return the components such that JSON holds nine digits of each, which give back the same float32.
+    """Return the components rounded to nine digits: the shortest JSON that always gives back the same float32.
 
     Example:
         >>> shortest_floats(np.array([0.1], np.float32))
@@ -175,7 +175,7 @@ def shortest_floats(vector: NDArray[np.float32]) -> list[float]:
 
 def _texts(given: Any, limits: Limits) -> list[str]:
     if given is None:
-        raise RequestError("the key 'input' is missing: a text, or a list of texts", param="input")
+        raise RequestError("the key 'input' is missing; it is a text or a list of texts", param="input")
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list):
         raise RequestError(f"'input' must be a text or a list of texts, got {json_type(given)}", param="input")
@@ -186,14 +186,12 @@ def _texts(given: Any, limits: Limits) -> list[str]:
 
 
 def check_request_texts(texts: Sequence[Any], limits: Limits, param: str, *, status: int) -> None:
-    """Raise :class:`RequestError`: with that status for what is no text, with 413 for too many or too long ones."""
+    """Raise :class:`RequestError`: 413 for too many or too long texts, `status` for anything that is not a text."""
     if len(texts) > limits.texts:
         message = f"{param!r} has {len(texts)} texts, the limit is {limits.texts}: send several requests"
         raise RequestError(message, status=413, param=param)
     if texts and isinstance(texts[0], (int, list)) and not isinstance(texts[0], bool):
-        message = (
-            f"{param!r} holds token ids, which belong to the tokenizer of another model: send the texts themselves"
-        )
+        message = f"{param!r} holds token ids, which are those of another model's tokenizer: send the texts instead"
         raise RequestError(message, status=status, param=param)
     try:
         check_texts(texts)
@@ -218,7 +216,7 @@ def _choice(content: dict[str, Any], name: str, choices: Sequence[str], default:
 
 
 def dimensions_error(content: Mapping[str, Any], dimension: int) -> str | None:
-    """Return what is wrong with the wish for vectors of another dimension, if there is one."""
+    """Return what is wrong with the key `dimensions` of a request; None if nothing is."""
     wanted = content.get("dimensions")
     if wanted is None or (wanted == dimension and not isinstance(wanted, bool)):
         return None
@@ -226,7 +224,7 @@ def dimensions_error(content: Mapping[str, Any], dimension: int) -> str | None:
 
 
 def shown(value: Any) -> str:
-    """Return a value of a request for a message, short.
+    """Return a short form of a value for a message.
 
     Example:
         >>> shown("model"), shown({"a": 1})
@@ -244,7 +242,7 @@ def _encode_base64(vector: NDArray[np.float32]) -> str:
 
 def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
-    if len(content) < len(pairs):  # which of them counts, others would decide otherwise
+    if len(content) < len(pairs):  # parsers disagree on which of them counts
         names = Counter(name for name, _ in pairs)
         twice = next(name for name, times in names.items() if times > 1)
         raise ValueError(f"the key {shown(twice)} occurs twice in an object")
@@ -252,7 +250,7 @@ def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse_int(digits: str) -> int:
-    if len(digits) > _MOST_DIGITS:  # the time to read them grows with their square
+    if len(digits) > _MOST_DIGITS:  # parsing takes quadratic time
         raise ValueError(f"a number has {len(digits):,} digits")
     return int(digits)
 

@@ -50,7 +50,7 @@ class OpenVinoEngine:
         has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bf16" and not has_bf16:
             name = core.get_property("CPU", "FULL_DEVICE_NAME")
-            raise InputValueError(f'this processor ({name}) has no bfloat16: use precision="fp32", or provider="cpu"')
+            raise InputValueError(f"this processor ({name}) has no bfloat16: use precision fp32, or provider cpu")
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
@@ -93,7 +93,7 @@ def _import_openvino() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise MissingDependencyError("provider=\"openvino\" needs OpenVINO: pip install 'e5onnx[openvino]'") from error
+        raise MissingDependencyError("provider openvino needs OpenVINO: pip install 'e5onnx[openvino]'") from error
     finally:
         if blocked:
             del sys.modules[reports]

@@ -47,5 +47,5 @@ def _vectors(name: str, given: ArrayLike) -> NDArray[np.floating[Any]]:
 def _unit_length(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     largest = np.abs(vectors).max(axis=1, initial=0, keepdims=True)  # squares far from 1 would be 0 or infinite
     scaled = (vectors / np.where(largest == 0, 1, largest)).astype(np.float64)
-    unit = scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1)
-    return unit.astype(np.float32)
+    lengths: NDArray[np.float64] = np.linalg.norm(scaled, axis=1, keepdims=True)
+    return (scaled / np.maximum(lengths, 1)).astype(np.float32)

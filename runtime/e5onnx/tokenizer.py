@@ -153,7 +153,7 @@ class Tokenizer:
             ModelFolderError: the tokenizer is damaged.
         """
         tokenized = []
-        for position, text in enumerate(_several(texts), start):
+        for position, text in enumerate(iterate_texts(texts), start):
             check_texts([text], position)
             try:
                 tokenized.append(self._tokenize(self.prompted(text, prompt)))
@@ -169,7 +169,7 @@ class Tokenizer:
             ['[CLS]', 'an', 'em', '##bed', '##ding', '[SEP]']
         """
         described = []
-        for position, text in enumerate(_several(texts)):
+        for position, text in enumerate(iterate_texts(texts)):
             check_texts([text], position)
             for piece in self._beginnings(self.prompted(text, prompt)):
                 with _library_errors(self._cannot_tokenize(piece)):
@@ -305,9 +305,3 @@ def _library_errors(what: str) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise ModelFolderError(f"{what}: {error}") from error
-
-
-def _several(texts: Iterable[str]) -> Iterable[str]:
-    if isinstance(texts, str):
-        raise InputTypeError("expected an iterable of str, got one str: put it in a list")
-    return iterate_texts(texts)
