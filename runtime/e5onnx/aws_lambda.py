@@ -19,9 +19,11 @@ from typing import Any, Literal
 from .checks import json_type
 from .encoder import Encoder
 from .errors import InputValueError, RequestError
+from .model_folder import open_model
 from .openai_api import EmbeddingsRequest, parse_json, shortest_floats, shown
 from .tokenizer import ROLES, Role
 
+_PRECISIONS: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
 _LARGEST_REPLY = 6 * 1024 * 1024
 """Bytes. AWS documentation, "Lambda quotas": payload of a synchronous invocation."""
 
@@ -87,17 +89,13 @@ def _load() -> tuple[Encoder, Role]:
         if not root:
             raise InputValueError("set the environment variable E5ONNX_MODEL to the model folder")
         model = os.path.join(root, "model")  # noqa: PTH118 - saves importing Path
-    precision = os.environ.get("E5ONNX_PRECISION")
-    if precision not in (None, "", "fp32", "int8"):
+    precision = os.environ.get("E5ONNX_PRECISION") or _best_precision(model)
+    if precision not in _PRECISIONS:
         raise InputValueError(f"E5ONNX_PRECISION must be fp32 or int8, got {precision!r}")
-    return Encoder(model, precision=_precision(precision, model)), role
+    return Encoder(model, precision=precision), role
 
 
-def _precision(given: str | None, model: str) -> Literal["fp32", "int8"]:
-    from .model_folder import open_model
-
-    if given:
-        return "int8" if given == "int8" else "fp32"
+def _best_precision(model: str) -> str:
     there = [graph.precision for graph in open_model(model).manifest.graphs if not graph.portable]
     return "int8" if there == ["int8"] else "fp32"
 

@@ -137,17 +137,8 @@ def _pack_lambda(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, encoder=False)
     parser.add_argument("output", metavar="OUTPUT.zip", type=Path, help="the zip to write")
     parser.add_argument("--precision", choices=["fp32", "int8"], default="int8", help="graph to pack (default: int8)")
-    parser.add_argument(
-        "--python",
-        metavar="3.X",
-        help="Python of the function (default: this one, or 3.13)",
-    )
-    parser.add_argument(
-        "--architecture",
-        choices=["x86_64", "arm64"],
-        default="x86_64",
-        help="default: x86_64",
-    )
+    parser.add_argument("--python", metavar="3.X", help="Python of the function (default: this one, or 3.13)")
+    parser.add_argument("--architecture", choices=["x86_64", "arm64"], default="x86_64", help="default: x86_64")
     parser.set_defaults(run=_run_pack_lambda, json=False)
 
 
@@ -174,12 +165,9 @@ def _serve(parser: argparse.ArgumentParser) -> None:
 
 def _similarity(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
-    parser.add_argument(
-        "--query", "-q", metavar="Q", action="append", default=[], help="a query; repeat the option for more"
-    )
-    parser.add_argument(
-        "--document", "-d", metavar="D", action="append", default=[], help="a document; repeat the option for more"
-    )
+    for name in ("--query", "--document"):
+        text = f"a {name[2:]}; repeat the option for more"
+        parser.add_argument(name, name[1:3], metavar=name[2].upper(), action="append", default=[], help=text)
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
     parser.set_defaults(run=_run_similarity, usage_error=parser.error)
 
@@ -200,7 +188,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "export": ("export a checkpoint to a model folder (extra: e5onnx[export])", _export),
     "portable": ("add a graph of standard ONNX operators, for --provider openvino", _portable),
     "pack-lambda": ("make the deployment zip of an AWS Lambda function", _pack_lambda),
-    "embed": ("embed lines of text, or whole files into a folder", _embed),
+    "embed": ("embed lines of text, or files of any size into a folder", _embed),
     "serve": ("serve OpenAI's embeddings API over HTTP (extra: e5onnx[serve])", _serve),
     "similarity": ("score documents against queries", _similarity),
     "info": ("describe a model folder, and what suits this host", _info),
@@ -214,15 +202,10 @@ def _add_model(parser: argparse.ArgumentParser, *, encoder: bool = True, nargs: 
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     if encoder:
         parser.add_argument(
-            "--threads",
-            type=int,
-            metavar="N",
-            help="threads (default: E5ONNX_THREADS, or the available processors)",
+            "--threads", type=int, metavar="N", help="threads (default: E5ONNX_THREADS, or the available processors)"
         )
         parser.add_argument("--precision", choices=["fp32", "int8", "bf16"], help="default: fp32; with openvino: bf16")
-        parser.add_argument(
-            "--provider", choices=["cpu", "openvino"], default="cpu", help="runtime for the graph (default: cpu)"
-        )
+        parser.add_argument("--provider", choices=["cpu", "openvino"], default="cpu", help="default: cpu")
         parser.add_argument("--compile-cache", metavar="FOLDER", help="folder where openvino keeps compiled graphs")
 
 

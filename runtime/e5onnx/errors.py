@@ -79,14 +79,8 @@ class RequestError(InputValueError):
             'invalid_request_error'
         """
         kind = "rate_limit_error" if self.status == 429 else "invalid_request_error"
-        return {
-            "error": {
-                "message": str(self),
-                "type": "server_error" if self.status >= 500 else kind,
-                "param": self.param,
-                "code": self.code,
-            }
-        }
+        kind = "server_error" if self.status >= 500 else kind
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
 class QueueFullError(E5OnnxError, RuntimeError):

@@ -55,13 +55,7 @@ class EmbeddingsRequest:
 
     @classmethod
     def from_json(
-        cls,
-        content: Any,
-        *,
-        model: str,
-        dimension: int,
-        default_role: Role = "document",
-        limits: Limits | None = None,
+        cls, content: Any, *, model: str, dimension: int, default_role: Role = "document", limits: Limits | None = None
     ) -> EmbeddingsRequest:
         """Check the content of a request to the model of that name and dimension.
 

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from e5onnx import Encoder, ModelNotFoundError, Tokenizer
-from e5onnx.manifest import MANIFEST, GraphRecord
+from e5onnx.manifest import MANIFEST
 from e5onnx.model_folder import ModelFolder, file_record, is_hub_id
 from hub_stand_in import HubStandIn
 
@@ -122,18 +122,8 @@ def make_model(e5_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Make
             if precision == "fp32":
                 (folder / WEIGHTS).write_bytes(b"weights" * 30_000)
                 weights = file_record(folder, WEIGHTS)
-            graphs.append(
-                GraphRecord(
-                    file,
-                    record.sha256,
-                    record.size,
-                    precision=precision,
-                    portable=False,
-                    parity={},
-                    weights=weights,
-                    calibration=None,
-                )
-            )
+            graph = replace(manifest.graphs[0], file=file, sha256=record.sha256, size=record.size)
+            graphs.append(replace(graph, precision=precision, weights=weights))
         prompts = {**manifest.prompts, "query": query_prompt}
         (folder / MANIFEST).write_text(replace(manifest, graphs=tuple(graphs), prompts=prompts).to_json(), "utf-8")
         (folder / "README.md").write_text("A card, which nobody needs to run the model.")
