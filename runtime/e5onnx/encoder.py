@@ -105,7 +105,7 @@ class Encoder:
         with opened() as graph:
             self.tokenizer = Tokenizer(folder)
             self._graph = LoadedGraph(
-                graph, dimension=folder.manifest.dimension, load=partial(load, threads=self.threads), reopened=opened
+                graph, dimension=folder.manifest.dimension, load=partial(load, threads=self.threads), reopen=opened
             )
         self.precision = self._graph.precision
         self._pickled = (os.fspath(folder.path), precision, provider, threads, compile_cache, self.fingerprint)
@@ -386,8 +386,8 @@ class Encoder:
         if self._may_warn_of_prompts and not all(text.startswith(tuple(prompts)) for text in texts):
             self._may_warn_of_prompts = False
             warnings.warn(
-                f"encode() got texts that do not start with {' or '.join(map(repr, prompts))}, as in the model's "
-                'training. Use encode_query and encode_document, or pass prompt="" to embed texts as they are.',
+                f"encode() got texts that do not start with {' or '.join(map(repr, prompts))}, but the model was trained "
+                'with these prompts. Use encode_query and encode_document, or pass prompt="" to embed texts as they are.',
                 MissingPromptWarning,
                 stacklevel=4,  # the caller of encode
             )

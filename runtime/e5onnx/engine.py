@@ -37,6 +37,25 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (
 )
 
 
+class Engine(Protocol):
+    """A runtime with a graph loaded. Several threads may run it at the same time.
+
+    Attributes:
+        precision: the precision that really runs.
+        inputs: type and shape of each input, as onnxruntime names them; "any" for a dynamic axis.
+        outputs: the same for the outputs.
+    """
+
+    precision: str
+    inputs: dict[str, tuple[str, list[int | str]]]
+    outputs: dict[str, tuple[str, list[int | str]]]
+
+    def run(
+        self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], output: Output
+    ) -> NDArray[np.float32]:
+        """Return one output for token ids and mask `[batch, sequence]`; raise :class:`InferenceError`."""
+
+
 def engine_for(
     provider: str, precision: str | None, compile_cache: str | os.PathLike[str] | None
 ) -> tuple[Callable[..., Engine], str | None]:
@@ -59,25 +78,6 @@ def engine_for(
     return partial(OpenVinoEngine, precision=precision, compile_cache=compile_cache), precision
 
 
-class Engine(Protocol):
-    """A runtime with a graph loaded. Several threads may run it at the same time.
-
-    Attributes:
-        precision: the precision that really runs.
-        inputs: type and shape of each input, as onnxruntime names them; "any" for a dynamic axis.
-        outputs: the same for the outputs.
-    """
-
-    precision: str
-    inputs: dict[str, tuple[str, list[int | str]]]
-    outputs: dict[str, tuple[str, list[int | str]]]
-
-    def run(
-        self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], output: Output
-    ) -> NDArray[np.float32]:
-        """Return one output for token ids and mask `[batch, sequence]`; raise :class:`InferenceError`."""
-
-
 class LoadedGraph:
     """A graph that maps token ids to embeddings. Threads may share it, and it works after a fork."""
 
@@ -87,7 +87,7 @@ class LoadedGraph:
         *,
         dimension: int,
         load: Callable[[Path], Engine],
-        reopened: Callable[[], AbstractContextManager[OpenedGraph]] | None = None,
+        reopen: Callable[[], AbstractContextManager[OpenedGraph]] | None = None,
     ) -> None:
         """Load a graph into an engine and check its inputs and outputs.
 
@@ -95,7 +95,7 @@ class LoadedGraph:
             graph: the files of the graph.
             dimension: the dimension that its vectors must have.
             load: loads a graph into an engine.
-            reopened: opens the files again after a fork, and checks that they are the same.
+            reopen: opens the files again after a fork, and checks that they have not changed.
 
         Raises:
             ModelFolderError: the file is not an ONNX graph, or its inputs and outputs are not those of a model folder.
@@ -103,9 +103,9 @@ class LoadedGraph:
         self._graph = graph
         self._dimension = dimension
         self._load = load
-        self._reopened = reopened or (lambda: nullcontext(graph))
+        self._reopen = reopen or (lambda: nullcontext(graph))
         self._lock = threading.Lock()
-        self._engine: Engine | None = self._loaded(graph)
+        self._engine: Engine | None = self._load_checked(graph)
         self.precision = self._engine.precision
         _loaded_graphs.add(self)
 
@@ -124,7 +124,7 @@ class LoadedGraph:
         self._graph.check()  # afterwards, to cover the whole run
         return result
 
-    def _loaded(self, graph: OpenedGraph) -> Engine:
+    def _load_checked(self, graph: OpenedGraph) -> Engine:
         engine = self._load(graph.path)
         vectors = ("tensor(float)", ["any", self._dimension])
         if engine.inputs != _INPUTS or engine.outputs != dict.fromkeys(_OUTPUTS, vectors):
@@ -137,8 +137,8 @@ class LoadedGraph:
     def _reload(self) -> Engine:
         with self._lock:
             if self._engine is None:
-                with self._reopened() as graph:
-                    engine = self._loaded(graph)
+                with self._reopen() as graph:
+                    engine = self._load_checked(graph)
                 self._graph, self._engine = graph, engine  # only now: leaving the context may raise
             return self._engine
 

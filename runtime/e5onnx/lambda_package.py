@@ -36,13 +36,8 @@ UNUSED = (
     "**/__pycache__",
 )
 """Patterns of the dependencies' paths that inference does not import."""
-HANDLER_MODULES = (
-    *("__init__", "aws_lambda", "batching", "checks", "cpu", "encoder", "engine", "errors", "long_texts", "manifest"),
-    *("model_folder", "openai_api", "similarity", "tokenizer"),
-    "hub",  # says what is missing if E5ONNX_MODEL is a hub id
-)
-"""The modules of e5onnx that the handler imports."""
-
+_UNUSED_MODULES = {"__main__", "atomic", "cli", "host", "lambda_package", "openvino_engine", "terminal"}
+"""Modules of e5onnx that the handler does not import."""
 _LAMBDA_PYTHONS = ("3.12", "3.13", "3.14")
 """Lambda's Python runtimes on Amazon Linux 2023. Earlier ones have a C library too old for onnxruntime's wheels."""
 _DEPENDENCIES = ("numpy", "onnxruntime", "tokenizers")
@@ -105,8 +100,9 @@ def pack_lambda(
         _install(versions, content, python, architecture)
         remove_unused(content)
         (content / "e5onnx").mkdir()
-        for module in HANDLER_MODULES:
-            shutil.copy(Path(__file__).with_name(f"{module}.py"), content / "e5onnx")
+        for module in Path(__file__).parent.glob("*.py"):
+            if module.stem not in _UNUSED_MODULES:
+                shutil.copy(module, content / "e5onnx")
         if python == here:
             _compile(content)
         else:

@@ -21,9 +21,9 @@ from typing import Any
 from .errors import TextTooLongError
 
 PIECE_CHARACTERS = 2**16
-"""Texts up to this length are not divided. Pieces of longer texts are at least this long."""
+"""Texts up to this length are not divided. Pieces of longer texts are at least this long, except the last."""
 STRETCH_CHARACTERS = 2**20
-"""A text is refused if, beyond a piece's length, more characters than this have no place to divide."""
+"""A text is refused if a stretch of more than this, beyond a piece, cannot be divided."""
 
 # Normalisers that change a character on its own, or together with the combining marks after it.
 _LOCAL_NORMALIZERS = {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Precompiled", "StripAccents"}

@@ -158,7 +158,7 @@ def parse_json(body: bytes) -> Any:
 
 
 def shortest_floats(vector: NDArray[np.float32]) -> list[float]:
-    """Return the components rounded to nine digits: the shortest JSON that always gives back the same float32.
+    """Return the components rounded to nine digits, the fewest that always give back the same float32.
 
     Example:
         >>> shortest_floats(np.array([0.1], np.float32))
