@@ -386,8 +386,8 @@ class Encoder:
         if self._may_warn_of_prompts and not all(text.startswith(tuple(prompts)) for text in texts):
             self._may_warn_of_prompts = False
             warnings.warn(
-                f"encode() got texts that do not start with {' or '.join(map(repr, prompts))}, but the model was trained "
-                'with these prompts. Use encode_query and encode_document, or pass prompt="" to embed texts as they are.',
+                f"encode() got texts that do not start with {' or '.join(map(repr, prompts))}; the model was trained "
+                'with these prompts. Use encode_query or encode_document, or pass prompt="" to embed texts as is.',
                 MissingPromptWarning,
                 stacklevel=4,  # the caller of encode
             )

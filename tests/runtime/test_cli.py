@@ -461,6 +461,12 @@ def test_similarity_scores_are_those_of_the_encoder(e5_model: Path) -> None:
             assert entry["score"] == pytest.approx(row[entry["index"]], abs=1e-6)
 
 
+def test_similarity_says_what_was_cut_without_advice_on_python(sample_model: Path) -> None:
+    error = e5onnx("similarity", sample_model, "-q", "word " * 300, "-d", "a").stderr.decode()
+    cut = "cut 1 of 1 text to the model's 256 tokens; the longest, at position 0, has 302 tokens"
+    assert error == f"e5onnx: warning: {cut}\n"
+
+
 # info, verify
 
 
