@@ -304,6 +304,17 @@ class Encoder:
         """
         self._encode("warm", "", False, None, False, None, "warn")
 
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that load this model in another process, except `threads`.
+
+        Example:
+            >>> encoder = Encoder("models/sample")
+            >>> Encoder(**encoder.arguments(), threads=1).fingerprint == encoder.fingerprint
+            True
+        """
+        path, precision, provider, _, compile_cache, _ = self._pickled
+        return {"model": path, "precision": precision, "provider": provider, "compile_cache": compile_cache}
+
     def _encode(
         self,
         inputs: str | Iterable[str],
@@ -366,12 +377,12 @@ class Encoder:
             advance(len(rows))
 
     def _cut_texts(self, texts: Sequence[TokenizedText], start: int, truncate: str) -> list[tuple[int, int]]:
-        """Return the tokens and the position of each text that was cut, or refuse the first one."""
+        """Return the number of tokens and the position of each text that was cut, or refuse the first."""
         cut = []
         for position, text in enumerate(texts, start):
-            if text.is_cut and truncate == "error":
+            if truncate == "error":
                 self.tokenizer.check_length(text, f"the text at position {position}", 'truncate="warn"')
-            if text.is_cut:
+            elif text.is_cut:
                 cut.append((text.tokens, position))
         return cut
 
@@ -391,17 +402,6 @@ class Encoder:
                 MissingPromptWarning,
                 stacklevel=4,  # the caller of encode
             )
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments that load this model in another process, except `threads`.
-
-        Example:
-            >>> encoder = Encoder("models/sample")
-            >>> Encoder(**encoder.arguments(), threads=1).fingerprint == encoder.fingerprint
-            True
-        """
-        path, precision, provider, _, compile_cache, _ = self._pickled
-        return {"model": path, "precision": precision, "provider": provider, "compile_cache": compile_cache}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickle, self._pickled

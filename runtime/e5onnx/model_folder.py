@@ -109,6 +109,18 @@ class ModelFolder:
         _compare(path, found, record.sha256)
         return path
 
+    def verify(self) -> list[FileRecord]:
+        """Compare the size and SHA-256 of every file with the manifest, and return the files' records.
+
+        Raises:
+            ModelNotFoundError: a file is missing.
+            ModelFolderError: a file differs; the message names the first one.
+        """
+        records = list(self.manifest.records())
+        for record in records:
+            self.check(record)
+        return records
+
     def _check_size(self, record: FileRecord) -> Path:
         path = self.path / record.file
         try:
@@ -124,18 +136,6 @@ class ModelFolder:
                 f"{path} has {plural(size, 'byte')} where the model's manifest expects {record.size:,}. {REPAIR}"
             )
         return path
-
-    def verify(self) -> list[FileRecord]:
-        """Compare the size and SHA-256 of every file with the manifest, and return the files' records.
-
-        Raises:
-            ModelNotFoundError: a file is missing.
-            ModelFolderError: a file differs; the message names the first one.
-        """
-        records = list(self.manifest.records())
-        for record in records:
-            self.check(record)
-        return records
 
 
 class OpenedGraph(NamedTuple):

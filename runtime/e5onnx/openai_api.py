@@ -167,18 +167,6 @@ def shortest_floats(vector: NDArray[np.float32]) -> list[float]:
     return [float(f"{component:.9g}") for component in vector.tolist()]
 
 
-def _texts(given: Any, limits: Limits) -> list[str]:
-    if given is None:
-        raise RequestError("the key 'input' is missing; it is a text or a list of texts", param="input")
-    texts = [given] if isinstance(given, str) else given
-    if not isinstance(texts, list):
-        raise RequestError(f"'input' must be a text or a list of texts, got {json_type(given)}", param="input")
-    if not texts:
-        raise RequestError("'input' is an empty list; send at least one text", param="input")
-    check_request_texts(texts, limits, "input", status=400)
-    return texts
-
-
 def check_request_texts(texts: Sequence[Any], limits: Limits, param: str, *, status: int) -> None:
     """Raise :class:`RequestError`: 413 for too many or too long texts, `status` for anything that is not a text."""
     if len(texts) > limits.texts:
@@ -200,15 +188,6 @@ def check_request_texts(texts: Sequence[Any], limits: Limits, param: str, *, sta
             raise RequestError(message, status=413, param=param)
 
 
-def _choice(content: dict[str, Any], name: str, choices: Sequence[str], default: str) -> str:
-    given = content.get(name)
-    if given is None:
-        return default
-    if not isinstance(given, str) or given not in choices:
-        raise RequestError(f"{name!r} must be one of {', '.join(choices)}, got {shown(given)}", param=name)
-    return given
-
-
 def dimensions_error(content: Mapping[str, Any], dimension: int) -> str | None:
     """Return what is wrong with the key `dimensions` of a request; None if nothing is."""
     wanted = content.get("dimensions")
@@ -228,6 +207,27 @@ def shown(value: Any) -> str:
         return json_type(value)
     text = repr(value[:MOST_SHOWN] if isinstance(value, str) else value)
     return text if len(text) <= MOST_SHOWN + 2 else f"{text[:MOST_SHOWN]}…"
+
+
+def _texts(given: Any, limits: Limits) -> list[str]:
+    if given is None:
+        raise RequestError("the key 'input' is missing; it is a text or a list of texts", param="input")
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list):
+        raise RequestError(f"'input' must be a text or a list of texts, got {json_type(given)}", param="input")
+    if not texts:
+        raise RequestError("'input' is an empty list; send at least one text", param="input")
+    check_request_texts(texts, limits, "input", status=400)
+    return texts
+
+
+def _choice(content: dict[str, Any], name: str, choices: Sequence[str], default: str) -> str:
+    given = content.get(name)
+    if given is None:
+        return default
+    if not isinstance(given, str) or given not in choices:
+        raise RequestError(f"{name!r} must be one of {', '.join(choices)}, got {shown(given)}", param=name)
+    return given
 
 
 def _encode_base64(vector: NDArray[np.float32]) -> str:

@@ -201,6 +201,38 @@ class Tokenizer:
                 f"cut with {remedy}"
             )
 
+    @overload
+    def count_tokens(  # type: ignore[overload-overlap]  # a str is an iterable of str, and comes first
+        self, inputs: str, *, prompt_name: str | None = ..., prompt: str | None = ...
+    ) -> int: ...
+    @overload
+    def count_tokens(
+        self, inputs: Iterable[str], *, prompt_name: str | None = ..., prompt: str | None = ...
+    ) -> list[int]: ...
+    def count_tokens(
+        self, inputs: str | Iterable[str], *, prompt_name: str | None = None, prompt: str | None = None
+    ) -> int | list[int]:
+        """Return the number of tokens of a text, or of each text, before any cut.
+
+        The count includes special tokens and the prompt. A text with more than `max_tokens` tokens would be cut.
+
+        Raises:
+            InputTypeError: an input is not a str; the message names its position.
+            InputValueError: an input is not valid Unicode, or the model has no prompt of that name.
+            TextTooLongError: see :meth:`tokenize`.
+
+        Example:
+            >>> Tokenizer("models/sample").count_tokens(["one", "and two"])
+            [3, 4]
+        """
+        prefix = self.prompt_for(prompt=prompt, prompt_name=prompt_name)
+        if isinstance(inputs, str):
+            return self.tokenize([inputs], prefix)[0].tokens
+        return [
+            self.tokenize([text], prefix, start=position)[0].tokens
+            for position, text in enumerate(iterate_texts(inputs))
+        ]
+
     def _tokenize(self, text: str) -> TokenizedText:
         # One text per call: an Encoding takes about 200 bytes per token, and only its ids are kept. Unlike `encode`,
         # the batch method releases the interpreter lock and leaves out character offsets.
@@ -259,38 +291,6 @@ class Tokenizer:
 
     def _cannot_tokenize(self, text: str) -> str:
         return f"{self._path} cannot tokenise {text[:40]!r}"
-
-    @overload
-    def count_tokens(  # type: ignore[overload-overlap]  # a str is an iterable of str, and comes first
-        self, inputs: str, *, prompt_name: str | None = ..., prompt: str | None = ...
-    ) -> int: ...
-    @overload
-    def count_tokens(
-        self, inputs: Iterable[str], *, prompt_name: str | None = ..., prompt: str | None = ...
-    ) -> list[int]: ...
-    def count_tokens(
-        self, inputs: str | Iterable[str], *, prompt_name: str | None = None, prompt: str | None = None
-    ) -> int | list[int]:
-        """Return the number of tokens of a text, or of each text, before any cut.
-
-        The count includes special tokens and the prompt. A text with more than `max_tokens` tokens would be cut.
-
-        Raises:
-            InputTypeError: an input is not a str; the message names its position.
-            InputValueError: an input is not valid Unicode, or the model has no prompt of that name.
-            TextTooLongError: see :meth:`tokenize`.
-
-        Example:
-            >>> Tokenizer("models/sample").count_tokens(["one", "and two"])
-            [3, 4]
-        """
-        prefix = self.prompt_for(prompt=prompt, prompt_name=prompt_name)
-        if isinstance(inputs, str):
-            return self.tokenize([inputs], prefix)[0].tokens
-        return [
-            self.tokenize([text], prefix, start=position)[0].tokens
-            for position, text in enumerate(iterate_texts(inputs))
-        ]
 
 
 @contextmanager
