@@ -22,6 +22,7 @@ DATA = REPOSITORY.parent / "shared/data"
 def _build_folder() -> Path:
     sources = [
         *sorted((REPOSITORY / "export/e5onnx_export").glob("*.*")),
+        REPOSITORY / "runtime/e5onnx/manifest.py",
         REPOSITORY / "runtime/e5onnx/model_folder.py",
     ]
     sources.append(REPOSITORY / "tests/checkpoints.py")

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from e5onnx.model_folder import MANIFEST, FileRecord, ModelFolder
+from e5onnx.manifest import MANIFEST
+from e5onnx.model_folder import ModelFolder, file_record
 
 
 def put_file(folder: Path, original: Path, name: str, content: bytes) -> None:
@@ -15,7 +16,7 @@ def put_file(folder: Path, original: Path, name: str, content: bytes) -> None:
     The file is a graph, weights or another one.
     """
     (folder / name).write_bytes(content)
-    found = FileRecord.of(folder, name)
+    found = file_record(folder, name)
     manifest = ModelFolder.open(original).manifest
     new: dict[str, Any] = {"sha256": found.sha256, "size": found.size}
     files = tuple(replace(record, **new) if record.file == name else record for record in manifest.files)

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, Generic, Literal, TypeVar, get_args
 
+from e5onnx.checks import check_encodable
 from e5onnx.errors import CheckpointError, InputValueError, MissingDependencyError, ModelNotFoundError
-from e5onnx.model_folder import SIMILARITIES, is_hub_id
-from e5onnx.tokenizer import PROMPT_NAMES, check_encodable
+from e5onnx.manifest import SIMILARITIES
+from e5onnx.model_folder import is_hub_id
+from e5onnx.tokenizer import PROMPT_NAMES
 
 from .json_file import JsonObject, read_json
 

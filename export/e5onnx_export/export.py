@@ -14,7 +14,8 @@ from typing import Any
 
 from e5onnx import __version__
 from e5onnx.errors import InputValueError, MissingDependencyError
-from e5onnx.model_folder import FileRecord, Manifest, ModelFolder
+from e5onnx.manifest import Manifest
+from e5onnx.model_folder import ModelFolder, file_record
 
 from .checkpoint import Checkpoint, Decision, Pooling, read_checkpoint
 from .folder import (
@@ -227,7 +228,7 @@ def _describe(source: Checkpoint, folder: Path) -> Manifest:
         default_prompt_name=source.default_prompt_name,
         similarity_fn_name=source.similarity_fn_name.value,
         graphs=tuple(graphs),
-        files=tuple(FileRecord.of(folder, path.name) for path in sorted(folder.iterdir()) if path.is_file()),
+        files=tuple(file_record(folder, path.name) for path in sorted(folder.iterdir()) if path.is_file()),
         tools={"e5onnx": __version__, **{tool: version(tool) for tool in _TOOLS}},
     )
 

@@ -13,7 +13,8 @@ import pytest
 
 from checkpoints import make_checkpoint, write_json
 from e5onnx import Encoder
-from e5onnx.model_folder import Manifest, ModelFolder
+from e5onnx.manifest import Manifest
+from e5onnx.model_folder import ModelFolder
 from hub_stand_in import HubStandIn
 
 WEIGHTS = "model.safetensors"

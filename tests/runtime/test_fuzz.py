@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 from e5onnx import E5OnnxError, Encoder, InputTypeError, InputValueError
 from e5onnx.cli import main
-from e5onnx.model_folder import MANIFEST, ModelFolder, _digest
+from e5onnx.manifest import MANIFEST, _digest
+from e5onnx.model_folder import ModelFolder
 from folders import put_file
 from texts import TEXTS
 

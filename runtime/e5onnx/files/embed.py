@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
-from ..cpu import whole_number
+from ..checks import whole_number
 from ..encoder import Encoder
 from ..errors import InputTypeError, InputValueError, JobChangedError
 from ..tokenizer import Role

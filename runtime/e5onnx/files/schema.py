@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..checks import check_encodable
 from ..errors import InputValueError
-from ..tokenizer import check_encodable
 from .columns import ID, Columns, is_type
 from .inputs import InputFile
 from .parquet import read_schema

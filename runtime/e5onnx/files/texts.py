@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..checks import json_type
 from ..errors import InputValueError, MissingDependencyError, RowError, TextTooLongError
-from ..openai_api import kind_of
 from ..tokenizer import TokenizedText, Tokenizer
 from .columns import Columns
 from .inputs import STANDARD_INPUT, Format, Stream, find_files, format_of, warn_of_ignored
@@ -194,7 +194,7 @@ def _text(content: dict[str, Any], column: str) -> str:
     if text is None:
         raise ValueError(f"its text, column {column!r}, is {'null' if column in content else 'missing'}")
     if not isinstance(text, str):
-        kind = "binary" if isinstance(text, bytes) else kind_of(text)
+        kind = "binary" if isinstance(text, bytes) else json_type(text)
         raise ValueError(f"column {column!r} is {kind}, not a text")
     try:
         text.encode()
@@ -217,5 +217,5 @@ def _json_object(line: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"it is not valid JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"it is {kind_of(content)}, not a JSON object")
+        raise ValueError(f"it is {json_type(content)}, not a JSON object")
     return content

@@ -21,9 +21,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from .. import __version__
+from ..checks import json_type
 from ..encoder import Encoder
 from ..errors import InputValueError, ModelFolderError, RequestError, TextTooLongError
-from ..openai_api import EmbeddingsRequest, Limits, kind_of, shown
+from ..openai_api import EmbeddingsRequest, Limits, shown
 from ..tokenizer import Role, TokenizedText
 from .body import Bodies
 from .metrics import Metrics
@@ -241,7 +242,7 @@ class Service:
     def _prompt(self, name: Any, role: Role | None = None) -> str:
         """Return the prompt of that name, or without a name that of a role."""
         if name is not None and not isinstance(name, str):
-            message = f"'prompt_name' must be a string, got {kind_of(name)}"
+            message = f"'prompt_name' must be a string, got {json_type(name)}"
             raise RequestError(message, status=422, param="prompt_name")
         try:
             return self.encoder.tokenizer.prompt_for(role or self.settings.default_role, prompt_name=name)
@@ -263,7 +264,7 @@ class Service:
         parameters = read_parameters(checked.get("parameters"))
         source = inputs.get("source_sentence")
         if not isinstance(source, str):
-            message = f"'source_sentence' must be a text, got {kind_of(source)}"
+            message = f"'source_sentence' must be a text, got {json_type(source)}"
             raise RequestError(message, status=422, param="source_sentence")
         sentences = read_texts(inputs.get("sentences"), self.settings.limits, "sentences")
         texts = [*read_texts(source, self.settings.limits, "source_sentence"), *sentences]

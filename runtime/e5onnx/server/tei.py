@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..checks import json_type
 from ..errors import RequestError
-from ..openai_api import Limits, check_all, kind_of, shown, wrong_dimensions
+from ..openai_api import Limits, check_request_texts, dimensions_error, shown
 
 _EMBED_KEYS = ("inputs", "normalize", "truncate", "truncation_direction", "prompt_name", "dimensions")
 _PARAMETERS = ("truncate", "truncation_direction", "prompt_name")
@@ -24,7 +25,7 @@ def _unprocessable(message: str, param: str) -> RequestError:
 def read_object(content: Any, keys: Sequence[str]) -> Mapping[str, Any]:
     """Return `content` if it is an object with no keys but these; raise :class:`RequestError` if not."""
     if not isinstance(content, dict):
-        raise _unprocessable(f"the request must be a JSON object, got {kind_of(content)}", "inputs")
+        raise _unprocessable(f"the request must be a JSON object, got {json_type(content)}", "inputs")
     checked: dict[str, Any] = content
     for name in checked:
         if name not in keys:
@@ -36,9 +37,9 @@ def read_texts(given: Any, limits: Limits, param: str = "inputs") -> list[str]:
     """Return the texts of a request, of which there may be one or a list."""
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list) or not texts:
-        what = "an empty list" if texts == [] else kind_of(given)
+        what = "an empty list" if texts == [] else json_type(given)
         raise _unprocessable(f"{param!r} must be a text or a list of texts, got {what}", param)
-    check_all(texts, limits, param, status=422)
+    check_request_texts(texts, limits, param, status=422)
     return texts
 
 
@@ -48,14 +49,14 @@ def read_flag(content: Mapping[str, Any], name: str, default: bool) -> bool:
     if value is None:
         return default
     if not isinstance(value, bool):
-        raise _unprocessable(f"{name!r} must be true or false, got {kind_of(value)}", name)
+        raise _unprocessable(f"{name!r} must be true or false, got {json_type(value)}", name)
     return value
 
 
 def read_embed(content: Any, dimension: int) -> Mapping[str, Any]:
     """Check the keys of an `/embed` request that are not about texts."""
     checked = _cut_on_the_right(read_object(content, _EMBED_KEYS))
-    if wrong := wrong_dimensions(checked, dimension):
+    if wrong := dimensions_error(checked, dimension):
         raise _unprocessable(wrong, "dimensions")
     return checked
 
