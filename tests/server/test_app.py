@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 
 from e5onnx import Encoder, ModelFolderError
 from e5onnx.errors import QueueFullError
-from e5onnx.openai_api import Limits
-from e5onnx.server import tokenizing
-from e5onnx.server.app import Service, Settings
+from e5onnx.server import tokenization
+from e5onnx.server.app import Service
+from e5onnx.server.options import ServerOptions
 from e5onnx.server.scheduler import Run
-from e5onnx.server.tokenizing import Tokenizing
+from e5onnx.server.tokenization import Tokenization
 
 
 @pytest.fixture
 def service(tiny_model: Path) -> Iterator[Service]:
-    service = Service(Encoder(tiny_model, threads=1), Settings(request_timeout=0.5, max_body=200_000, limits=Limits()))
+    service = Service(Encoder(tiny_model, threads=1), ServerOptions(request_timeout=0.5, max_body=200_000))
     yield service
     service.close()
 
@@ -73,11 +73,11 @@ def test_what_fails_outside_all_routes_is_a_500_too(service: Service) -> None:
     async def fails(*_: Any) -> None:
         raise ValueError("secret")
 
-    front: Any = service.app()
-    front._app._app = fails
+    connections: Any = service.app()
+    connections.app.app.app.app = fails
 
     async def get() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(front), base_url="http://e5") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(connections), base_url="http://e5") as client:
             return await client.get("/health")
 
     reply = asyncio.run(get())
@@ -86,7 +86,7 @@ def test_what_fails_outside_all_routes_is_a_500_too(service: Service) -> None:
 
 
 def test_tokenising_counts_against_the_timeout(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizing, "_PIECE_CHARACTERS", 1000)
+    monkeypatch.setattr(tokenization, "_PIECE_CHARACTERS", 1000)
     begun = []
     ended = threading.Event()
     tokenize = service.encoder.tokenizer.tokenize
@@ -126,7 +126,7 @@ def test_a_model_that_was_replaced_while_it_is_loaded_is_not_served(
     shutil.rmtree(folder)
     shutil.copytree(sample_model, folder)
     with pytest.raises(ModelFolderError, match="model was replaced by another model while the server was loading it"):
-        Service(encoder, Settings())
+        Service(encoder, ServerOptions())
 
 
 def test_bodies_in_memory_are_bounded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +158,7 @@ def test_a_worker_that_died_turns_health_red(service: Service, monkeypatch: pyte
 
 
 def test_runs_are_counted_with_their_padding(tiny_model: Path) -> None:
-    service = Service(Encoder(tiny_model, threads=1), Settings())
+    service = Service(Encoder(tiny_model, threads=1), ServerOptions())
     assert answers(service, ("/embed", {"inputs": ["a", "a b c"]}))[0].status_code == 200  # 3 and 5 tokens
     service.close()
     page = service.metrics.page().decode()
@@ -177,7 +177,7 @@ def test_runs_are_counted_with_their_padding(tiny_model: Path) -> None:
 def test_vectors_have_the_length_that_was_asked_for(tiny_model: Path) -> None:
     encoder = Encoder(tiny_model, threads=1)
     assert not encoder.manifest.normalize
-    service = Service(encoder, Settings())
+    service = Service(encoder, ServerOptions())
     texts = ["one", "a second text"]
     *embed, v1 = answers(
         service,
@@ -195,7 +195,7 @@ def test_vectors_have_the_length_that_was_asked_for(tiny_model: Path) -> None:
     ("path", "key"), [("/v1/embeddings", "input"), ("/embed", "inputs"), ("/tokenize", "inputs"), ("/", "inputs")]
 )
 def test_a_text_that_cannot_be_divided_is_refused(tiny_model: Path, path: str, key: str) -> None:
-    service = Service(Encoder(tiny_model, threads=1), Settings(limits=Limits(characters=2**21)))
+    service = Service(Encoder(tiny_model, threads=1), ServerOptions(max_characters=2**21))
     texts = ["word " * 12_000, "word " * 12_000, "a" * 1_200_000]
     (reply,) = answers(service, (path, {key: texts, "truncate": "warn" if path[1:2] == "v" else True}))
     if path == "/tokenize":
@@ -212,14 +212,13 @@ def test_a_text_that_cannot_be_divided_is_refused(tiny_model: Path, path: str, k
 @given(
     texts=st.lists(st.text(max_size=30), max_size=40),
     size=st.integers(1, 60),
-    inline=st.integers(0, 60),
     each=st.integers(0, 9),
 )
-def test_pieces_are_all_there_and_in_order(texts: list[str], size: int, inline: int, each: int) -> None:
+def test_pieces_are_all_there_and_in_order(texts: list[str], size: int, each: int) -> None:
     checked: list[str] = []
 
     async def run(tokenize: Callable[[Sequence[str], int], list[str]]) -> list[str]:
-        in_pieces = Tokenizing()
+        in_pieces = Tokenization()
         try:
             return await in_pieces.run(texts, tokenize, checked.extend)
         finally:
@@ -235,30 +234,11 @@ def test_pieces_are_all_there_and_in_order(texts: list[str], size: int, inline: 
         return [text.upper() for text in piece]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizing, "_PIECE_CHARACTERS", size)
-        patch.setattr(tokenizing, "_INLINE_CHARACTERS", inline)
-        patch.setattr(tokenizing, "_TEXT_CHARACTERS", each)
+        patch.setattr(tokenization, "_PIECE_CHARACTERS", size)
+        patch.setattr(tokenization, "_TEXT_CHARACTERS", each)
         assert asyncio.run(run(tokenize)) == checked == [text.upper() for text in texts]
-    if sum(len(text) + each for text in texts) > inline:
-        assert all(cost < size for cost in calls)
-        assert threading.current_thread() not in threads  # which has the event loop
-    else:
-        assert threads == {threading.current_thread()}
-
-
-def test_many_tiny_texts_are_not_tokenised_in_the_event_loop(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads: dict[int, threading.Thread] = {}
-    tokenize = service.encoder.tokenizer.tokenize
-
-    def watched(texts: Sequence[str], *arguments: Any, **named: Any) -> Any:
-        threads[len(texts)] = threading.current_thread()
-        return tokenize(texts, *arguments, **named)
-
-    monkeypatch.setattr(service.encoder.tokenizer, "tokenize", watched)
-    for number in (1, 200):
-        assert answers(service, ("/embed", {"inputs": ["a"] * number}))[0].status_code in (200, 503)
-    assert threads[1] is threading.current_thread()
-    assert threads[200] is not threading.current_thread()
+    assert all(cost < size for cost in calls)
+    assert threading.current_thread() not in threads  # which has the event loop
 
 
 def test_tokens_that_are_sent_are_bounded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +248,7 @@ def test_tokens_that_are_sent_are_bounded(service: Service, monkeypatch: pytest.
 
     (reply,) = answers(service, ("/tokenize", {"inputs": ["a " * 20] * 10}))
     size = len(reply.content)  # and a bracket or a comma beside every item
-    monkeypatch.setattr("e5onnx.server.app._MOST_TOKENIZED", size - 11)
+    monkeypatch.setattr("e5onnx.server.app._MOST_TOKEN_BYTES", size - 11)
     assert tokenized(10) == [200]
     assert tokenized(11) == [413]
     assert tokenized(10) == [200]

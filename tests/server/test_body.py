@@ -16,9 +16,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from e5onnx import Encoder
-from e5onnx.openai_api import Limits, parse_json
-from e5onnx.server.app import Service, Settings
+from e5onnx.openai_api import parse_json
+from e5onnx.server.app import Service
 from e5onnx.server.body import _Values
+from e5onnx.server.options import ServerOptions
 
 _SIZE = 200_000
 _TEXTS = st.text(st.sampled_from('",[]{}:\\\n aé'), max_size=8)
@@ -51,8 +52,8 @@ def test_values_are_counted_outside_of_strings_however_they_come(
 
 @pytest.fixture
 def service(tiny_model: Path) -> Iterator[Service]:
-    settings = Settings(max_body=_SIZE, limits=Limits(texts=100), body_timeout=30)
-    service = Service(Encoder(tiny_model, threads=1), settings)
+    options = ServerOptions(max_body=_SIZE, max_texts=100, body_timeout=30)
+    service = Service(Encoder(tiny_model, threads=1), options)
     yield service
     service.close()
 
@@ -65,7 +66,7 @@ def test_bodies_of_too_many_values_are_refused_before_they_are_parsed(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, path: str, filler: bytes
 ) -> None:
     monkeypatch.setattr("e5onnx.server.body._MOST_VALUES", 1000)
-    service = Service(Encoder(tiny_model, threads=1), Settings(limits=Limits(texts=100)))
+    service = Service(Encoder(tiny_model, threads=1), ServerOptions(max_texts=100))
     parsed: list[int] = []
     monkeypatch.setattr("e5onnx.server.body.parse_json", lambda body: parsed.append(len(body)))
 

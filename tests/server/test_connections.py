@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 
 from e5onnx import Encoder
 from e5onnx.server import middleware, protocol
-from e5onnx.server.app import Service, Settings
+from e5onnx.server.app import Service
+from e5onnx.server.options import ServerOptions
 from serving import Server, serving
 
 _POSTS = ("/v1/embeddings", "/embed", "/similarity", "/tokenize", "/")
@@ -185,7 +186,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[Impatient]:
 def hasty(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Impatient]:
     """The application, in this process, which waits half a second for bodies and as long for those it does not read."""
     monkeypatch.setattr(middleware, "_LINGER", 0.5)
-    service = Service(Encoder(tiny_model, threads=1), Settings(body_timeout=0.5))
+    service = Service(Encoder(tiny_model, threads=1), ServerOptions(body_timeout=0.5))
     ended: list[str] = []
     with running(service.app(), ended) as url:
         yield Impatient(url, ended)
@@ -299,7 +300,7 @@ def test_a_reply_counts_until_it_is_read(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, path: str, many: Any, begin: bytes
 ) -> None:
     monkeypatch.setattr("e5onnx.server.body._HELD_REPLIES", 1)
-    service = Service(Encoder(tiny_model, threads=1), Settings())
+    service = Service(Encoder(tiny_model, threads=1), ServerOptions())
     with running(service.app(), [], send_buffer=4096) as url, socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         address = httpx.URL(url)

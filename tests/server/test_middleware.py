@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from e5onnx import Encoder
-from e5onnx.server.app import OPEN_PATHS, Service, Settings
+from e5onnx.server.app import OPEN_PATHS, Service
+from e5onnx.server.options import ServerOptions
 from serving import serving
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY")
@@ -25,7 +26,7 @@ def encoder(tiny_model: Path) -> Encoder:
 
 @pytest.fixture
 def locked(encoder: Encoder) -> Iterator[Service]:
-    service = Service(encoder, Settings(api_keys=["key"]))
+    service = Service(encoder, ServerOptions(api_keys=["key"]))
     yield service
     service.close()
 
@@ -134,7 +135,7 @@ _FOREIGN = ["evil.example", "evil.example:80", "localhost.evil.example", "evil.l
 def test_only_its_own_hosts_are_answered(
     encoder: Encoder, loopback: bool, listed: list[str], accepted: list[str], refused: list[str]
 ) -> None:
-    service = Service(encoder, Settings(loopback=loopback, allowed_hosts=listed))
+    service = Service(encoder, ServerOptions(allowed_hosts=listed), loopback=loopback)
     for host in accepted:
         assert status(service, [(b"host", host.encode())]) == 200, host
     for host in refused:
@@ -168,7 +169,7 @@ def test_the_hosts_go_with_the_address_it_listens_on(tiny_model: Path, tmp_path:
 
 
 def test_a_host_that_is_no_name_breaks_no_reply(encoder: Encoder) -> None:
-    service = Service(encoder, Settings())
+    service = Service(encoder, ServerOptions())
     for host in ("[", "[::1", "a/b", "a?b"):
         assert status(service, [(b"host", host.encode())], path="/nothing") == 404
         assert status(service, [(b"host", host.encode())], path="/embed") == 405

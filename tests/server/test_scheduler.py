@@ -59,18 +59,6 @@ def scheduler(gate: Any) -> Iterator[Scheduler]:
     scheduler.close()
 
 
-def test_many_workers_leave_short_texts_to_one_of_them(encoder: Encoder) -> None:
-    together: Any = Gate(encoder, threads=5)
-    worker: Any = Gate(encoder)
-    scheduler = Scheduler(together, worker_encoder=worker, max_waiting_tokens=5000, max_waiting_requests=50)
-    together.open.set()
-    worker.open.set()
-    for length in (10, 300):
-        asyncio.run(scheduler.embed(texts_of(encoder, length), normalize=True))
-    scheduler.close()
-    assert (worker.runs, together.runs) == ([[10]], [[300]])
-
-
 @pytest.fixture
 def workers(encoder: Encoder) -> Iterator[tuple[Scheduler, Gate, Gate]]:
     """A scheduler with two workers, the model that both of them share, and the model for long texts."""
@@ -290,27 +278,9 @@ def test_workers_that_are_free_share_a_request(workers: tuple[Scheduler, Gate, G
     assert sorted(worker.runs) == [[50] * 2, [50] * 3]
 
 
-def test_a_text_that_is_alone_is_run_by_all_threads_and_a_short_one_is_waited_for(
+def test_a_long_text_that_is_alone_is_run_by_all_threads(
     workers: tuple[Scheduler, Gate, Gate], encoder: Encoder
 ) -> None:
-    scheduler, worker, together = workers
-    worker.open.set()
-
-    async def requests() -> None:
-        tasks = [await started(scheduler, texts_of(encoder, 10))]
-        await together.is_entered()
-        tasks += [await started(scheduler, texts_of(encoder, length)) for length in (11, 12)]
-        await asyncio.sleep(0.05)
-        assert worker.runs == []
-        together.open.set()
-        await asyncio.gather(*tasks)
-
-    asyncio.run(asyncio.wait_for(requests(), 60))
-    assert together.runs[0] == [10]
-    assert sorted(length for run in worker.runs + together.runs[1:] for length in run) == [11, 12]
-
-
-def test_nobody_waits_for_a_long_text(workers: tuple[Scheduler, Gate, Gate], encoder: Encoder) -> None:
     scheduler, worker, together = workers
     worker.open.set()
 
@@ -323,22 +293,6 @@ def test_nobody_waits_for_a_long_text(workers: tuple[Scheduler, Gate, Gate], enc
 
     asyncio.run(asyncio.wait_for(requests(), 60))
     assert (together.runs, worker.runs) == ([[300]], [[10]])
-
-
-def test_it_ends_while_a_text_is_run_by_all_threads(encoder: Encoder) -> None:
-    together: Any = Gate(encoder, threads=3)
-    scheduler = Scheduler(together, worker_encoder=encoder, max_waiting_tokens=5000, max_waiting_requests=50)
-
-    async def requests() -> None:
-        task = await started(scheduler, texts_of(encoder, 10))
-        await together.is_entered()
-        closing = asyncio.create_task(asyncio.to_thread(scheduler.close))
-        await asyncio.sleep(0.05)
-        together.open.set()
-        await asyncio.gather(task, closing)
-
-    asyncio.run(asyncio.wait_for(requests(), 60))
-    assert not scheduler.works
 
 
 def test_what_waits_and_fails_is_told(gate: Gate, encoder: Encoder) -> None:

@@ -16,13 +16,13 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from e5onnx.server.openapi import document
+from e5onnx.server.pages import openapi
 from serving import Server
 
 _CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
 
-_OPERATIONS = [(method, path) for path, methods in document(secured=False)["paths"].items() for method in methods]
+_OPERATIONS = [(method, path) for path, methods in openapi(secured=False)["paths"].items() for method in methods]
 
 
 @pytest.fixture(scope="session")

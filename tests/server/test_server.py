@@ -423,12 +423,12 @@ def test_a_long_path_is_not_sent_back(http: httpx.Client, path: str) -> None:
     [
         (["/nowhere"], "there is no folder /nowhere"),
         (["MODEL", "--port", "TAKEN"], "cannot listen on 127.0.0.1, port [0-9]+: Address already in use"),
-        (["MODEL", "--host", "a..b"], "cannot listen on a..b, port 8080: this is no name of a host"),
+        (["MODEL", "--host", "a..b"], "cannot listen on a..b, port 8080: this is not the name of a host"),
         (["MODEL", "--host", "203.0.113.1"], "cannot listen on 203.0.113.1"),
-        (["MODEL", "--api-key-file", "EMPTY"], "holds no key"),
+        (["MODEL", "--api-key-file", "EMPTY"], "does not hold a key"),
         (["MODEL", "--api-key-file", "LATIN"], "latin is not UTF-8 text"),
-        (["MODEL", "--api-key-file", "GREEK"], "holds a key with other characters than ASCII's"),
-        (["MODEL", "--api-key-file", "DIVIDED"], "holds a key with other characters than ASCII's"),
+        (["MODEL", "--api-key-file", "GREEK"], "holds a key that is not printable ASCII"),
+        (["MODEL", "--api-key-file", "DIVIDED"], "holds a key that is not printable ASCII"),
         (["MODEL", "--api-key-file", "/nowhere"], "No such file"),
     ],
 )
@@ -475,4 +475,4 @@ def test_impossible_options_are_wrong_usage(
 def test_a_blank_key_is_no_open_server(tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setenv("E5ONNX_API_KEY", "  ")
     assert main(["serve", str(tiny_model)]) == 1
-    assert "E5ONNX_API_KEY holds no key" in capsys.readouterr().err
+    assert "E5ONNX_API_KEY does not hold a key" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from e5onnx import TokenizedText
 from e5onnx.errors import QueueFullError
-from e5onnx.server.turns import Job, Turns, finished
+from e5onnx.server.queue import QueuedRequest, RequestQueue, finish
 
 BUDGET = 200
 REQUESTS = st.tuples(st.just("add"), st.lists(st.integers(1, 120), min_size=1, max_size=30), st.booleans())
@@ -23,101 +23,101 @@ STEPS = st.lists(
 )
 
 
-def job_of(lengths: list[int], normalize: bool, loop: asyncio.AbstractEventLoop) -> Job:
+def request_of(lengths: list[int], normalize: bool, loop: asyncio.AbstractEventLoop) -> QueuedRequest:
     texts = [TokenizedText(np.zeros(length, np.int32), length) for length in lengths]
-    return Job(texts, normalize, np.empty((len(texts), 1), np.float32), loop.create_future())
+    return QueuedRequest(texts, normalize, np.empty((len(texts), 1), np.float32), loop.create_future())
 
 
 @given(steps=STEPS)
 @example(steps=[("add", [10], True), ("add", [10], False)])  # which go well together, but for the normalisation
 def test_every_text_is_run_once_or_dropped_with_its_request(steps: list[tuple[Any, ...]]) -> None:
     loop = asyncio.new_event_loop()
-    turns = Turns(max_tokens=3000, max_requests=8, token_budget=BUDGET)
-    jobs: list[Job] = []
+    queue = RequestQueue(max_tokens=3000, max_requests=8, token_budget=BUDGET)
+    requests: list[QueuedRequest] = []
     runs: Counter[tuple[int, int]] = Counter()
     dropped: set[int] = set()
-    done: set[Job] = set()
+    done: set[QueuedRequest] = set()
 
     def take(free_workers: int) -> None:
-        waiting = {number: job.waiting for number, job in enumerate(jobs)}
-        shares = turns.take(free_workers=free_workers)
+        waiting = {number: request.waiting_tokens for number, request in enumerate(requests)}
+        shares = queue.take(free_workers=free_workers)
         lengths = [len(text.ids) for share in shares for text in share.texts()]
-        assert len({share.job.normalize for share in shares}) == 1
+        assert len({share.request.normalize for share in shares}) == 1
         assert len(lengths) == 1 or len(lengths) * max(lengths) <= BUDGET
         assert not free_workers or len(shares) == 1
-        runs.update((jobs.index(share.job), int(row)) for share in shares for row in share.rows)
-        assert sum(waiting.values()) - sum(job.waiting for job in jobs) == sum(lengths)
-        done.update(finished(shares))
+        runs.update((requests.index(share.request), int(row)) for share in shares for row in share.rows)
+        assert sum(waiting.values()) - sum(request.waiting_tokens for request in requests) == sum(lengths)
+        done.update(finish(shares))
 
     for number, (step, *arguments) in enumerate(steps):
         if step == "add":
-            job = job_of(arguments[0], arguments[1], loop)
+            request = request_of(arguments[0], arguments[1], loop)
             try:
-                turns.add(job, now=float(number), tokens_per_second=100.0)
+                queue.add(request, now=float(number), tokens_per_second=100.0)
             except QueueFullError:
-                assert turns.waiting_requests == 8 or turns.waiting_tokens > 3000 * 3 / 4 - 3000 / 8
+                assert queue.waiting_requests == 8 or queue.waiting_tokens > 3000 * 3 / 4 - 3000 / 8
             else:
-                jobs.append(job)
-        elif step == "take" and turns.waiting_requests:
+                requests.append(request)
+        elif step == "take" and queue.waiting_requests:
             take(*arguments)
-        elif step == "drop" and arguments[0] < len(jobs):
+        elif step == "drop" and arguments[0] < len(requests):
             dropped.add(arguments[0])
-            turns.drop(jobs[arguments[0]])
-        assert turns.waiting_tokens == sum(job.waiting for job in jobs)
-    while turns.waiting_requests:
+            queue.drop(requests[arguments[0]])
+        assert queue.waiting_tokens == sum(request.waiting_tokens for request in requests)
+    while queue.waiting_requests:
         take(0)
     assert set(runs.values()) <= {1}
-    for number, job in enumerate(jobs):
+    for number, request in enumerate(requests):
         if number not in dropped:
-            assert {row for of, row in runs if of == number} == set(range(len(job.texts)))
-            assert job in done
+            assert {row for of, row in runs if of == number} == set(range(len(request.texts)))
+            assert request in done
     loop.close()
 
 
 @pytest.mark.parametrize(("free", "sizes"), [(1, [10]), (2, [5]), (3, [4])])
 def test_a_batch_is_left_whole_where_others_have_one_for_every_free_worker(free: int, sizes: list[int]) -> None:
     loop = asyncio.new_event_loop()
-    turns = Turns(max_tokens=10**6, max_requests=8, token_budget=500)
-    first, second = job_of([50] * 10, True, loop), job_of([499], True, loop)
-    for number, job in enumerate((first, second)):
-        turns.add(job, now=0.0, tokens_per_second=10.0**number)
-    turns._least_left_first = False  # the first is due first, or so slow a server would have it
+    queue = RequestQueue(max_tokens=10**6, max_requests=8, token_budget=500)
+    first, second = request_of([50] * 10, True, loop), request_of([499], True, loop)
+    for number, request in enumerate((first, second)):
+        queue.add(request, now=0.0, tokens_per_second=10.0**number)
+    queue._least_left_first = False  # the first is due first, or so slow a server would have it
     first.due = 0.0
-    assert [len(share.rows) for share in turns.take(free_workers=free)] == sizes
+    assert [len(share.rows) for share in queue.take(free_workers=free)] == sizes
     loop.close()
 
 
 @pytest.mark.parametrize(("speed", "seconds"), [(100.0, 3), (250.0, 1), (249.0, 2), (1e9, 1)])
 def test_whoever_is_refused_is_told_when_the_least_of_what_waits_will_have_run(speed: float, seconds: int) -> None:
     loop = asyncio.new_event_loop()
-    turns = Turns(max_tokens=10**6, max_requests=2, token_budget=500)
+    queue = RequestQueue(max_tokens=10**6, max_requests=2, token_budget=500)
     for lengths in ([100, 150], [330]):
-        turns.add(job_of(lengths, True, loop), now=0.0, tokens_per_second=speed)
+        queue.add(request_of(lengths, True, loop), now=0.0, tokens_per_second=speed)
     with pytest.raises(
         QueueFullError, match=f"2 requests with 580 tokens are waiting already; .* {seconds} s"
     ) as caught:
-        turns.add(job_of([10], True, loop), now=0.0, tokens_per_second=speed)
+        queue.add(request_of([10], True, loop), now=0.0, tokens_per_second=speed)
     assert caught.value.retry_after == seconds
     loop.close()
 
 
 def test_a_request_that_waits_alone_is_never_refused() -> None:
     loop = asyncio.new_event_loop()
-    turns = Turns(max_tokens=1, max_requests=1, token_budget=500)
-    turns.add(job_of([400] * 3, True, loop), now=0.0, tokens_per_second=100.0)
+    queue = RequestQueue(max_tokens=1, max_requests=1, token_budget=500)
+    queue.add(request_of([400] * 3, True, loop), now=0.0, tokens_per_second=100.0)
     with pytest.raises(QueueFullError):
-        turns.add(job_of([400], True, loop), now=0.0, tokens_per_second=100.0)
+        queue.add(request_of([400], True, loop), now=0.0, tokens_per_second=100.0)
     loop.close()
 
 
 @given(lengths=st.lists(st.integers(1, 120), min_size=1, max_size=30), workers=st.integers(2, 8))
 def test_a_request_that_is_alone_is_divided_among_free_workers(lengths: list[int], workers: int) -> None:
     loop = asyncio.new_event_loop()
-    turns = Turns(max_tokens=10**6, max_requests=8, token_budget=10**6)  # one batch, but for those who are free
-    turns.add(job_of(lengths, True, loop), now=0.0, tokens_per_second=100.0)
+    queue = RequestQueue(max_tokens=10**6, max_requests=8, token_budget=10**6)  # one batch, but for those who are free
+    queue.add(request_of(lengths, True, loop), now=0.0, tokens_per_second=100.0)
     sizes: list[int] = []
-    while turns.waiting_requests:
-        (share,) = turns.take(free_workers=max(0, workers - 1 - len(sizes)))
+    while queue.waiting_requests:
+        (share,) = queue.take(free_workers=max(0, workers - 1 - len(sizes)))
         sizes.append(len(share.rows))
     assert len(sizes) <= workers
     if min(lengths) * (len(lengths) // workers) >= 64:
