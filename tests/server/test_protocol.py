@@ -8,18 +8,15 @@ import json
 import re
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +24,7 @@ from e5onnx import Encoder
 from e5onnx.server import middleware, protocol
 from e5onnx.server.app import Service
 from e5onnx.server.options import ServerOptions
-from serving import Server, serving
+from serving import Server, connect, running, serving, wait_for
 
 _POSTS = ("/v1/embeddings", "/embed", "/similarity", "/tokenize", "/")
 _KEYS: tuple[str, ...] = (
@@ -54,11 +51,6 @@ _JSON = st.recursive(
     ),
     max_leaves=12,
 )
-
-
-def connect(url: str) -> socket.socket:
-    address = httpx.URL(url)
-    return socket.create_connection((address.host, address.port or 80), timeout=30)
 
 
 def head_of(method: str, path: str, *headers: str) -> bytes:
@@ -93,13 +85,6 @@ def statuses(received: bytes) -> list[int]:
     return [int(status) for status in re.findall(rb"HTTP/1.1 ([0-9]{3}) ", received)]
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
 def metric(url: str, name: str) -> float:
     (line,) = (line for line in httpx.get(f"{url}/metrics").text.splitlines() if line.startswith(name + " "))
     return float(line.rpartition(" ")[2])
@@ -107,9 +92,9 @@ def metric(url: str, name: str) -> float:
 
 @settings(max_examples=200, deadline=None)
 @given(path=st.sampled_from(_POSTS), content=_JSON, ascii_only=st.booleans())
-def test_any_json_is_answered_or_refused(server: Server, path: str, content: Any, ascii_only: bool) -> None:
+def test_any_json_is_answered_or_refused(http: httpx.Client, path: str, content: Any, ascii_only: bool) -> None:
     body = json.dumps(content, ensure_ascii=ascii_only).encode(errors="surrogatepass")
-    reply = httpx.post(server.url + path, content=body, headers={"content-type": "application/json"}, timeout=60)
+    reply = http.post(path, content=body, headers={"content-type": "application/json"})
     assert reply.status_code == 200 or 400 <= reply.status_code < 500, reply.text
     answer = json.loads(reply.content, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
     if reply.status_code != 200:
@@ -128,13 +113,13 @@ def test_any_json_is_answered_or_refused(server: Server, path: str, content: Any
         st.binary(max_size=30),
     )
 )
-def test_bytes_that_are_no_http_end_their_own_connection_only(server: Server, sent: bytes) -> None:
+def test_bytes_that_are_not_http_end_their_own_connection_only(server: Server, http: httpx.Client, sent: bytes) -> None:
     with connect(server.url) as connection:
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
         received = connection.recv(65536)
     assert b" 500 " not in received.partition(b"\r\n")[0]
-    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    assert http.get("/health").json() == {"status": "ok"}
 
 
 @dataclass
@@ -143,23 +128,6 @@ class Impatient:
 
     url: str
     ended: list[str]
-
-
-@contextlib.contextmanager
-def running(app: Any, ended: list[str], *, send_buffer: int | None = None) -> Iterator[str]:
-    http: Any = partial(protocol.Protocol, on_ended=ended.append)
-    config = uvicorn.Config(app, http=http, loop="asyncio", lifespan="off", log_config=None, timeout_keep_alive=1)
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        if send_buffer is not None:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 @pytest.fixture
@@ -499,8 +467,8 @@ def test_small_bodies_that_nobody_reads_are_no_next_request(server: Server) -> N
         assert statuses(until_closed(connection)) == [200]
 
 
-def test_a_refused_body_is_not_waited_for(server: Server) -> None:
-    with connect(server.url) as connection:
+def test_a_refused_body_is_not_waited_for(hasty: Impatient) -> None:
+    with connect(hasty.url) as connection:
         connection.sendall(head_of("POST", "/embed", "Content-Length: 1000000000") + b"{")
         answer = until_closed(connection)
     assert statuses(answer) == [415]
@@ -513,13 +481,13 @@ def test_a_client_that_sends_all_of_a_refused_body_first_gets_the_reply(server: 
         assert statuses(until_closed(connection)) == [415]
 
 
-def test_a_client_that_waits_to_be_told_sends_no_body_in_vain(server: Server) -> None:
+def test_a_client_that_expects_100_continue_sends_no_body_in_vain(hasty: Impatient) -> None:
     expect = ("Expect: 100-continue", "Content-Type: application/json")
-    for path, length, status in (("/nope", 100, 404), ("/embed", 2_000_001, 413)):
-        with connect(server.url) as connection:
+    for path, length, status in (("/nope", 100, 404), ("/embed", ServerOptions.max_body + 1, 413)):
+        with connect(hasty.url) as connection:
             connection.sendall(head_of("POST", path, *expect, f"Content-Length: {length}"))
             assert statuses(until_closed(connection)) == [status]
-    with connect(server.url) as connection:
+    with connect(hasty.url) as connection:
         connection.sendall(head_of("POST", "/embed", *expect, "Content-Length: 15", "Connection: close"))
         received = until(connection, b"\r\n\r\n")
         connection.sendall(b'{"inputs": "a"}')
