@@ -47,3 +47,9 @@ def service(tiny_encoder: Encoder) -> Iterator[Service]:
     service = Service(tiny_encoder, ServerOptions(max_body=200_000, max_texts=200))
     yield service
     service.close()
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """What runs tests that are coroutines."""
+    return "asyncio"

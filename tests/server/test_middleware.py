@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,14 +17,9 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE",
 _BODIES = ({"inputs": "a"}, {"input": "a"}, {"inputs": {"source_sentence": "a", "sentences": ["b"]}})
 
 
-@pytest.fixture(scope="module")
-def encoder(tiny_model: Path) -> Encoder:
-    return Encoder(tiny_model, threads=1)
-
-
 @pytest.fixture
-def locked(encoder: Encoder) -> Iterator[Service]:
-    service = Service(encoder, ServerOptions(api_keys=["key"]))
+def locked(tiny_encoder: Encoder) -> Iterator[Service]:
+    service = Service(tiny_encoder, ServerOptions(api_keys=["key"]))
     yield service
     service.close()
 
@@ -122,19 +116,14 @@ _FOREIGN = ["evil.example", "evil.example:80", "localhost.evil.example", "evil.l
             [*_ADDRESSES, *_NONSENSE, *_FOREIGN, "b.api.example.org", "example.net", "aexample.net"],
         ),
         (False, [], [*_LOOPBACK, *_ADDRESSES, *_NONSENSE, *_FOREIGN], []),
-        (
-            False,
-            ["api.example.org."],
-            [*_LOOPBACK, *_ADDRESSES, "api.example.org", "api.example.org."],
-            [*_NONSENSE, *_FOREIGN],
-        ),
+        (False, ["a.example."], [*_LOOPBACK, *_ADDRESSES, "a.example", "a.example."], [*_NONSENSE, *_FOREIGN]),
         (True, ["*"], [*_LOOPBACK, *_FOREIGN], []),
     ],
 )
 def test_only_its_own_hosts_are_answered(
-    encoder: Encoder, loopback: bool, listed: list[str], accepted: list[str], refused: list[str]
+    tiny_encoder: Encoder, loopback: bool, listed: list[str], accepted: list[str], refused: list[str]
 ) -> None:
-    service = Service(encoder, ServerOptions(allowed_hosts=listed), loopback=loopback)
+    service = Service(tiny_encoder, ServerOptions(allowed_hosts=listed), loopback=loopback)
     for host in accepted:
         assert status(service, [(b"host", host.encode())]) == 200, host
     for host in refused:
@@ -147,8 +136,8 @@ def test_only_its_own_hosts_are_answered(
     service.close()
 
 
-def test_a_host_that_is_no_name_breaks_no_reply(encoder: Encoder) -> None:
-    service = Service(encoder, ServerOptions())
+def test_a_host_that_is_no_name_breaks_no_reply(tiny_encoder: Encoder) -> None:
+    service = Service(tiny_encoder, ServerOptions())
     for host in ("[", "[::1", "a/b", "a?b"):
         assert status(service, [(b"host", host.encode())], path="/nothing") == 404
         assert status(service, [(b"host", host.encode())], path="/embed") == 405

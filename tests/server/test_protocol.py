@@ -27,17 +27,10 @@ from e5onnx.server.options import ServerOptions
 from serving import Server, connect, running, serving, wait_for
 
 _POSTS = ("/v1/embeddings", "/embed", "/similarity", "/tokenize", "/")
-_KEYS: tuple[str, ...] = (
-    "input",
-    "inputs",
-    "model",
-    "encoding_format",
-    "dimensions",
-    "input_type",
-    "truncate",
-    "prompt_name",
+_KEYS = (
+    "input inputs model encoding_format dimensions input_type truncate prompt_name source_sentence sentences parameters"
 )
-_KEYS += ("source_sentence", "sentences", "parameters", "normalize", "add_special_tokens", "user")
+_KEYS += " normalize add_special_tokens user"
 _JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -47,7 +40,7 @@ _JSON = st.recursive(
     | st.sampled_from(("float", "base64", "query", "error", "e5-small-v2")),
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.dictionaries(st.sampled_from(_KEYS) | st.text(st.characters()), inner, max_size=4)
+        | st.dictionaries(st.sampled_from(_KEYS.split()) | st.text(st.characters()), inner, max_size=4)
     ),
     max_leaves=12,
 )
@@ -365,9 +358,7 @@ def test_the_wish_for_another_protocol_is_passed_over(server: Server) -> None:
 def test_what_is_not_http_is_counted_and_logged(server: Server, sent: bytes, answers: list[int]) -> None:
     def ended() -> tuple[float, int]:
         counted = metric(server.url, 'e5onnx_ended_connections_total{why="malformed"}')
-        return counted, sum(
-            (line["event"], line.get("why")) == ("connection_ended", "malformed") for line in server.log()
-        )
+        return counted, [line["event"] for line in server.log()].count("connection_ended")
 
     counted, logged = ended()
     with connect(server.url) as connection:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from typing import Any
 
@@ -23,15 +22,15 @@ STEPS = st.lists(
 )
 
 
-def request_of(lengths: list[int], normalize: bool, loop: asyncio.AbstractEventLoop) -> QueuedRequest:
+def request_of(lengths: list[int], normalize: bool) -> QueuedRequest:
     texts = [TokenizedText(np.zeros(length, np.int32), length) for length in lengths]
-    return QueuedRequest(texts, normalize, np.empty((len(texts), 1), np.float32), loop.create_future())
+    nobody: Any = None  # waits for the vectors
+    return QueuedRequest(texts, normalize, np.empty((len(texts), 1), np.float32), nobody)
 
 
 @given(steps=STEPS)
 @example(steps=[("add", [10], True), ("add", [10], False)])  # which go well together, but for the normalisation
 def test_every_text_is_run_once_or_dropped_with_its_request(steps: list[tuple[Any, ...]]) -> None:
-    loop = asyncio.new_event_loop()
     queue = RequestQueue(max_tokens=3000, max_requests=8, token_budget=BUDGET)
     requests: list[QueuedRequest] = []
     runs: Counter[tuple[int, int]] = Counter()
@@ -51,7 +50,7 @@ def test_every_text_is_run_once_or_dropped_with_its_request(steps: list[tuple[An
 
     for number, (step, *arguments) in enumerate(steps):
         if step == "add":
-            request = request_of(arguments[0], arguments[1], loop)
+            request = request_of(arguments[0], arguments[1])
             try:
                 queue.add(request, now=float(number), tokens_per_second=100.0)
             except QueueFullError:
@@ -71,50 +70,42 @@ def test_every_text_is_run_once_or_dropped_with_its_request(steps: list[tuple[An
         if number not in dropped:
             assert {row for of, row in runs if of == number} == set(range(len(request.texts)))
             assert request in done
-    loop.close()
 
 
 @pytest.mark.parametrize(("free", "sizes"), [(1, [10]), (2, [5]), (3, [4])])
 def test_a_batch_is_left_whole_where_others_have_one_for_every_free_worker(free: int, sizes: list[int]) -> None:
-    loop = asyncio.new_event_loop()
     queue = RequestQueue(max_tokens=10**6, max_requests=8, token_budget=500)
-    first, second = request_of([50] * 10, True, loop), request_of([499], True, loop)
+    first, second = request_of([50] * 10, True), request_of([499], True)
     for number, request in enumerate((first, second)):
         queue.add(request, now=0.0, tokens_per_second=10.0**number)
     queue._least_left_first = False  # the first is due first, or so slow a server would have it
     first.due = 0.0
     assert [len(share.rows) for share in queue.take(free_workers=free)] == sizes
-    loop.close()
 
 
 @pytest.mark.parametrize(("speed", "seconds"), [(100.0, 3), (250.0, 1), (249.0, 2), (1e9, 1)])
 def test_whoever_is_refused_is_told_when_the_least_of_what_waits_will_have_run(speed: float, seconds: int) -> None:
-    loop = asyncio.new_event_loop()
     queue = RequestQueue(max_tokens=10**6, max_requests=2, token_budget=500)
     for lengths in ([100, 150], [330]):
-        queue.add(request_of(lengths, True, loop), now=0.0, tokens_per_second=speed)
+        queue.add(request_of(lengths, True), now=0.0, tokens_per_second=speed)
     with pytest.raises(
         QueueFullError, match=f"2 requests with 580 tokens are waiting already; .* {seconds} s"
     ) as caught:
-        queue.add(request_of([10], True, loop), now=0.0, tokens_per_second=speed)
+        queue.add(request_of([10], True), now=0.0, tokens_per_second=speed)
     assert caught.value.retry_after == seconds
-    loop.close()
 
 
 def test_a_request_that_waits_alone_is_never_refused() -> None:
-    loop = asyncio.new_event_loop()
     queue = RequestQueue(max_tokens=1, max_requests=1, token_budget=500)
-    queue.add(request_of([400] * 3, True, loop), now=0.0, tokens_per_second=100.0)
+    queue.add(request_of([400] * 3, True), now=0.0, tokens_per_second=100.0)
     with pytest.raises(QueueFullError):
-        queue.add(request_of([400], True, loop), now=0.0, tokens_per_second=100.0)
-    loop.close()
+        queue.add(request_of([400], True), now=0.0, tokens_per_second=100.0)
 
 
 @given(lengths=st.lists(st.integers(1, 120), min_size=1, max_size=30), workers=st.integers(2, 8))
 def test_a_request_that_is_alone_is_divided_among_free_workers(lengths: list[int], workers: int) -> None:
-    loop = asyncio.new_event_loop()
     queue = RequestQueue(max_tokens=10**6, max_requests=8, token_budget=10**6)  # one batch, but for those who are free
-    queue.add(request_of(lengths, True, loop), now=0.0, tokens_per_second=100.0)
+    queue.add(request_of(lengths, True), now=0.0, tokens_per_second=100.0)
     sizes: list[int] = []
     while queue.waiting_requests:
         (share,) = queue.take(free_workers=max(0, workers - 1 - len(sizes)))
@@ -123,4 +114,3 @@ def test_a_request_that_is_alone_is_divided_among_free_workers(lengths: list[int
     if min(lengths) * (len(lengths) // workers) >= 64:
         assert len(sizes) == workers
         assert max(sizes) - min(sizes) <= 1
-    loop.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import Any
 
@@ -27,9 +26,8 @@ def test_a_defect_is_a_500_that_is_counted_and_quotes_nothing(
     with caplog.at_level(logging.INFO, "e5onnx.server"):
         (reply,) = answers(service, (path, {"input": "a"} if path.startswith("/v1") else {"inputs": "a"}))
     assert reply.status_code == 500
-    assert (
-        reply.json()["error_type"] == "Backend" if path == "/embed" else reply.json()["error"]["type"] == "server_error"
-    )
+    content = reply.json()
+    assert content["error_type"] == "Backend" if path == "/embed" else content["error"]["type"] == "server_error"
     page = service.metrics.page().decode()
     assert f'e5onnx_requests_total{{path="{path}",status="500"}} 1.0' in page
     assert "e5onnx_requests_in_flight 0.0" in page
@@ -41,18 +39,12 @@ def test_a_defect_is_a_500_that_is_counted_and_quotes_nothing(
     assert "secret" not in reply.text
 
 
-def test_what_fails_outside_all_routes_is_a_500_too(service: Service) -> None:
+def test_what_fails_outside_all_routes_is_a_500_too(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fails(*_: Any) -> None:
         raise ValueError("secret")
 
-    connections: Any = service.app()
-    connections.app.app.app.app = fails
-
-    async def get() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(connections), base_url="http://e5") as client:
-            return await client.get("/health")
-
-    reply = asyncio.run(get())
+    monkeypatch.setattr("e5onnx.server.middleware.KeyMiddleware.__call__", fails)
+    (reply,) = answers(service, ("/health", None))
     assert (reply.status_code, reply.json()["error"]["type"]) == (500, "server_error")
     assert "secret" not in reply.text
 
