@@ -1,4 +1,4 @@
-"""Bodies: how many are held, and how many values their JSON has."""
+"""Bodies: how many are in memory, and how many JSON values they hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections that say nothing, too little, or nonsense."""
+"""Connections: slow clients, malformed requests, where one request ends, and bodies that are not read."""
 
 from __future__ import annotations
 
@@ -27,10 +27,8 @@ from e5onnx.server.options import ServerOptions
 from serving import Server, connect, running, serving, wait_for
 
 _POSTS = ("/v1/embeddings", "/embed", "/similarity", "/tokenize", "/")
-_KEYS = (
-    "input inputs model encoding_format dimensions input_type truncate prompt_name source_sentence sentences parameters"
-)
-_KEYS += " normalize add_special_tokens user"
+_KEYS = "input inputs model encoding_format dimensions input_type truncate prompt_name source_sentence sentences"
+_KEYS += " parameters normalize add_special_tokens user"
 _JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -56,7 +54,7 @@ def post(path: str, content: Any, *headers: str) -> bytes:
 
 
 def until_closed(connection: socket.socket) -> bytes:
-    """Return all that comes until the other side hangs up."""
+    """Return what comes until the other side hangs up."""
     received = b""
     with contextlib.suppress(ConnectionResetError):
         while part := connection.recv(2**20):
@@ -89,7 +87,7 @@ def test_any_json_is_answered_or_refused(http: httpx.Client, path: str, content:
     body = json.dumps(content, ensure_ascii=ascii_only).encode(errors="surrogatepass")
     reply = http.post(path, content=body, headers={"content-type": "application/json"})
     assert reply.status_code == 200 or 400 <= reply.status_code < 500, reply.text
-    answer = json.loads(reply.content, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
+    answer = json.loads(reply.content, parse_constant=pytest.fail)  # NaN and Infinity are not JSON
     if reply.status_code != 200:
         assert isinstance(answer["error"], str) or answer["error"]["message"]
 
@@ -193,7 +191,7 @@ def test_a_reply_in_flight_outlives_the_head_of_the_next_request(impatient: Impa
     assert impatient.ended == []
 
 
-def test_pauses_between_requests_and_in_bodies_are_nobodys_business(impatient: Impatient) -> None:
+def test_pauses_between_requests_and_in_bodies_are_allowed(impatient: Impatient) -> None:
     with connect(impatient.url) as connection:
         for _ in range(2):
             connection.sendall(head_of("POST", "/", "Content-Length: 2") + b"{")
@@ -238,7 +236,7 @@ def test_a_client_that_does_not_read_is_hung_up_on(
         assert len(until_closed(connection)) < 30_000
 
 
-def test_a_client_that_goes_away_was_no_slow_reader(impatient: Impatient) -> None:
+def test_a_client_that_goes_away_was_not_a_slow_reader(impatient: Impatient) -> None:
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         address = httpx.URL(impatient.url)
@@ -277,7 +275,7 @@ def test_a_reply_counts_until_it_is_read(
     service.close()
 
 
-def test_many_requests_on_one_connection_are_no_long_head(server: Server) -> None:
+def test_many_requests_on_one_connection_are_not_a_long_head(server: Server) -> None:
     with httpx.Client(base_url=server.url) as client:
         for _ in range(3):
             assert client.post("/embed", json={"inputs": ["a b " * 20_000], "truncate": True}).status_code == 200
@@ -288,7 +286,7 @@ def test_many_requests_on_one_connection_are_no_long_head(server: Server) -> Non
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))
-def test_a_body_is_no_second_request_however_the_head_is_split(server: Server, cut: int) -> None:
+def test_a_body_is_not_a_second_request_however_the_head_is_split(server: Server, cut: int) -> None:
     hidden = head_of("GET", "/metrics")
     upgrade = ("Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAMAAABkAAQAAP__", "Upgrade: h2c")
     head = head_of("POST", "/embed", "Content-Type: application/json", *upgrade, f"Content-Length: {len(hidden)}")
@@ -452,7 +450,7 @@ def test_others_have_their_turn_while_tiny_chunks_are_read() -> None:
     assert turns > 300_000 / 8192 / 2  # not two or three
 
 
-def test_small_bodies_that_nobody_reads_are_no_next_request(server: Server) -> None:
+def test_small_bodies_that_nobody_reads_are_not_a_next_request(server: Server) -> None:
     with connect(server.url) as connection:
         connection.sendall(head_of("GET", "/health", "Content-Length: 2") + b"{}" + head_of("GET", "/health"))
         assert statuses(until_closed(connection)) == [200]

@@ -1,4 +1,4 @@
-"""Requests that wait run together and take turns; too many are refused, and those who left are dropped."""
+"""Requests that wait run together and take turns; too many are refused, and those of clients that left are dropped."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ async def test_a_failure_reaches_those_it_concerns_and_the_thread_lives_on(gate:
     assert (scheduler.waiting_tokens, scheduler.waiting_requests) == (0, 0)
 
 
-def test_no_texts_are_no_vectors(scheduler: Scheduler) -> None:
+def test_no_texts_give_no_vectors(scheduler: Scheduler) -> None:
     assert asyncio.run(scheduler.embed([], normalize=True)).shape == (0, 48)
 
 
@@ -275,7 +275,7 @@ async def test_large_requests_leave_room_for_small_ones(gate: Gate, scheduler: S
     await asyncio.gather(*tasks)
 
 
-async def test_a_request_that_leaves_while_it_is_run_is_no_failure(gate: Gate) -> None:
+async def test_a_request_that_leaves_while_it_is_run_is_not_a_failure(gate: Gate) -> None:
     runs: list[Run] = []
     observed: Any = gate
     scheduler = Scheduler(observed, max_waiting_tokens=2000, max_waiting_requests=50, observe=runs.append)

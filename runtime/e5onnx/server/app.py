@@ -153,7 +153,7 @@ class Service:
         asked = tei.TokenizeRequest.from_json(content, self.encoder, self.options)
 
         def tokenize(piece: Sequence[str], start: int) -> list[bytes]:
-            """Return items of the reply, written here because the event loop would take too long over so many."""
+            """Return items of the reply as JSON: writing so many would block the event loop."""
             tokens = self.encoder.tokenizer.tokens(piece, asked.prompt, special_tokens=asked.special_tokens)
             return [to_json([token._asdict() for token in each]) for each in tokens]
 
@@ -172,11 +172,11 @@ class Service:
         return JSONResponse(tei.info(self.encoder, self.options))
 
     async def health(self, request: Request) -> Response:
-        """`GET /health`: whether to send requests here. 503 from the first signal on."""
+        """`GET /health`: whether to send requests here. It is 503 after the first signal."""
         return JSONResponse({"status": "draining"}, 503) if self.draining else await self.ping(request)
 
     async def ping(self, request: Request) -> Response:
-        """`GET /ping`: whether the process works. 503 if it should be replaced."""
+        """`GET /ping`: whether the process works. It is 503 if the process should be replaced."""
         return JSONResponse({"status": "ok"}) if self.scheduler.works else JSONResponse({"status": "failed"}, 503)
 
     async def metrics_page(self, request: Request) -> Response:
@@ -230,7 +230,7 @@ class Service:
 
 
 def _worker_encoder(encoder: Encoder) -> Encoder | None:
-    """Return the same model with one thread, for the workers. OpenVINO has none: it would run their work in turns."""
+    """Return the same model with one thread for the workers; None for OpenVINO, which would run their work in turns."""
     if encoder.provider != "cpu" or encoder.threads == 1:
         return None
     worker = Encoder(**encoder.arguments(), threads=1)

@@ -16,7 +16,7 @@ from .request_state import RequestState, state_of
 _HELD_BODIES = 8
 """How many bodies of the largest size may be in memory at a time."""
 _SMALL = 64 * 1024
-"""Bytes of every body and reply that do not count, so that small requests are never refused for large ones."""
+"""Bytes of every body and reply that do not count, so that small requests are never refused because of large ones."""
 _INLINE_BODY = 4 * 1024
 """Largest body that is parsed at once. The event loop does other work between two larger ones."""
 _HELD_REPLIES = 64 * 2**20

@@ -16,12 +16,12 @@ _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TOKENS = (16, 32, 64, 128, 256, 512, 1024)
 
-# they would add a time series per counter
+# a second time series beside every counter
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
 
 
 class Metrics:
-    """The metrics of one server. The share of padding is `e5onnx_padding_tokens_total` over that plus the tokens."""
+    """The metrics of one server. Padding tokens over padding and other tokens give the share of padding."""
 
     media_type = "text/plain; version=0.0.4"
 

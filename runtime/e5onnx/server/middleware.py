@@ -51,7 +51,9 @@ class ConnectionMiddleware:
             nonlocal unfinished
             if message["type"] == "http.response.start" and (unread or self.is_draining()):
                 message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
-            elif message["type"] == "http.response.body" and unread:  # at the end of a reply, uvicorn hangs up
+            elif (
+                message["type"] == "http.response.body" and unread
+            ):  # uvicorn would close the connection at the end of the reply
                 unfinished = not message.get("more_body")
                 message = {**message, "more_body": True}
             await send(message)
@@ -116,7 +118,7 @@ class MemoryMiddleware:
 
         async def send_end_alone(message: Message) -> None:
             if message["type"] == "http.response.body" and not message.get("more_body"):
-                await send({**message, "more_body": True})  # uvicorn returns from the end once this has been read
+                await send({**message, "more_body": True})  # sending the end waits until this has been read
                 message = {"type": "http.response.body"}
             await send(message)
 

@@ -13,7 +13,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 KEEP_ALIVE = 75
-"""Seconds that an idle connection stays open: longer than at load balancers (60), or some requests would get 502."""
+"""Seconds that an idle connection stays open: if load balancers (60) kept it longer, some requests would get 502."""
 HEAD_BYTES = 64 * 1024
 """Largest head of a request."""
 WRITE_TIMEOUT = 30.0
@@ -21,7 +21,7 @@ WRITE_TIMEOUT = 30.0
 _HEAD_TIMEOUT = 15.0
 """Seconds that a client has to send the head of a request."""
 _READ_BYTES = 8 * 1024
-"""Most bytes read before other connections get their turn. As chunks of one byte, h11 takes 25 ms for them."""
+"""Most bytes read before other connections get their turn. h11 needs 25 ms if they are chunks of one byte."""
 
 Ended = Literal["malformed", "slow_head", "slow_reader"]
 """Why a connection was ended."""

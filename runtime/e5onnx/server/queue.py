@@ -27,7 +27,7 @@ _LARGEST_SHARE = 1 / 8
 _FOR_SMALL_ONES = 1 / 4
 """Part of the queue that only requests of a single run may use, so that a few large ones do not shut them out."""
 _RUN_COST = 64
-"""Fixed cost of a run, in tokens: 12 tokens take nearly as long as 40. A batch is not divided below it either."""
+"""Fixed cost of a run, in tokens: 12 tokens take nearly as long as 40. A batch is not divided into less than this."""
 
 
 @dataclass(eq=False)

@@ -25,7 +25,7 @@ from .queue import QueuedRequest, RequestQueue, Share, finish
 _WORKER_TOKEN_BUDGET = 512
 """Most tokens in a run on one thread, whose activations then fit the cache of one processor."""
 _SHORT = 128
-"""Tokens of a text up to which running it on all threads gains less than it costs the requests that follow."""
+"""Longest text, in tokens, that one thread runs even if nothing else waits: all threads would save too little."""
 
 
 @dataclass(frozen=True)
