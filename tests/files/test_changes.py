@@ -26,13 +26,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e5onnx import Encoder
-from e5onnx.files import JobChangedError, embed, embed_files, inputs, local
+from e5onnx.files import JobChangedError, embed, embed_files, engines, inputs
 from e5onnx.files.columns import Columns
 from e5onnx.files.inputs import describe_file, format_of
 from e5onnx.files.job import Job
-from e5onnx.files.parquet import read_batches
 from e5onnx.files.plan import plan_parts
-from e5onnx.files.records import read_records
+from e5onnx.files.records import read_batches, read_records
 
 PART_ROWS = 3
 VERSIONS = [
@@ -102,9 +101,9 @@ def check_output(folder: Path, texts: list[str], vectors: dict[str, Any]) -> Non
 
 POINTS: dict[str, tuple[Any, str]] = {  # before these are called
     "planned": (embed, "write_plan"),
-    "read": (local, "prepare"),
-    "run": (local, "embed"),
-    "written": (local, "write"),
+    "read": (engines, "prepare"),
+    "run": (engines, "embed"),
+    "written": (engines, "write"),
     "noted": (Job, "note"),
     "ended": (embed, "_finished"),
 }
@@ -184,7 +183,7 @@ def test_a_change_during_the_run_that_is_undone_is_noticed(
 ) -> None:
     path = tmp_path / "a.jsonl"
     write(path, content("jsonl", VERSIONS[0]), "in place")
-    prepare = local.prepare
+    prepare = engines.prepare
 
     def change_and_prepare(*arguments: Any, **options: Any) -> Any:
         write(path, content("jsonl", VERSIONS[2]), "in place")
@@ -194,12 +193,12 @@ def test_a_change_during_the_run_that_is_undone_is_noticed(
             write(path, content("jsonl", VERSIONS[0]), "in place")
 
     monkeypatch.setattr(inputs, "BLOCK", BLOCK)
-    monkeypatch.setattr(local, "prepare", change_and_prepare)
-    with pytest.raises(JobChangedError, match=r"a\.jsonl has changed since it was read first"):
+    monkeypatch.setattr(engines, "prepare", change_and_prepare)
+    with pytest.raises(JobChangedError, match=r"a\.jsonl has changed since it was first read"):
         embed_files(encoder, [str(path)], tmp_path / "out", columns=Columns(keep=("text",)), part_rows=PART_ROWS)
     notes = sorted(note.name for note in (tmp_path / "out/_e5onnx/done").iterdir())
     assert notes == ["part-000000.json", "part-000001.json"]  # the third reads ahead into what changed
-    monkeypatch.setattr(local, "prepare", prepare)
+    monkeypatch.setattr(engines, "prepare", prepare)
     embed_files(encoder, [str(path)], tmp_path / "out", columns=Columns(keep=("text",)), part_rows=PART_ROWS)
     check_output(tmp_path / "out", VERSIONS[0], vectors)
 

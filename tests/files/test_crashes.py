@@ -152,7 +152,7 @@ def test_a_folder_that_cannot_be_written_to_is_not_called_locked(
     mount = f"mount --bind {output} {output} && mount -o remount,ro,bind {output} || exit 77; "
     done = in_namespace(f"{mount} {run}; echo code $?")
     assert done.stdout.startswith("code 1")
-    assert f"{output} cannot be locked, as it is while it is written: [Errno 30] Read-only file system" in done.stderr
+    assert f"{output} cannot be locked for writing: [Errno 30] Read-only file system" in done.stderr
     assert "another process" not in done.stderr
 
 
@@ -195,13 +195,13 @@ def test_the_command_says_what_it_did(tiny_model: Path, corpus: Path, tmp_path: 
     assert (summary["rows"], summary["rejected"], summary["parts"]) == (ROWS - 2, 2, ROWS // PART)
     done = subprocess.run(command(tiny_model, corpus, output), capture_output=True, text=True, check=True)
     assert "holds 398 embeddings of dimension 48 in 25 parts" in done.stderr
-    assert "2 rows were skipped" in done.stderr
+    assert "skipped 2 rows" in done.stderr
     stopped = [
         option for option in command(tiny_model, corpus, tmp_path / "other") if option not in ("--on-error", "skip")
     ]
     failed = subprocess.run(stopped, capture_output=True, text=True, check=False)
     assert failed.returncode == 1
-    assert failed.stderr.startswith(f"e5onnx: error: {corpus}, row 38: its text, column 'text', is null")
+    assert failed.stderr.startswith(f"e5onnx: error: {corpus}, line 38: its text, column 'text', is null")
 
 
 @pytest.mark.parametrize("missing", ["pyarrow", "tqdm"])

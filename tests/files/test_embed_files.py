@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from e5onnx import Encoder, InputTypeError, InputValueError
 from e5onnx.errors import JobLockError, JobRunningError
-from e5onnx.files import RowError, embed_files, local
+from e5onnx.files import RowError, embed_files, engines
 from e5onnx.files.columns import Columns
 from e5onnx.files.inputs import describe_file
 from e5onnx.files.job import opened_folder
@@ -171,12 +171,12 @@ def test_inputs_are_a_list_and_names_may_be_paths(encoder: Encoder, tmp_path: Pa
     path = tmp_path / "a.jsonl"
     write_jsonl(path, ROWS)
     for one in (path, str(path)):
-        with pytest.raises(InputTypeError, match=r"inputs must be a list of names, got one: put '.*' into a list"):
+        with pytest.raises(InputTypeError, match=r"inputs must be a list of names, got a single name: use \['.*'\]"):
             embed_files(encoder, one, tmp_path / "out")  # type: ignore[arg-type]
     assert embed_files(encoder, [path], str(tmp_path / "out"), part_rows=np.int64(2)).rows == len(ROWS)  # type: ignore[arg-type]
     with pytest.raises(InputTypeError, match=r"part_rows must be a whole number, got 2\.5"):
         embed_files(encoder, [path], tmp_path / "out", part_rows=2.5)  # type: ignore[arg-type]
-    with pytest.raises(InputValueError, match="column_types names 'yaer', neither an id nor a kept column"):
+    with pytest.raises(InputValueError, match="column_types names 'yaer', which is neither the id nor kept"):
         embed_files(encoder, [path], tmp_path / "new", column_types={"yaer": "int64"})
 
 
@@ -184,7 +184,7 @@ def test_inputs_are_a_list_and_names_may_be_paths(encoder: Encoder, tmp_path: Pa
 def test_a_part_may_have_more_texts_than_are_run_at_once(
     encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output_format: Literal["parquet", "npy"]
 ) -> None:
-    monkeypatch.setattr(local, "_WINDOW", 3)
+    monkeypatch.setattr(engines, "_WINDOW", 3)
     texts = [f"text {number} " * number for number in range(1, 9)]
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
     embed_files(encoder, [path], tmp_path / "out", output_format=output_format)
@@ -211,7 +211,7 @@ def test_float16_that_would_be_infinite_is_refused(tmp_path: Path) -> None:
             write()
             np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), np.array([[1, 65504]], np.float16))
         else:
-            with pytest.raises(InputValueError, match="a component that float16 cannot hold: use float32"):
+            with pytest.raises(InputValueError, match="a component of a vector is too large for float16: use float32"):
                 write()
 
 
@@ -237,7 +237,7 @@ def test_bad_rows_stop_or_are_noted(encoder: Encoder, tmp_path: Path, line: byte
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:12], line + b"\n", b"\n", *lines[12:]]))
     columns = Columns(id="name", keep=("year",))
-    with pytest.raises(RowError, match=r"a\.jsonl, row 13: ") as caught:
+    with pytest.raises(RowError, match=r"a\.jsonl, line 13: ") as caught:
         embed_files(encoder, [str(path)], tmp_path / "out", columns=columns, part_rows=5)
     assert reason in str(caught.value)
     assert len(list((tmp_path / "out").glob("*.parquet"))) == 2  # what was done is kept
@@ -274,7 +274,7 @@ def test_too_long_texts_can_be_refused(encoder: Encoder, tmp_path: Path) -> None
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "short"}, {"text": "word " * 600}])
     summary = embed_files(encoder, [str(path)], tmp_path / "cut")
     assert (summary.truncated, summary.tokens) == (1, 3 + 512)
-    with pytest.raises(RowError, match="row 2: its text has 602 tokens, the model's maximum is 512"):
+    with pytest.raises(RowError, match="line 2: its text has 602 tokens, the model's maximum is 512"):
         embed_files(encoder, [str(path)], tmp_path / "out", truncate="error")
 
 
@@ -283,14 +283,14 @@ def test_rejects_are_in_the_order_of_the_input(encoder: Encoder, tmp_path: Path)
     embed_files(encoder, [str(path)], tmp_path / "out", truncate="error", on_error="skip")
     rejects = [json.loads(line) for line in (tmp_path / "out/_e5onnx/rejects.jsonl").read_text().splitlines()]
     assert [each["row"] for each in rejects] == [1, 2, 4]
-    with pytest.raises(RowError, match="row 1: its text has 602 tokens"):
+    with pytest.raises(RowError, match="line 1: its text has 602 tokens"):
         embed_files(encoder, [str(path)], tmp_path / "stopped", truncate="error")
 
 
 def test_a_row_without_a_space_in_a_million_characters_is_a_bad_row(encoder: Encoder, tmp_path: Path) -> None:
     rows = [{"text": "one"}, {"text": "x" * 1_200_000}, {"text": "two"}]
     path = write_jsonl(tmp_path / "in.jsonl", rows)
-    with pytest.raises(RowError, match="row 2: its text cannot be tokenised: it has 1,200,000 characters"):
+    with pytest.raises(RowError, match="line 2: its text cannot be tokenised: it has 1,200,000 characters"):
         embed_files(encoder, [str(path)], tmp_path / "out")
     embed_files(encoder, [str(path)], tmp_path / "out", on_error="skip")
     found = pq.read_table(tmp_path / "out/part-000000.parquet")
@@ -302,7 +302,7 @@ def test_a_row_without_a_space_in_a_million_characters_is_a_bad_row(encoder: Enc
 def test_blank_lines_before_a_part_count_as_lines(encoder: Encoder, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('\n\n{"text": "a"}\n{"text": "b"}\n\n\n{"text": 1}\n')
-    with pytest.raises(RowError, match="row 7: "):
+    with pytest.raises(RowError, match="line 7: "):
         embed_files(encoder, [str(path)], tmp_path / "out", part_rows=2)
 
 
@@ -311,14 +311,14 @@ STRAY_QUOTE = b'text,n\nfine,1\n"open,2\n' + b"fine,3\n" * 40
 
 def test_a_stray_quote_says_what_it_took_in(encoder: Encoder, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(STRAY_QUOTE)
-    with pytest.raises(InputValueError, match=r"row 2: not valid CSV: .* It takes in 41 lines, 3 to 43, as a quote"):
+    with pytest.raises(InputValueError, match=r"row 2: not valid CSV: .* It spans 41 lines, 3 to 43, probably because a quote"):
         embed_files(encoder, [str(tmp_path / "a.csv")], tmp_path / "out", on_error="skip")
     (tmp_path / "two.csv").write_bytes(b'text,n\nfine,1\n"open,2\nfine"\nfine,4\n')
-    with pytest.raises(InputValueError, match=r"It takes in 2 lines, 3 to 4,"):
+    with pytest.raises(InputValueError, match=r"It spans 2 lines, 3 to 4,"):
         embed_files(encoder, [str(tmp_path / "two.csv")], tmp_path / "two", on_error="skip")
     (tmp_path / "b.csv").write_bytes(b'text,n\nfine,1\n"open,2\nfine,3\nfine"\nfine,4\n')
     with pytest.raises(
-        InputValueError, match=r"row 2: it has 1 fields, the header has 2\. It takes in 3 lines, 3 to 5,"
+        InputValueError, match=r"row 2: its number of fields is 1, not 2 as in the header\. It spans 3 lines, 3 to 5,"
     ):
         embed_files(encoder, [str(tmp_path / "b.csv")], tmp_path / "other", part_rows=1, on_error="skip")
 
@@ -357,13 +357,13 @@ def test_nothing_to_embed_is_no_error(encoder: Encoder, tmp_path: Path) -> None:
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 1000, mtime=0)[:40], "is damaged"),
         ("a.jsonl.zst", b"nothing like it", "is damaged"),
         ("a.csv", b"a,b\n1,2\n", "has no column 'text'; it has 'a', 'b'"),
-        ("a.csv", b"text,text\n1,2\n", "names a column twice"),
+        ("a.csv", b"text,text\n1,2\n", "has two columns with the same name"),
         ("a.csv", b"text\rfoo\rbar\r", "is damaged"),
         ("a.csv", b'"text"b,c\n1,2\n', "is damaged"),
         ("a.jsonl.gz", gzip.compress(b"", mtime=0)[:10] + b"\xff" * 50, "is damaged"),
         ("a.json", b'\xef\xbb\xbf[{"text": "a"},\n{"text": "b"}]\n', "is one JSON array"),
         ("a.jsonl", b'\n[\n{"text": "a"}\n]\n', "is one JSON array"),
-        ("a.bin", b"", "the format of .* cannot be told from its name"),
+        ("a.bin", b"", "the name of .* does not tell its format"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(

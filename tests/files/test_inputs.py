@@ -19,7 +19,7 @@ import pytest
 from tqdm import tqdm
 
 from e5onnx import Encoder, InputValueError
-from e5onnx.files import IgnoredFilesWarning, JobChangedError, embed, embed_files, inputs, local, parquet, records
+from e5onnx.files import IgnoredFilesWarning, JobChangedError, embed, embed_files, engines, inputs, records
 from e5onnx.files.columns import Columns
 from e5onnx.files.inputs import describe_file, find_files
 from e5onnx.files.plan import plan_parts
@@ -95,15 +95,15 @@ def test_output_folders_are_no_input_unless_named(encoder: Encoder, tmp_path: Pa
 def test_files_without_a_known_suffix_are_counted(encoder: Encoder, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "corpus/a.jsonl", ROWS)
     (tmp_path / "corpus/b.md").touch()
-    with pytest.warns(IgnoredFilesWarning, match="as their names do not say a format: 1"):
+    with pytest.warns(IgnoredFilesWarning, match="because of their suffix: 1"):
         embed_files(encoder, [str(tmp_path / "corpus")], tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("", "'' is not the name of a file"),
-        ("a\0b", "is not the name of a file"),
+        ("", "'' is not a file name"),
+        ("a\0b", "is not a file name"),
         ("-", "reads its input twice"),
         ("**.jsonl", "is not a glob|there are no files"),
     ],
@@ -126,7 +126,7 @@ def test_what_is_not_a_file_in_a_folder_is_not_left_out_silently(tmp_path: Path,
     else:
         odd.symlink_to("missing.jsonl" if kind == "dangling link" else odd)
     for given in ("corpus", "corpus/*.jsonl", "corpus/b*"):
-        with pytest.raises(InputValueError, match=f"{odd} is not a regular file, or a link that leads to none"):
+        with pytest.raises(InputValueError, match=f"{odd} is not a regular file or a link to one"):
             find_files([str(tmp_path / given)])
 
 
@@ -186,13 +186,13 @@ def test_a_file_that_changes_during_the_run_is_noticed(
     encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]
 ) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
-    run_parts = local.run_parts
+    run_parts = engines.run_locally
 
     def change_and_run(*arguments: Any, **options: Any) -> Iterator[Any]:
         change(path)
         return run_parts(*arguments, **options)
 
-    monkeypatch.setattr(local, "run_parts", change_and_run)
+    monkeypatch.setattr(engines, "run_locally", change_and_run)
     with pytest.raises(JobChangedError, match=r"a\.jsonl has changed since"):
         embed_files(encoder, [str(path)], tmp_path / "out")
     assert not (tmp_path / "out/_e5onnx/summary.json").exists()
@@ -245,14 +245,14 @@ def test_what_changed_since_is_noticed(encoder: Encoder, sample_model: Path, tmp
         {"part_rows": 5},
         {"input_format": "jsonl"},
     ):
-        with pytest.raises(JobChangedError, match="was begun with other options"):
+        with pytest.raises(JobChangedError, match="was started with other options"):
             embed(**options)
     with pytest.raises(JobChangedError, match="fingerprint"):
         embed(Encoder(sample_model))
     write_jsonl(path, ROWS[1:])
     with pytest.raises(JobChangedError, match="has changed since"):
         embed()
-    with pytest.raises(InputValueError, match="is not an output folder of e5onnx, and not empty"):
+    with pytest.raises(InputValueError, match="is not empty and is not an output folder of e5onnx"):
         embed_files(encoder, [str(path)], tmp_path)
 
 
@@ -305,7 +305,7 @@ def test_a_summary_is_there_only_while_all_is_done(encoder: Encoder, tmp_path: P
     before = summary.read_bytes()
     (tmp_path / "out/part-000001.parquet").write_bytes(b"")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local, "run_parts", lambda *_, **__: iter(()))  # as if it were killed
+        patch.setattr(engines, "run_locally", lambda *_, **__: iter(()))  # as if it were killed
         patch.setattr(embed, "_finished", lambda job: None)
         embed_files(encoder, [str(path)], tmp_path / "out", part_rows=1)
     assert not summary.exists()
@@ -338,7 +338,7 @@ def test_notes_are_those_of_one_plan(encoder: Encoder, tmp_path: Path) -> None:
     other = write_jsonl(path, [{"text": f"now {number}"} for number in range(20)])
     embed_files(encoder, [str(other)], tmp_path / "other", part_rows=5)
     (tmp_path / "out/_e5onnx/plan.json").unlink()
-    with pytest.raises(InputValueError, match=r"holds parts, and .*plan\.json is lost"):
+    with pytest.raises(InputValueError, match=r"has parts but .*plan\.json is missing"):
         embed_files(encoder, [str(path)], tmp_path / "out", part_rows=5)
     shutil.copy(tmp_path / "other/_e5onnx/plan.json", tmp_path / "out/_e5onnx/plan.json")
     embed_files(encoder, [str(path)], tmp_path / "out", part_rows=5)
@@ -393,13 +393,13 @@ def test_a_parquet_file_is_opened_once_by_parts_in_order(tmp_path: Path, monkeyp
     files = [describe_file(path)]
     parts = plan_parts(files, part_rows=3)
     opened: list[int] = []
-    read_batches = parquet.read_batches
+    read_batches = records.read_batches
 
     def open_and_read(file: Any, columns: Any, row: int) -> Iterator[Any]:
         opened.append(row)
         return read_batches(file, columns, row)
 
-    monkeypatch.setattr(parquet, "read_batches", open_and_read)
+    monkeypatch.setattr(records, "read_batches", open_and_read)
     reader = RowReader(files, Columns())
     for position in (0, 1, 2, 4, 3):
         rows = reader.read(parts[position])
@@ -420,7 +420,7 @@ def test_progress_tells_of_reading_too(encoder: Encoder, tmp_path: Path, monkeyp
     embed_files(encoder, [str(path)], tmp_path / "out", show_progress_bar=True)
     assert [(bar.desc, bar.n) for bar in bars] == [
         ("Reading input", path.stat().st_size),
-        ("Finding parts", 0),
+        ("Checking parts", 0),
         ("Embedding", len(ROWS)),
     ]
 
@@ -436,7 +436,7 @@ def test_wrong_usage_is_two(tiny_model: Path, tmp_path: Path) -> None:
     arguments = ["embed", str(tiny_model), "a.jsonl", "--output", str(tmp_path / "out"), "--part-rows", "0"]
     failed = subprocess.run([sys.executable, "-m", "e5onnx", *arguments], capture_output=True, text=True, check=False)
     assert failed.returncode == 2
-    assert "--part-rows is at least 1, got 0" in failed.stderr
+    assert "--part-rows must be at least 1, got 0" in failed.stderr
     arguments[-2:] = ["--address", "127.0.0.1:1"]
     failed = subprocess.run([sys.executable, "-m", "e5onnx", *arguments], capture_output=True, text=True, check=False)
     assert failed.returncode == 2

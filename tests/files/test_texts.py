@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 from e5onnx import Encoder, InputValueError
 from e5onnx.files import IgnoredFilesWarning, RowError, cli, embed_files, records
 from e5onnx.files.columns import Columns
-from e5onnx.files.texts import Reject, open_texts
+from e5onnx.files.records import Reject
+from e5onnx.files.texts import open_texts
 
 ROWS: list[dict[str, Any]] = [
     {"text": "first", "title": "A title", "n": 1},
@@ -109,10 +110,10 @@ def test_other_columns_and_standard_input(encoder: Encoder, tmp_path: Path) -> N
     assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ['{"text": "a"}']
     done = e5onnx("embed", model, path)
     assert (done.returncode, done.stdout) == (1, b"")
-    assert f"the format of {path} cannot be told from its name: name it by --input-format" in done.stderr.decode()
+    assert f"the name of {path} does not tell its format: choose one with --input-format" in done.stderr.decode()
     done = e5onnx("embed", model, "--input-format", "parquet", stdin=parquet(ROWS))
     assert done.returncode == 1
-    assert b"standard input is a pipe, and Parquet is read from its end: write it to a file" in done.stderr
+    assert b"standard input is a pipe, but Parquet is read from its end: write it to a file" in done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are POSIX'")
@@ -130,13 +131,13 @@ def test_bad_rows_stop_or_are_named(encoder: Encoder, tmp_path: Path) -> None:
     model = encoder.arguments()["model"]
     done = e5onnx("embed", model, path, "--output", tmp_path / "x.npy")
     assert done.returncode == 1
-    assert done.stderr.decode() == f"e5onnx: error: {path}, row 2: column 'text' is a number, not a text\n"
+    assert done.stderr.decode() == f"e5onnx: error: {path}, line 2: column 'text' is a number, not a text\n"
     assert not (tmp_path / "x.npy").exists()
     done = e5onnx("embed", model, path, "--on-error", "skip", "--json", "--output", tmp_path / "x.npy")
     assert json.loads(done.stdout)["shape"] == [2, 48]
     notes = done.stderr.decode().splitlines()
-    assert notes[0] == f"e5onnx: warning: skipped: {path}, row 2: column 'text' is a number, not a text"
-    assert notes[1].startswith(f"e5onnx: warning: skipped: {path}, row 3: it is not valid JSON: ")
+    assert notes[0] == f"e5onnx: warning: skipped: {path}, line 2: column 'text' is a number, not a text"
+    assert notes[1].startswith(f"e5onnx: warning: skipped: {path}, line 3: it is not valid JSON: ")
     assert len(notes) == 2
 
 
@@ -144,10 +145,10 @@ def test_folders_are_read_and_files_without_a_format_counted(tmp_path: Path) -> 
     (tmp_path / "a.csv").write_bytes(csv(ROWS))
     (tmp_path / "b.jsonl").write_bytes(jsonl(ROWS))
     (tmp_path / "c.md").touch()
-    with pytest.warns(IgnoredFilesWarning, match="as their names do not say a format: 1"):
+    with pytest.warns(IgnoredFilesWarning, match="because of their suffix: 1"):
         found = list(open_texts([str(tmp_path), str(tmp_path / "b*")], Columns(), input_format=None, reject=stop))
     numbered = [(row["text"], number) for number, row in enumerate(ROWS, 1)]
-    assert found == [(text, str(tmp_path / name), row) for name in ("a.csv", "b.jsonl") for text, row in numbered]
+    assert [(text, source.path, row) for text, source, row in found] == [(text, str(tmp_path / name), row) for name in ("a.csv", "b.jsonl") for text, row in numbered]
 
 
 def stop(reject: Reject) -> None:
@@ -186,7 +187,7 @@ def test_every_file_has_the_columns_that_it_declares(tmp_path: Path) -> None:
 
 def test_a_quote_that_is_not_closed_stops(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b'text,n\nfine,1\n"open,2\n' + b"fine,3\n" * 1990)
-    with pytest.raises(InputValueError, match=r"row 2: .* It takes in 1,991 lines, 3 to 1993, as a quote"):
+    with pytest.raises(InputValueError, match=r"row 2: .* It spans 1,991 lines, 3 to 1993, probably because a quote"):
         texts(tmp_path / "a.csv", skipped=[])
 
 
@@ -199,7 +200,7 @@ def test_marks_of_utf8_count_at_the_beginning_alone(encoder: Encoder, tmp_path: 
     (tmp_path / "a.csv").write_bytes("\ufefftext\r\n\ufeffa  \r\nb \r\n".encode())
     assert texts(tmp_path / "a.csv") == ["\ufeffa  ", "b "]
     (tmp_path / "a.jsonl").write_bytes('\ufeff{"text": "a "}\n\ufeff{"text": "b"}\n'.encode())
-    with pytest.raises(RowError, match="row 2: it is not valid JSON"):
+    with pytest.raises(RowError, match="line 2: it is not valid JSON"):
         texts(tmp_path / "a.jsonl")
 
 
@@ -235,7 +236,7 @@ def test_too_long_texts_are_named_or_skipped_like_other_bad_rows(tiny_model: Pat
     path = tmp_path / "a.txt"
     path.write_text("short\n" * 1100 + "word " * 600 + "\nlast\n")
     refused = e5onnx("embed", tiny_model, path, "--truncate", "error")
-    reason = f"{path}, row 1101: its text has 602 tokens, the model's maximum is 512; split it, or let it be cut with --truncate warn"
+    reason = f"{path}, line 1101: its text has 602 tokens, the model's maximum is 512; split it, or let it be cut with --truncate warn"
     assert (refused.returncode, refused.stderr.decode()) == (1, f"e5onnx: error: {reason}\n")
     skipped = e5onnx("embed", tiny_model, path, "--truncate", "error", "--on-error", "skip")
     assert (skipped.returncode, skipped.stderr.decode()) == (0, f"e5onnx: warning: skipped: {reason}\n")
@@ -253,7 +254,7 @@ def test_output_that_is_appended_to_its_own_input_is_refused(tiny_model: Path, t
             check=False,
         )
     assert (done.returncode, path.read_bytes()) == (1, before)
-    assert done.stderr.decode() == f"e5onnx: error: {path} is standard output as well: it would never end\n"
+    assert done.stderr.decode() == f"e5onnx: error: {path} is also standard output: reading it would never end\n"
 
 
 def test_what_was_cut_is_said_even_if_a_later_row_fails(tiny_model: Path, tmp_path: Path) -> None:
@@ -262,8 +263,8 @@ def test_what_was_cut_is_said_even_if_a_later_row_fails(tiny_model: Path, tmp_pa
     done = e5onnx("embed", tiny_model, path)
     assert (done.returncode, len(done.stdout.splitlines())) == (1, 1024)
     warning, error = done.stderr.decode().splitlines()
-    assert warning.startswith("e5onnx: warning: 1 texts were longer than the model's 512 tokens and were cut (the lon")
-    assert error.startswith(f"e5onnx: error: {path}, row 1102: it is not valid JSON")
+    assert warning.startswith("e5onnx: warning: cut 1 text longer than the model's 512 tokens (the longest has 602 tokens); use")
+    assert error.startswith(f"e5onnx: error: {path}, line 1102: it is not valid JSON")
 
 
 def test_few_long_texts_are_held_at_once(
@@ -294,7 +295,7 @@ def test_utf_16_is_refused_as_a_whole(tmp_path: Path, name: str, encoding: str) 
 
 def test_lines_that_end_in_carriage_returns_are_not_taken_for_one(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"one\rtwo\rthree\r")
-    with pytest.raises(RowError, match="row 1: it holds a carriage return, which once ended lines"):
+    with pytest.raises(RowError, match="line 1: it contains a carriage return, an old line ending"):
         texts(tmp_path / "a.txt")
     (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\r\n")
     assert texts(tmp_path / "a.txt") == ["one", "two"]

@@ -106,7 +106,7 @@ def test_a_value_of_another_type_in_a_later_part_is_no_silent_change(encoder: En
     rows = [{"text": "a", "id": 1, "n": None}, {"text": "b", "id": 2.5, "n": 2}]
     columns = Columns(id="id", keep=("n",))
     with pytest.raises(
-        RowError, match=r"row 2: column 'id' is 2.5, which is not of type int64; --id-column 'id:double', in a"
+        RowError, match=r"line 2: column 'id' is 2.5, which is not of type int64; --id-column 'id:double' accepts it"
     ):
         run(encoder, tmp_path, rows, columns=columns, part_rows=1)
     (tmp_path / "typed").mkdir()
@@ -125,7 +125,7 @@ def test_a_value_of_another_type_in_a_later_part_is_no_silent_change(encoder: En
 def test_a_message_names_the_option_that_takes_the_value(encoder: Encoder, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"text": "a", "n": "x"}, {"text": "b", "n": 2}]
     with pytest.raises(
-        RowError, match="is 2, which is not of type string; --keep-columns 'n:int64' or --keep-columns 'n:string', "
+        RowError, match="is 2, which is not of type string; --keep-columns 'n:int64' or --keep-columns 'n:string' accepts it"
     ):
         run(encoder, tmp_path, rows, columns=Columns(keep=("n",)))
 
@@ -133,9 +133,9 @@ def test_a_message_names_the_option_that_takes_the_value(encoder: Encoder, tmp_p
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (Columns(keep=("kk",)), "none of the first 2 rows has a column 'kk'; they have 'k', 'text'"),
-        (Columns(title="titel"), "none of the first 2 rows has a column 'titel'; they have 'k', 'text'$"),
-        (Columns(text="txt"), "none of the first 2 rows has a column 'txt'; they have 'k', 'text'$"),
+        (Columns(keep=("kk",)), "the first part has no column 'kk'; its columns are 'k', 'text'"),
+        (Columns(title="titel"), "the first part has no column 'titel'; its columns are 'k', 'text'$"),
+        (Columns(text="txt"), "the first part has no column 'txt'; its columns are 'k', 'text'$"),
         (Columns(keep=("k:strng",)), r"column 'k:strng' \('strng' is not a type\)"),
     ],
 )
