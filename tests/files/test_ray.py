@@ -1,101 +1,139 @@
-"""The same parts from a Ray cluster of several nodes on this machine, one of which is lost in the middle."""
+"""The same parts from a Ray cluster of two nodes on this machine, whatever happens to its actors and nodes."""
 
 from __future__ import annotations
 
-import json
 import os
-import threading
-import time
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from corpora import parts, write_jsonl
 from e5onnx import Encoder
-from e5onnx.errors import ClusterError
-from e5onnx.files import JobChangedError, RowError, embed_files, ray_engine
+from e5onnx.errors import ClusterError, InputValueError
+from e5onnx.files import JobChangedError, RowError, Summary, embed_files, engines
 from texts import TEXTS
 
 ray = pytest.importorskip("ray")
-ROWS = 600
-PART = 20
+ROWS = [{"text": TEXTS[number % len(TEXTS)] + str(number)} for number in range(40)]
+PART_ROWS = 4
+# Ray leaves sockets and files to the garbage collector
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
-    rows = [{"text": TEXTS[number % len(TEXTS)] + str(number)} for number in range(ROWS)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.fixture
 def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # or it announces a change of its own
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    for _ in range(2):
-        cluster.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
     yield cluster
     ray.shutdown()
     cluster.shutdown()
 
 
-def parts(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("part-*")}
+@pytest.fixture(scope="module")
+def local(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Summary]:
+    """A corpus, and what the local engine makes of it."""
+    folder = tmp_path_factory.mktemp("local")
+    corpus = write_jsonl(folder / "corpus.jsonl", ROWS)
+    return corpus, folder / "out", embed_files(encoder, [corpus], folder / "out", part_rows=PART_ROWS)
 
 
-@pytest.mark.filterwarnings("ignore")  # Ray leaves sockets and files to the garbage collector
-def test_a_cluster_writes_the_same_bytes_even_if_a_node_is_lost(
-    cluster: Any, tiny_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def embed(encoder: Encoder, corpus: Path, output: Path, cluster: Any, **options: Any) -> Summary:
+    options = {"part_rows": PART_ROWS, "engine": "ray", "address": cluster.address, **options}
+    return embed_files(encoder, [corpus], output, **options)
+
+
+def test_an_actor_killed_in_the_middle_of_a_part_is_restarted(
+    cluster: Any, encoder: Encoder, local: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    local = embed_files(Encoder(tiny_model, threads=2), [str(corpus)], tmp_path / "local", part_rows=PART)
-    encoder = Encoder(tiny_model, threads=1)
-    lost = next(iter(cluster.worker_nodes))
+    corpus, expected, summary = local
+    killed = tmp_path / "killed"
 
-    def lose_a_node() -> None:
-        while len(list((tmp_path / "ray").glob("part-*"))) < 5:
-            time.sleep(0.01)
-        cluster.remove_node(lost, allow_graceful=False)
+    class Mortal(engines.Worker):
+        def run(self, number: int) -> Any:
+            if number == 3 and not killed.exists():
+                killed.touch()
+                engines.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment,return-value]
+            return super().run(number)
 
-    thread = threading.Thread(target=lose_a_node)
-    thread.start()
-    summary = embed_files(
-        encoder, [str(corpus)], tmp_path / "ray", part_rows=PART, engine="ray", address=cluster.address
-    )
-    thread.join()
-    assert summary == local
-    assert parts(tmp_path / "ray") == parts(tmp_path / "local")
+    monkeypatch.setattr(engines, "Worker", Mortal)
+    assert embed(encoder, corpus, tmp_path / "out", cluster) == summary
+    assert killed.exists()
+    assert parts(tmp_path / "out") == parts(expected)
 
-    # what a worker reads is compared with the plan, too
-    changed = tmp_path / "changed.jsonl"
-    changed.write_bytes(corpus.read_bytes())
-    run_parts = ray_engine.run_parts
+
+def test_a_part_that_kills_every_actor_ends_the_run(
+    cluster: Any, encoder: Encoder, local: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Mortal(engines.Worker):
+        def run(self, number: int) -> Any:
+            return os.kill(os.getpid(), signal.SIGKILL) if number == 3 else super().run(number)
+
+    monkeypatch.setattr(engines, "Worker", Mortal)
+    monkeypatch.setattr(engines, "_MOST_RETRIES", 1)
+    with pytest.raises(ClusterError, match="Ray failed: "):
+        embed(encoder, local[0], tmp_path / "out", cluster)
+
+
+def test_what_an_actor_reads_is_compared_with_the_plan(
+    cluster: Any, encoder: Encoder, local: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = write_jsonl(tmp_path / "changed.jsonl", ROWS)
+    run_on_ray = engines.run_on_ray
 
     def change_and_run(*arguments: Any, **options: Any) -> Iterator[Any]:
-        changed.write_bytes(corpus.read_bytes()[::-1])
-        yield from run_parts(*arguments, **options)
+        corpus.write_bytes(corpus.read_bytes()[::-1])
+        yield from run_on_ray(*arguments, **options)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(ray_engine, "run_parts", change_and_run)
-        with pytest.raises(JobChangedError, match=r"changed\.jsonl has changed since it was read first"):
-            embed_files(encoder, [str(changed)], tmp_path / "changed", engine="ray", address=cluster.address)
-    assert not list((tmp_path / "changed").glob("part-*"))
-    assert not list((tmp_path / "changed/_e5onnx/done").iterdir())
+    def run_another(encoder: Encoder, plan: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
+        yield from run_on_ray(encoder, plan._replace(sha256="0"), *arguments, **options)
 
-    # of a folder that is another one on a node nothing is taken
-    def run_another(model: Any, plan: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
-        yield from run_parts(model, plan._replace(sha256="0"), *arguments, **options)
+    monkeypatch.setattr(engines, "run_on_ray", change_and_run)
+    with pytest.raises(JobChangedError, match=r"changed\.jsonl has changed since it was first read"):
+        embed(encoder, corpus, tmp_path / "changed", cluster)
+    monkeypatch.setattr(engines, "run_on_ray", run_another)
+    with pytest.raises(ClusterError, match="is not the same folder on this node"):
+        embed(encoder, local[0], tmp_path / "other", cluster)
+    for folder in ("changed", "other"):
+        assert not parts(tmp_path / folder)
+        assert not list((tmp_path / folder / "_e5onnx/done").iterdir())
 
-    with monkeypatch.context() as patch:
-        patch.setattr(ray_engine, "run_parts", run_another)
-        with pytest.raises(ClusterError, match="is not the same folder on this node"):
-            embed_files(encoder, [str(corpus)], tmp_path / "other", engine="ray", address=cluster.address)
 
-    bad = tmp_path / "bad.jsonl"
-    bad.write_bytes(b'{"text": "fine"}\n{"text": 1}\n')
-    with pytest.raises(RowError, match="row 2: column 'text' is a number"):
-        embed_files(encoder, [str(bad)], tmp_path / "bad", part_rows=50, engine="ray", address=cluster.address)
+def test_errors_are_those_of_the_local_engine(
+    cluster: Any, encoder: Encoder, tiny_model: Path, local: Any, tmp_path: Path
+) -> None:
+    bad = write_jsonl(tmp_path / "bad.jsonl", [{"text": "fine"}, {"text": 1}])
+    with pytest.raises(RowError, match="line 2: column 'text' is a number"):
+        embed(encoder, bad, tmp_path / "bad", cluster)
+    with pytest.raises(InputValueError, match="no node of the cluster has 2 processors for an actor: lower --threads"):
+        embed(Encoder(tiny_model, threads=2), local[0], tmp_path / "wide", cluster)
+
+
+def test_a_lost_node_gives_its_parts_to_the_other(
+    cluster: Any, encoder: Encoder, local: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, expected, summary = local
+    (lost,) = cluster.worker_nodes
+    run_on_ray = engines.run_on_ray
+
+    def run_and_lose(*arguments: Any, **options: Any) -> Iterator[Any]:
+        for number, done in enumerate(run_on_ray(*arguments, **options)):
+            if number == 1:
+                cluster.remove_node(lost, allow_graceful=False)
+            yield done
+
+    monkeypatch.setattr(engines, "run_on_ray", run_and_lose)
+    assert embed(encoder, corpus, tmp_path / "out", cluster) == summary
+    assert not cluster.worker_nodes
+    assert parts(tmp_path / "out") == parts(expected)
+
+
+def test_a_cluster_that_does_not_answer_is_said(encoder: Encoder, local: Any, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match=r"there is no Ray cluster at 127\.0\.0\.1:1: "):
+        embed_files(encoder, [local[0]], tmp_path / "out", engine="ray", address="127.0.0.1:1")
