@@ -1,6 +1,6 @@
-"""Input that changes at any moment, comes back, and runs that are killed: what ends with success is right.
+"""Input that changes at any moment or comes back, and runs that are killed: whatever ends with success is right.
 
-Whenever a run returns, its output is that of the bytes now in the input.
+Whenever a run returns, its output matches the bytes now in the input.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e5onnx import Encoder
+from corpora import near, only_linux, read_output, write_jsonl
+from e5onnx import Encoder, InputValueError
 from e5onnx.files import JobChangedError, embed, embed_files, engines, inputs
 from e5onnx.files.columns import Columns
 from e5onnx.files.inputs import describe_file, format_of
@@ -34,6 +34,8 @@ from e5onnx.files.plan import plan_parts
 from e5onnx.files.records import read_batches, read_records
 
 PART_ROWS = 3
+
+
 VERSIONS = [
     [f"text {number}" for number in range(10)],
     [f"text {9 - number}" for number in range(10)],  # of the same size
@@ -41,15 +43,16 @@ VERSIONS = [
     [f"text {number}" for number in range(9)],
     [f"text {number}" for number in range(12)],
 ]
+
+
 PAD = "x" * 3000  # so that not all of a file is in a buffer from the first part on
+
+
 BLOCK = 1000
+
+
 Action = int | None
 """The number of a version that is written, or None: the process is killed."""
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_model: Path) -> Encoder:
-    return Encoder(tiny_model, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,7 @@ class Killed(BaseException):
     pass
 
 
-def content(kind: str, texts: list[str], pad: str = PAD) -> bytes:
+def bytes_of(kind: str, texts: list[str], pad: str = PAD) -> bytes:
     if kind == "parquet":
         buffer = io.BytesIO()
         pq.write_table(
@@ -92,11 +95,11 @@ def write(path: Path, content: bytes, how: str) -> None:
 
 
 def check_output(folder: Path, texts: list[str], vectors: dict[str, Any]) -> None:
-    table = ds.dataset(sorted(map(str, folder.glob("part-*.parquet")))).to_table()
+    table = read_output(folder)
     assert table.column("text").to_pylist() == texts
     assert table.column("id").to_pylist() == list(range(len(texts)))
     found = np.array(table.column("embedding").to_pylist(), np.float32)
-    np.testing.assert_allclose(found, [vectors[text] for text in texts], rtol=0, atol=1e-6)
+    near(found, [vectors[text] for text in texts])
 
 
 POINTS: dict[str, tuple[Any, str]] = {  # before these are called
@@ -107,6 +110,8 @@ POINTS: dict[str, tuple[Any, str]] = {  # before these are called
     "noted": (Job, "note"),
     "ended": (embed, "_finished"),
 }
+
+
 EVENTS = st.dictionaries(
     st.tuples(st.sampled_from(list(POINTS)), st.integers(0, 3)),
     st.none() | st.integers(0, len(VERSIONS) - 1),
@@ -136,7 +141,7 @@ def test_what_ends_with_success_is_right(
             nonlocal now
             with changing:
                 now = version
-                write(path, content(kind, VERSIONS[version]), how)
+                write(path, bytes_of(kind, VERSIONS[version]), how)
 
         def run(events: dict[tuple[str, int], Action]) -> bool:
             calls: Counter[str] = Counter()
@@ -182,15 +187,15 @@ def test_a_change_during_the_run_that_is_undone_is_noticed(
     encoder: Encoder, vectors: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.jsonl"
-    write(path, content("jsonl", VERSIONS[0]), "in place")
+    write(path, bytes_of("jsonl", VERSIONS[0]), "in place")
     prepare = engines.prepare
 
     def change_and_prepare(*arguments: Any, **options: Any) -> Any:
-        write(path, content("jsonl", VERSIONS[2]), "in place")
+        write(path, bytes_of("jsonl", VERSIONS[2]), "in place")
         try:
             return prepare(*arguments, **options)
         finally:
-            write(path, content("jsonl", VERSIONS[0]), "in place")
+            write(path, bytes_of("jsonl", VERSIONS[0]), "in place")
 
     monkeypatch.setattr(inputs, "BLOCK", BLOCK)
     monkeypatch.setattr(engines, "prepare", change_and_prepare)
@@ -214,7 +219,7 @@ def read_all(path: Path, file: inputs.InputFile) -> Iterator[object]:
 def test_no_byte_of_a_file_may_change(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "BLOCK", 64)
     path = tmp_path / f"a.{kind}"
-    whole = content(kind, VERSIONS[0], pad="")
+    whole = bytes_of(kind, VERSIONS[0], pad="")
     path.write_bytes(whole)
     file = describe_file(path)
     plan_parts([file])
@@ -234,7 +239,7 @@ def test_no_byte_of_a_file_may_change(tmp_path: Path, kind: str, monkeypatch: py
 
 def test_a_link_may_lead_elsewhere_only_to_the_same(encoder: Encoder, vectors: dict[str, Any], tmp_path: Path) -> None:
     for name, version in (("a", 0), ("same", 0), ("other", 1)):
-        (tmp_path / name).write_bytes(content("jsonl", VERSIONS[version]))
+        (tmp_path / name).write_bytes(bytes_of("jsonl", VERSIONS[version]))
     link = tmp_path / "link.jsonl"
     link.symlink_to(tmp_path / "a")
 
@@ -254,7 +259,7 @@ def test_a_link_may_lead_elsewhere_only_to_the_same(encoder: Encoder, vectors: d
 
 def test_every_byte_is_read_once_to_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(content("jsonl", VERSIONS[0]) * 20)
+    path.write_bytes(bytes_of("jsonl", VERSIONS[0]) * 20)
     os.utime(path, (0, 0))
     monkeypatch.setattr(inputs, "_NEW_NS", -(10**18))  # as if it were old
     read: list[int] = []
@@ -275,9 +280,94 @@ def test_a_new_file_may_change_within_the_steps_of_the_clock(
     encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(content("jsonl", VERSIONS[0]))
+    path.write_bytes(bytes_of("jsonl", VERSIONS[0]))
     monkeypatch.setattr(inputs, "_state", lambda status: (status.st_size,))  # as if the clock stood still
     embed_files(encoder, [str(path)], tmp_path / "out")
-    path.write_bytes(content("jsonl", VERSIONS[1]))
+    path.write_bytes(bytes_of("jsonl", VERSIONS[1]))
     with pytest.raises(JobChangedError, match="has changed since"):
         embed_files(encoder, [str(path)], tmp_path / "out")
+
+
+ROWS = [{"text": f"row {number}"} for number in range(20)]
+
+
+CHANGES: list[Callable[[Path], object]] = [
+    lambda path: path.write_bytes(path.read_bytes()[:100]),
+    lambda path: path.write_bytes(path.read_bytes().replace(b"row", b"now")),
+    lambda path: path.write_bytes(path.read_bytes() + b'{"text": "more"}\n'),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=["shorter", "other", "longer"])
+def test_a_file_that_changes_during_the_run_is_noticed(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    run_parts = engines.run_locally
+
+    def change_and_run(*arguments: Any, **options: Any) -> Iterator[Any]:
+        change(path)
+        return run_parts(*arguments, **options)
+
+    monkeypatch.setattr(engines, "run_locally", change_and_run)
+    with pytest.raises(JobChangedError, match=r"a\.jsonl has changed since"):
+        embed_files(encoder, [str(path)], tmp_path / "out")
+    assert not (tmp_path / "out/_e5onnx/summary.json").exists()
+    with pytest.raises(JobChangedError, match="has changed since"):
+        embed_files(encoder, [str(path)], tmp_path / "out")
+
+
+def test_a_file_that_changes_while_it_is_described_is_noticed(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+
+    def truncate(size: int) -> None:
+        os.truncate(path, 10)
+
+    with pytest.raises(JobChangedError, match="changes while it is read"):
+        plan_parts([describe_file(path)], advance=truncate)
+
+
+@only_linux
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_change_with_the_old_date_is_noticed(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool, in_place: bool
+) -> None:
+    if not is_new:
+        monkeypatch.setattr(inputs, "_NEW_NS", 0)
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    embed_files(encoder, [str(path)], tmp_path / "out")
+    status = path.stat()
+    other = write_jsonl(path if in_place else tmp_path / "other", [{"text": f"now {number}"} for number in range(20)])
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    with pytest.raises(JobChangedError, match="has changed since"):
+        embed_files(encoder, [str(path)], tmp_path / "out")
+
+
+def test_what_changed_since_is_noticed(encoder: Encoder, sample_model: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+
+    def embed(with_encoder: Encoder = encoder, **options: Any) -> Any:
+        return embed_files(with_encoder, [str(path)], tmp_path / "out", **options)
+
+    first = embed()
+    path.touch()  # another date, the same bytes
+    assert embed() == first
+    for options in (
+        {"role": "query"},
+        {"dtype": "int8"},
+        {"columns": Columns(title="title")},
+        {"part_rows": 5},
+        {"input_format": "jsonl"},
+    ):
+        with pytest.raises(JobChangedError, match="was started with other options"):
+            embed(**options)
+    with pytest.raises(JobChangedError, match="fingerprint"):
+        embed(Encoder(sample_model))
+    write_jsonl(path, ROWS[1:])
+    with pytest.raises(JobChangedError, match="has changed since"):
+        embed()
+    with pytest.raises(InputValueError, match="is not empty and is not an output folder of e5onnx"):
+        embed_files(encoder, [str(path)], tmp_path)

@@ -59,7 +59,7 @@ def test_an_actor_killed_in_the_middle_of_a_part_is_restarted(
         def run(self, number: int) -> Any:
             if number == 3 and not killed.exists():
                 killed.touch()
-                engines.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment,return-value]
+                engines.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
             return super().run(number)
 
     monkeypatch.setattr(engines, "Worker", Mortal)
