@@ -28,7 +28,8 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # or it announces a change of its own
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    soon = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}  # notice a lost node
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": soon})
     cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
     yield cluster
@@ -76,7 +77,7 @@ def test_a_part_that_kills_every_actor_ends_the_run(
             return os.kill(os.getpid(), signal.SIGKILL) if number == 3 else super().run(number)
 
     monkeypatch.setattr(engines, "Worker", Mortal)
-    monkeypatch.setattr(engines, "_MOST_RETRIES", 1)
+    monkeypatch.setattr(engines, "_MOST_RESTARTS", 1)
     with pytest.raises(ClusterError, match="Ray failed: "):
         embed(encoder, local[0], tmp_path / "out", cluster)
 

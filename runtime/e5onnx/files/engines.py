@@ -40,8 +40,9 @@ _WINDOW = 1024
 _CONNECT_SECONDS = 5.0
 _PARTS_AHEAD = 2
 """Parts handed to an actor at a time, so that it starts the next one without asking."""
-_MOST_RETRIES = 3
-"""Times that Ray runs a part again after its actor died: a part that kills every actor must end the run."""
+_MOST_RESTARTS = 5
+"""Times that an actor may die: a part that kills it must end the run. Retries are not counted, as Ray retries many
+times before it notices that a node is lost."""
 
 
 class Prepared(NamedTuple):
@@ -207,7 +208,7 @@ def _on_actors(arguments: tuple[Any, ...], parts: Sequence[Part], processors: in
     actors = sum(int(resources.get("CPU", 0)) // processors for resources in nodes)
     if actors < 1:
         raise InputValueError(f"no node of the cluster has {processors} processors for an actor: lower --threads")
-    options = {"num_cpus": processors, "max_restarts": -1, "max_task_retries": _MOST_RETRIES}
+    options = {"num_cpus": processors, "max_restarts": _MOST_RESTARTS, "max_task_retries": -1}
     actor = ray.remote(**options)(Worker)
     todo = iter(parts)
     running: dict[Any, Any] = {}  # the result to come -> its actor
