@@ -140,7 +140,7 @@ def test_output_that_is_appended_to_its_own_input_is_refused(tiny_model: Path, t
     assert done.stderr.decode() == f"e5onnx: error: {path} is also standard output: reading it would never end\n"
 
 
-def test_what_was_cut_is_said_even_if_a_later_row_fails(e5onnx: Command, tiny_model: Path, tmp_path: Path) -> None:
+def test_what_was_cut_is_reported_even_if_a_later_row_fails(e5onnx: Command, tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"word " * 600 + b"\n" + b"short\n" * 1100 + b"\xff\n")
     done = e5onnx("embed", tiny_model, path)
@@ -194,7 +194,7 @@ def test_wrong_usage_is_two(e5onnx: Command, tiny_model: Path, tmp_path: Path, o
     assert message in failed.stderr
 
 
-def test_a_folder_is_summed_up(e5onnx: Command, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_folder_is_summarised(e5onnx: Command, tiny_model: Path, tmp_path: Path) -> None:
     rows = [{"text": "a"}, {"text": None}, {"text": "b"}, {"text": "word " * 600}]
     path, output = write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "out"
     options = ("--part-rows", "2", "--on-error", "skip")

@@ -30,7 +30,7 @@ def test_a_misspelt_column_is_an_error(encoder: Encoder, tmp_path: Path, columns
 def test_a_misspelt_type_is_an_error_in_csv(encoder: Encoder, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,k\na,1\n")
     with pytest.raises(InputValueError, match=r"has no column 'k:strng' \('strng' is not a type\)"):
-        embed_files(encoder, [str(tmp_path / "a.csv")], tmp_path / "out", columns=Columns(keep=("k:strng",)))
+        embed_files(encoder, [tmp_path / "a.csv"], tmp_path / "out", columns=Columns(keep=("k:strng",)))
 
 
 @pytest.mark.parametrize(
@@ -39,4 +39,4 @@ def test_a_misspelt_type_is_an_error_in_csv(encoder: Encoder, tmp_path: Path) ->
 def test_names_of_columns_are_text(encoder: Encoder, tmp_path: Path, columns: Columns) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a", "\\ud800": "b"}\n')
     with pytest.raises(InputValueError, match=r"the name of a column holds the lone surrogate U\+D800"):
-        embed_files(encoder, [str(tmp_path / "a.jsonl")], tmp_path / "out", columns=columns)
+        embed_files(encoder, [tmp_path / "a.jsonl"], tmp_path / "out", columns=columns)

@@ -57,7 +57,7 @@ def test_one_file_by_many_names_is_one(tmp_path: Path, monkeypatch: pytest.Monke
         ("**.jsonl", "is not a glob|there are no files"),
     ],
 )
-def test_what_names_no_file_is_said(
+def test_a_name_without_a_file_is_reported(
     encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -80,7 +80,7 @@ def test_what_is_not_a_file_in_a_folder_is_not_left_out_silently(tmp_path: Path,
 
 
 @only_linux
-def test_links_that_lead_in_a_circle_are_said(encoder: Encoder, tmp_path: Path) -> None:
+def test_links_that_lead_in_a_circle_are_reported(encoder: Encoder, tmp_path: Path) -> None:
     (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
     with pytest.raises(OSError, match=r"Too many levels of symbolic links: '.*loop\.jsonl'"):
         embed_files(encoder, [str(tmp_path / "loop.jsonl")], tmp_path / "out")
@@ -110,7 +110,7 @@ def test_a_pipe_is_refused_and_not_waited_for(encoder: Encoder, tmp_path: Path) 
         embed_files(encoder, [str(tmp_path / "pipe.jsonl")], tmp_path / "out")
 
 
-def test_output_folders_are_no_input_unless_named(encoder: Encoder, tmp_path: Path) -> None:
+def test_output_folders_are_not_input_unless_named(encoder: Encoder, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", ROWS)
     for name in ("out", "other"):  # the second run finds the output of the first
         columns = Columns(keep=("text",))

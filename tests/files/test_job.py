@@ -24,7 +24,7 @@ ROWS = [{"text": f"row {number}"} for number in range(20)]
 def test_two_processes_do_not_write_into_one_folder(encoder: Encoder, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
     with opened_folder(tmp_path / "out"), pytest.raises(JobRunningError, match="another process writes"):
-        embed_files(encoder, [str(path)], tmp_path / "out")
+        embed_files(encoder, [path], tmp_path / "out")
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO])
@@ -40,8 +40,8 @@ def test_a_lock_that_fails_is_not_taken_for_another_process(
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "flock", flock)
         with pytest.raises(JobLockError, match=f"out cannot be locked.*{os.strerror(code)}"):
-            embed_files(encoder, [str(path)], tmp_path / "out")
-    assert embed_files(encoder, [str(path)], tmp_path / "out").rows == len(ROWS)
+            embed_files(encoder, [path], tmp_path / "out")
+    assert embed_files(encoder, [path], tmp_path / "out").rows == len(ROWS)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -74,30 +74,30 @@ DAMAGES: list[Callable[[Path], object]] = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_is_not_as_noted_is_written_anew(
+def test_what_is_not_as_noted_is_written_again(
     encoder: Encoder, tmp_path: Path, damage: Callable[[Path], object]
 ) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
-    first = embed_files(encoder, [str(path)], tmp_path / "out", part_rows=5)
+    first = embed_files(encoder, [path], tmp_path / "out", part_rows=5)
     whole = contents(tmp_path / "out")
     damage(tmp_path / "out")
     assert contents(tmp_path / "out") != whole
-    assert embed_files(encoder, [str(path)], tmp_path / "out", part_rows=5) == first
+    assert embed_files(encoder, [path], tmp_path / "out", part_rows=5) == first
     assert contents(tmp_path / "out") == whole
 
 
 def test_a_summary_is_there_only_while_all_is_done(encoder: Encoder, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}, {"text": "b"}])
-    embed_files(encoder, [str(path)], tmp_path / "out", part_rows=1)
+    embed_files(encoder, [path], tmp_path / "out", part_rows=1)
     summary = tmp_path / "out/_e5onnx/summary.json"
     before = summary.read_bytes()
     (tmp_path / "out/part-000001.parquet").write_bytes(b"")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engines, "run_locally", lambda *_, **__: iter(()))  # as if it were killed
         patch.setattr(embed, "_finished", lambda job: None)
-        embed_files(encoder, [str(path)], tmp_path / "out", part_rows=1)
+        embed_files(encoder, [path], tmp_path / "out", part_rows=1)
     assert not summary.exists()
-    embed_files(encoder, [str(path)], tmp_path / "out", part_rows=1)
+    embed_files(encoder, [path], tmp_path / "out", part_rows=1)
     assert summary.read_bytes() == before
 
 
@@ -115,39 +115,39 @@ def test_a_part_is_on_the_disk_before_its_note(
         synced.append(name.removeprefix(".").split(".")[0])
 
     monkeypatch.setattr(os, "fsync", noted)
-    embed_files(encoder, [str(path)], tmp_path / "out")
+    embed_files(encoder, [path], tmp_path / "out")
     plan, part, note = ["plan", "_e5onnx"], ["part-000000", "out"], ["part-000000", "done"]
     assert synced == [*plan, *part, *note, "summary", "_e5onnx"]
 
 
 def test_notes_are_those_of_one_plan(encoder: Encoder, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
-    embed_files(encoder, [str(path)], tmp_path / "out", part_rows=5)
+    embed_files(encoder, [path], tmp_path / "out", part_rows=5)
     other = write_jsonl(path, [{"text": f"now {number}"} for number in range(20)])
     embed_files(encoder, [str(other)], tmp_path / "other", part_rows=5)
     (tmp_path / "out/_e5onnx/plan.json").unlink()
     with pytest.raises(InputValueError, match=r"has parts but .*plan\.json is missing"):
-        embed_files(encoder, [str(path)], tmp_path / "out", part_rows=5)
+        embed_files(encoder, [path], tmp_path / "out", part_rows=5)
     shutil.copy(tmp_path / "other/_e5onnx/plan.json", tmp_path / "out/_e5onnx/plan.json")
-    embed_files(encoder, [str(path)], tmp_path / "out", part_rows=5)
+    embed_files(encoder, [path], tmp_path / "out", part_rows=5)
     assert contents(tmp_path / "out") == contents(tmp_path / "other")
 
 
-def test_an_edited_plan_is_said(encoder: Encoder, tmp_path: Path) -> None:
+def test_an_edited_plan_is_reported(encoder: Encoder, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
-    embed_files(encoder, [str(path)], tmp_path / "out", part_rows=20)
+    embed_files(encoder, [path], tmp_path / "out", part_rows=20)
     plan = tmp_path / "out/_e5onnx/plan.json"
     content = json.loads(plan.read_text())
     content["parts"][0][1][0][2] = 19
     plan.write_text(json.dumps(content))
     with pytest.raises(InputValueError, match=r"plan\.json is damaged"):
-        embed_files(encoder, [str(path)], tmp_path / "out", part_rows=20)
+        embed_files(encoder, [path], tmp_path / "out", part_rows=20)
 
 
 @pytest.mark.parametrize("plan", ["", "[]", "{}", '{"format": 3}', '{"format": 3, "files": [{}], "parts": []}'])
-def test_a_damaged_plan_is_said(encoder: Encoder, tmp_path: Path, plan: str) -> None:
+def test_a_damaged_plan_is_reported(encoder: Encoder, tmp_path: Path, plan: str) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
-    embed_files(encoder, [str(path)], tmp_path / "out")
+    embed_files(encoder, [path], tmp_path / "out")
     (tmp_path / "out/_e5onnx/plan.json").write_text(plan)
     with pytest.raises(InputValueError, match=r"plan\.json is damaged"):
-        embed_files(encoder, [str(path)], tmp_path / "out")
+        embed_files(encoder, [path], tmp_path / "out")

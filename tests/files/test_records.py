@@ -30,7 +30,7 @@ def test_blank_lines_before_a_part_count_as_lines(encoder: Encoder, tmp_path: Pa
     path = tmp_path / "a.jsonl"
     path.write_text('\n\n{"text": "a"}\n{"text": "b"}\n\n\n{"text": 1}\n')
     with pytest.raises(RowError, match="line 7: "):
-        embed_files(encoder, [str(path)], tmp_path / "out", part_rows=2)
+        embed_files(encoder, [path], tmp_path / "out", part_rows=2)
 
 
 def test_a_stray_quote_says_what_it_took_in(encoder: Encoder, tmp_path: Path) -> None:
@@ -38,15 +38,15 @@ def test_a_stray_quote_says_what_it_took_in(encoder: Encoder, tmp_path: Path) ->
     with pytest.raises(
         InputValueError, match=r"row 2: not valid CSV: .* It spans 41 lines, 3 to 43, probably because a quote"
     ):
-        embed_files(encoder, [str(tmp_path / "a.csv")], tmp_path / "out", on_error="skip")
+        embed_files(encoder, [tmp_path / "a.csv"], tmp_path / "out", on_error="skip")
     (tmp_path / "two.csv").write_bytes(b'text,n\nfine,1\n"open,2\nfine"\nfine,4\n')
     with pytest.raises(InputValueError, match=r"It spans 2 lines, 3 to 4,"):
-        embed_files(encoder, [str(tmp_path / "two.csv")], tmp_path / "two", on_error="skip")
+        embed_files(encoder, [tmp_path / "two.csv"], tmp_path / "two", on_error="skip")
     (tmp_path / "b.csv").write_bytes(b'text,n\nfine,1\n"open,2\nfine,3\nfine"\nfine,4\n')
     with pytest.raises(
         InputValueError, match=r"row 2: its number of fields is 1, not 2 as in the header\. It spans 3 lines, 3 to 5,"
     ):
-        embed_files(encoder, [str(tmp_path / "b.csv")], tmp_path / "other", part_rows=1, on_error="skip")
+        embed_files(encoder, [tmp_path / "b.csv"], tmp_path / "other", part_rows=1, on_error="skip")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_record_has_a_largest_size(
         ("a.bin", b"", "the name of .* does not tell its format"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said(
+def test_what_is_wrong_with_a_file_is_reported(
     encoder: Encoder, tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -102,10 +102,10 @@ def test_a_page_that_differs_from_its_checksum_is_noticed(encoder: Encoder, tmp_
         write_statistics=False,
         write_page_checksum=True,
     )
-    embed_files(encoder, [str(path)], tmp_path / "out")
+    embed_files(encoder, [path], tmp_path / "out")
     path.write_bytes(path.read_bytes().replace(b"spam", b"spat"))
     with pytest.raises(InputValueError, match=r"a\.parquet is damaged"):
-        embed_files(encoder, [str(path)], tmp_path / "other")
+        embed_files(encoder, [path], tmp_path / "other")
 
 
 ROWS = [{"text": f"row {number}"} for number in range(20)]
