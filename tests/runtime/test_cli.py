@@ -342,7 +342,7 @@ def test_embed_says_what_was_cut_in_one_line(sample_model: Path) -> None:
     assert len(done.stdout.splitlines()) == len(lines)
     error = done.stderr.decode()
     assert error.count("\n") == 1
-    assert "2 texts were longer than the model's 256 tokens" in error
+    assert "cut 2 texts longer than the model's 256 tokens" in error
     assert "longest has 402" in error
 
 
@@ -355,14 +355,14 @@ def test_embed_can_refuse_to_cut(sample_model: Path, tmp_path: Path) -> None:
 def test_embed_names_file_and_line_of_bad_bytes(sample_model: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_bytes(b"fine\n\xff\xfe\n")
     done = e5onnx("embed", sample_model, tmp_path / "bad.txt", "--output", tmp_path / "x.npy")
-    assert_fails(done, 1, f"{tmp_path / 'bad.txt'}, row 2: it is not valid UTF-8")
+    assert_fails(done, 1, f"{tmp_path / 'bad.txt'}, line 2: it is not valid UTF-8")
     assert_fails(e5onnx("embed", sample_model, tmp_path / "none.txt"), 1, "none.txt")
 
 
 def test_embed_keeps_an_old_output_if_it_fails(sample_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "x.npy"
     output.write_bytes(b"precious")
-    assert_fails(e5onnx("embed", sample_model, "--output", output, stdin=b"\xff"), 1, "standard input, row 1")
+    assert_fails(e5onnx("embed", sample_model, "--output", output, stdin=b"\xff"), 1, "standard input, line 1")
     assert output.read_bytes() == b"precious"
     assert_fails(e5onnx("embed", sample_model, "--output", tmp_path / "no/x.npy", stdin=b"a"), 1, "no")
     assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
@@ -424,7 +424,7 @@ def test_an_error_is_an_error_even_if_nobody_reads_the_output(sample_model: Path
     os.close(writing)
     assert done.returncode == 1
     assert done.stderr.count(b"\n") == 1
-    assert b"standard input, row 2: it is not valid UTF-8" in done.stderr
+    assert b"standard input, line 2: it is not valid UTF-8" in done.stderr
 
 
 # similarity
