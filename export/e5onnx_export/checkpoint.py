@@ -404,6 +404,6 @@ def _decide_prompts(
             source = option if source.startswith("the checkpoint") else f"{source}, {option}"
     default = model.get("default_prompt_name", str)
     if default is not None and default not in prompts:
-        known = ", ".join(map(repr, prompts)) or "none"
-        raise CheckpointError(f"{model.name}: default_prompt_name is {default!r:.80}; the prompts are {known}")
+        known = f"the prompts are {', '.join(map(repr, prompts))}" if prompts else "there are no prompts"
+        raise CheckpointError(f"{model.name}: default_prompt_name is {default!r:.80}, but {known}")
     return Decision(prompts, source), default

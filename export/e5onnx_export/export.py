@@ -127,23 +127,14 @@ def export_model(
         graph = trace_encoder(encoder, folder)
         simplify_embeddings(graph)
         report("Fusing its operators, appending pooling and normalisation")
-        fused = fuse_encoder(
-            graph,
-            heads=encoder.config.num_attention_heads,
-            hidden_size=source.hidden_size,
-            layers=source.layers,
-        )
+        heads = encoder.config.num_attention_heads
+        fused = fuse_encoder(graph, heads=heads, hidden_size=source.hidden_size, layers=source.layers)
         append_head(fused, source.pooling.value, source.hidden_size, source.dimension.value)
         if "int8" in precisions:
             report(f"Calibrating int8 on {len(fitted)} texts")
             save_with_weights(quantize_graph(fused, tokenized(fitted)), folder / GRAPHS["int8"])
             digest = hashlib.sha256(calibration.read_bytes()).hexdigest()
-            fitted_to = {
-                "method": METHOD,
-                "texts": len(fitted),
-                "texts_held_back": len(held_back),
-                "file_sha256": digest,
-            }
+            fit = {"method": METHOD, "texts": len(fitted), "texts_held_back": len(held_back), "file_sha256": digest}
         save_with_weights(fused, folder / GRAPHS["fp32"])
         if portable:
             onnx.save(in_standard_operators(onnx.load(folder / GRAPHS["fp32"])), folder / PORTABLE_GRAPH)
@@ -171,7 +162,7 @@ def export_model(
                     f"  {record.file}: largest difference {parity['max_abs_difference']:.1e}, smallest cosine "
                     f"{parity['min_cosine']:.7f} over {parity['texts']} texts, alone and padded"
                 )
-            graphs.append(replace(record, parity=parity, calibration=fitted_to if record.precision == "int8" else None))
+            graphs.append(replace(record, parity=parity, calibration=fit if record.precision == "int8" else None))
         wanted = [graph for graph in graphs if graph.portable or graph.precision in precisions]
         for unwanted in [graph for graph in graphs if graph not in wanted]:  # fp32, written only for the comparison
             for part in unwanted.records():
