@@ -1,19 +1,22 @@
-# All the set-up there is: Python and make. Everything lands in .venv, models and build.
+# Needs only Python and make. Everything is written to .venv, models and build.
 PYTHON ?= python3
 MODEL ?= sample
 
 BIN := .venv/bin
-PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+WHEEL_BIN := build/wheel/bin
+# Python compiles what it imports; compiling every file of torch and ray takes longer than installing them.
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 FOLDER := models/$(notdir $(MODEL))
-# The lower bounds of pyproject.toml. Their wheels end with Python 3.12; newer ones begin with newer versions.
-MINIMUM := $(shell $(PYTHON) -c 'import sys; print("numpy==1.26.0 onnxruntime==1.20.0 tokenizers==0.22.2" if sys.version_info < (3, 13) else "pip")')
-MINIMUM_TESTS := $(addprefix tests/runtime/test_,encoder.py tokenizer.py processes.py)
-# What takes long and does not depend on how the runtime was installed.
-THE_SAME_ON_A_WHEEL := aws_lambda.py cpu.py faults.py fuzz.py openai_api.py other_processors.py
-SIDE_BY_SIDE := --numprocesses 2 --dist loadfile
+# The lower bounds of pyproject.toml. Their wheels end with Python 3.12, and newer Pythons start with newer versions.
+MINIMUM := $(shell $(PYTHON) -c 'import sys; print("numpy==1.26.0 onnxruntime==1.20.0 tokenizers==0.22.2" if sys.version_info < (3, 13) else "")')
+# Slow tests that do not depend on how the runtime was installed, and those that are repeated on the newest versions.
+THE_SAME_ON_A_WHEEL := $(addprefix --ignore=tests/runtime/test_,aws_lambda.py cpu.py faults.py fuzz.py openai_api.py other_processors.py)
+ON_NEWEST := $(addprefix tests/runtime/test_,encoder.py package.py tokenizer.py)
+PYTEST := -m pytest --numprocesses 2 --dist worksteal
+LINT := $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy
 SOURCES := $(shell find runtime export -name '*.py')
 
-.PHONY: quickstart test lint wheel-check bench clean
+.PHONY: quickstart test lint wheel-check wheel-venv wheel-tests bench clean
 
 # Export a checkpoint and score an example with it. MODEL is `sample`, a hub id or a folder.
 quickstart: $(FOLDER)/e5onnx.json
@@ -22,24 +25,32 @@ quickstart: $(FOLDER)/e5onnx.json
 $(FOLDER)/e5onnx.json: $(SOURCES) | .venv/export
 	$(BIN)/e5onnx export $(MODEL) $(FOLDER) --force
 
-# Everything that must hold.
-test: lint
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
-	$(MAKE) --no-print-directory wheel-check
+# Two workers fill two cores: more threads of torch would only spin and wait.
+test wheel-tests: export OMP_NUM_THREADS = 1
+
+# Everything that must hold. Linting runs beside the tests and reports after them.
+test:
+	$(MAKE) --no-print-directory --jobs 2 .venv/dev wheel-venv
+	@mkdir -p build; ($(LINT)) >build/lint.log 2>&1 & lint=$$!; \
+	$(BIN)/python $(PYTEST); status=$$?; \
+	wait $$lint || status=1; cat build/lint.log; exit $$status
+	$(MAKE) --no-print-directory wheel-tests
 
 lint: .venv/dev
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/mypy
+	$(LINT)
 
-# The wheel, with its three dependencies and without the export's, passes the runtime's tests on folders exported before.
-wheel-check: .venv/dev
-	rm -rf build/wheel
-	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
-	$(PYTHON) -m venv --clear build/wheel/venv
-	build/wheel/venv/bin/python $(PIP_INSTALL) build/wheel/*.whl pytest pytest-xdist hypothesis
-	build/wheel/venv/bin/python -m pytest $(SIDE_BY_SIDE) tests/runtime $(addprefix --ignore=tests/runtime/test_,$(THE_SAME_ON_A_WHEEL))
-	build/wheel/venv/bin/python $(PIP_INSTALL) $(MINIMUM) && build/wheel/venv/bin/python -m pytest $(SIDE_BY_SIDE) $(MINIMUM_TESTS)
+# The wheel and its three dependencies, without the export's, pass the runtime's tests on models that `test` exported.
+wheel-check: wheel-venv
+	$(MAKE) --no-print-directory wheel-tests
+
+wheel-venv:
+	$(PYTHON) -m venv --clear build/wheel
+	$(WHEEL_BIN)/python $(PIP_INSTALL) . $(MINIMUM) pytest pytest-xdist hypothesis
+
+wheel-tests:
+	$(WHEEL_BIN)/python $(PYTEST) tests/runtime $(THE_SAME_ON_A_WHEEL)
+	$(WHEEL_BIN)/python $(PIP_INSTALL) --upgrade numpy onnxruntime tokenizers
+	$(WHEEL_BIN)/python $(PYTEST) $(ON_NEWEST)
 
 # Every benchmark, then the pictures: under 20 minutes on 2 cores once the environments of the other programs exist.
 bench: .venv/dev

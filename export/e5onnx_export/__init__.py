@@ -3,8 +3,8 @@
 Example:
     >>> from e5onnx_export import export_model
     >>> folder = export_model("sample", "models/sample", force=True)
-    >>> folder.manifest.dimension
-    384
+    >>> [graph.precision for graph in folder.manifest.graphs]
+    ['fp32', 'int8']
 """
 
 from .export import export_model

@@ -1,4 +1,4 @@
-"""The texts that int8 is calibrated on: which are for fitting and which for measuring, and their token ids."""
+"""Splits texts into those that int8 is calibrated on and those it is measured on, and tokenizes them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _SENTENCE_END = re.compile(r"(?<=[.!?;:]) +")
 
 
 def split_texts(texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return what to calibrate on, and every eighth text, held back to measure on.
+    """Return the texts to calibrate on, and every eighth text, held back for measuring.
 
-    To the texts are added their sentences: short texts are common, and their activations differ from long ones'.
+    Both include the sentences of their texts: short texts are common, and their activations differ from long ones.
 
     Example:
         >>> split_texts(["never seen", "One. Two"])
@@ -28,12 +28,12 @@ def split_texts(texts: Sequence[str]) -> tuple[list[str], list[str]]:
 def tokenize_for_calibration(
     texts: Sequence[str], tokenizer: Any, prompts: Mapping[str, str], max_tokens: int
 ) -> list[NDArray[np.int32]]:
-    """Return the token ids of the texts, with the model's prompts in turn, as in use.
+    """Return the token ids of the texts, each with one of the model's prompts in turn.
 
     Args:
-        texts: what to tokenise.
-        tokenizer: the checkpoint's, of transformers.
-        prompts: the model's prompts by name; none for a model without.
+        texts: the texts.
+        tokenizer: the checkpoint's tokenizer in transformers.
+        prompts: the model's prompts by name; may be empty.
         max_tokens: longer texts are cut.
     """
     kinds = sorted(set(prompts.values())) or [""]

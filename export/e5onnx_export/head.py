@@ -6,8 +6,8 @@ from typing import Literal
 
 import onnx
 
-# Mean of the hidden states over the attention mask, as `average_pool` on E5's model card. The product with the mask as
-# a row vector sums the tokens that count; a row without any gives zeros, for 0 is divided by 1.
+# Mean of the hidden states over the attention mask, as `average_pool` on E5's model card. Multiplying by the mask as a
+# row vector sums the unmasked tokens; a row without any gives zeros, because its sum of 0 is divided by 1.
 _MEAN = """
     token_weights = Cast<to = 1>(attention_mask)
     token_count = ReduceSum<keepdims = 1>(token_weights, axis_1)
@@ -24,7 +24,7 @@ _CLS = """
     is_text = ReduceMax<keepdims = 1>(token_weights, axis_1)
     {pooled} = Mul(first_token, is_text)
 """
-# The first numbers of the pooled states, as sentence-transformers' truncate_dim.
+# The first numbers of the pooled states, as with sentence-transformers' truncate_dim.
 _CUT = """
     pooled_embedding = Slice(pooled_states, from_0, to_dimension, axis_1)
 """
@@ -53,9 +53,9 @@ def build_head(pooling: Literal["mean", "cls"], hidden_size: int, dimension: int
 
     Inputs `last_hidden_state`, float32 `[batch, sequence, hidden_size]`, and `attention_mask`, int64
     `[batch, sequence]`; outputs `sentence_embedding` (unit length) and `pooled_embedding`, float32
-    `[batch, dimension]`. Where `dimension` is less than `hidden_size`, pooled states are cut to their first numbers.
-    `sentence_embedding` has unit length all the same: sentence-transformers cuts what its Normalize module made, and
-    gives unit length to that only with `normalize_embeddings=True`.
+    `[batch, dimension]`. If `dimension` is less than `hidden_size`, only the first numbers of the pooled states are
+    kept, and `sentence_embedding` still has unit length. sentence-transformers truncates after its Normalize module,
+    and restores unit length only with `normalize_embeddings=True`.
 
     Example:
         >>> [output.name for output in build_head("mean", 384, 384).graph.output]

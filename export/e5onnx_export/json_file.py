@@ -1,4 +1,4 @@
-"""A JSON file of a checkpoint, read so that whatever is wrong with it is one error that names file and key."""
+"""Reads JSON files of a checkpoint. Every mistake in them is a CheckpointError that names the file and the key."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class JsonObject:
     """An object of a JSON file.
 
     Attributes:
-        name: the file's name, and the keys that lead to the object, for messages.
-        content: what the object holds.
+        name: the file and the keys that lead to the object, for messages.
+        content: the keys and values.
     """
 
     name: str
@@ -28,26 +28,26 @@ class JsonObject:
 
     @classmethod
     def read(cls, root: Path, file: str) -> JsonObject:
-        """Return the object that a file holds; an empty one if there is no such file."""
+        """Return the object in a file; an empty one if the file does not exist."""
         content = read_json(root, file)
         return cls.of(file, {} if content is None else content)
 
     @classmethod
     def of(cls, name: str, content: Any) -> JsonObject:
-        """Return `content` as an object, which is called `name` in messages."""
+        """Return `content` as an object that messages call `name`."""
         if not isinstance(content, dict):
             raise CheckpointError(f"{name} must be an object, not {content!r:.80}")
         return cls(name, content)
 
     def get(self, key: str, kind: type[T]) -> T | None:
-        """Return the value of a key, which is a bool, a str or a dict; None where it is missing or null."""
+        """Return the bool, str or dict of a key; None if it is missing or null."""
         value = self.content.get(key)
         if value is not None and not isinstance(value, kind):
             raise self._wrong(key, _KINDS[kind])
         return value
 
     def number(self, key: str, *, least: float, default: float | None = None) -> float | None:
-        """Return the number of a key, which is `least` or more; `default` where it is missing or null."""
+        """Return the number of a key, at least `least`; `default` if it is missing or null."""
         value = self.content.get(key)
         if value is None:
             return default
@@ -56,7 +56,7 @@ class JsonObject:
         return value
 
     def integer(self, key: str, *, least: int, default: int | None = None) -> int:
-        """Return the whole number of a key, which is `least` or more; without a `default` the key must be there."""
+        """Return the whole number of a key, at least `least`; without a `default` the key is required."""
         value = self.number(key, least=least, default=default)
         if value is None:
             raise CheckpointError(f"{self.name} lacks the key {key}")
@@ -65,21 +65,22 @@ class JsonObject:
         return value
 
     def object(self, key: str) -> JsonObject:
-        """Return the object of a key; an empty one where it is missing or null."""
+        """Return the object of a key; an empty one if it is missing or null."""
         return JsonObject(f"{self.name}: {key}", self.get(key, dict) or {})
 
     def require(self, allowed: Mapping[str, Collection[Any]], others: Collection[str] | None = None) -> None:
-        """Refuse each key that has a value which is neither null nor among those that `allowed` names for it.
+        """Refuse every key whose value is neither null nor allowed.
 
         Args:
-            allowed: the values of a key that the export honours, or that change nothing.
-            others: further keys, which may have any value; if given, keys that are not known at all are refused too.
+            allowed: for each key, the values that the export honours or that change nothing.
+            others: further keys, with any value; if given, unknown keys are refused too.
         """
         for key, value in self.content.items():
             if key in allowed:
                 if value is not None and value not in allowed[key]:
-                    only = " or ".join(map(repr, allowed[key])) or "no value"
-                    raise CheckpointError(f"{self.name}: {key} is {value!r:.80}; only {only} is supported")
+                    only = " or ".join(map(repr, allowed[key]))
+                    reason = f"; only {only} is supported" if only else ", which is not supported"
+                    raise CheckpointError(f"{self.name}: {key} is {value!r:.80}{reason}")
             elif others is not None and key not in others:
                 raise CheckpointError(f"{self.name} sets {key!r:.80} to {value!r:.80}, which is not supported")
 

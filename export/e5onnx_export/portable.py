@@ -1,6 +1,6 @@
-"""The fused fp32 graph in standard ONNX operators, for other engines than onnxruntime. Needs onnx, no torch.
+"""The fused fp32 graph in standard ONNX operators, for engines other than onnxruntime. Needs onnx, no torch.
 
-It is made from the fused graph alone, so that a model folder can be given one without the checkpoint.
+It is made from the fused graph alone, so it can be added to a model folder without the checkpoint.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .graph import remove_unused
 from .validate import compare_with_fp32
 
 _DOMAIN = "e5onnx"
-# What stands in for onnxruntime's operators: Vaswani et al., "Attention Is All You Need", arXiv 1706.03762, equation 1,
+# Replacements for onnxruntime's operators: Vaswani et al., "Attention Is All You Need", arXiv 1706.03762, equation 1,
 # for each head; Hendrycks and Gimpel, "Gaussian Error Linear Units", arXiv 1606.08415.
 _ATTENTION = """
 <domain: "{domain}", opset_import: ["" : 18]>
@@ -102,17 +102,17 @@ def add_portable_graph(
     """Add the graph in standard ONNX operators to a model folder that has the fp32 graph. The checkpoint is not needed.
 
     Args:
-        model: a model folder; a hub id is not changed in the cache, copy its folder first.
-        report: is given a line of text for every step.
+        model: a model folder. The hub's cache is never changed: copy a model from there first.
+        report: called with one line of text for every step.
 
     Returns:
-        The folder with the graph in its manifest; unchanged if it had one.
+        The folder, now with the portable graph; unchanged if it already had one.
 
     Raises:
         InputValueError: the folder has no fp32 graph.
         ModelNotFoundError: there is no such folder.
-        ModelFolderError: a file of it is damaged.
-        ParityError: the new graph does not give the vectors of the fp32 graph.
+        ModelFolderError: one of its files is damaged.
+        ParityError: the new graph does not reproduce the fp32 graph's vectors.
 
     Example:
         >>> add_portable_graph("models/sample").manifest.graph("fp32", "openvino").portable
@@ -120,7 +120,7 @@ def add_portable_graph(
     """
     folder = ModelFolder.open(model)
     if any(graph.portable for graph in folder.manifest.graphs):
-        report(f"{folder.path} has the portable graph already")
+        report(f"{folder.path} already has the portable graph")
         return folder
     if not any(graph.precision == "fp32" for graph in folder.manifest.graphs):
         raise InputValueError(f"{folder.path} has no fp32 graph to make the portable one from; export it again")
@@ -129,17 +129,17 @@ def add_portable_graph(
     with written_whole(folder.path / PORTABLE_GRAPH) as path, folder.graph("fp32") as fused:
         onnx.save(in_standard_operators(onnx.load(fused.path)), path)
         parity = compare_with_fp32(folder, path)
-    report(f"  {PORTABLE_GRAPH}: largest difference to fp32 {parity['max_abs_difference']:.1e}")
+    report(f"  {PORTABLE_GRAPH}: largest difference from fp32 {parity['max_abs_difference']:.1e}")
     record = replace(graph_record(folder.path, PORTABLE_GRAPH, "fp32"), parity=parity)
     write_manifest(folder.path, replace(folder.manifest, graphs=(*folder.manifest.graphs, record)))
     return ModelFolder.open(folder.path)
 
 
 def in_standard_operators(fused: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the finished fp32 graph of `fuse.py` and `head.py`, which is used up, in standard ONNX operators.
+    """Return the finished fp32 graph of `fuse.py` and `head.py` in standard ONNX operators. `fused` is consumed.
 
-    Padding goes back from the keys, where `fuse.py` put it for onnxruntime's sake, into a mask of the scores: engines
-    look for that form, and heads keep a size that suits their kernels.
+    Padding moves from the keys, where `fuse.py` put it for onnxruntime, back into a mask of the scores: other engines
+    look for that form, and heads keep the size that their kernels expect.
     """
     graph = fused.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}

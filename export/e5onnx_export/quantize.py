@@ -5,13 +5,13 @@ does not depend on what else is in the batch. For each input of linear layers:
 
 1. Smoothing moves the range of large channels from the activations into the weights, by the factor
    max|x|^a / max|w|^(1-a) for each channel (Xiao et al., "SmoothQuant", arXiv 2211.10438).
-2. The weights become those that give the layer's true output best from the quantised activations (least squares), and
-   are rounded one input channel after the other, each passing its error on to the channels that follow (Frantar et al.,
-   "GPTQ", arXiv 2210.17323).
+2. The weights are refitted by least squares to give the layer's true output from the quantised activations, then
+   rounded one input channel at a time, each passing its error on to the channels that follow (Frantar et al., "GPTQ",
+   arXiv 2210.17323).
 
-Weights are symmetric int8, a scale for each output channel; activations uint8 with a zero point. On x86 processors
-without VNNI onnxruntime adds two neighbouring products in 16 bits with saturation (`vpmaddubsw`). No pair of weights
-written here can reach that limit, so that the vectors are right there too.
+Weights are symmetric int8 with one scale per output channel; activations are uint8 with a zero point. On x86 processors
+without VNNI, onnxruntime adds two neighbouring products in 16 bits with saturation (`vpmaddubsw`). No pair of weights
+written here can reach that limit, so the vectors are correct there too.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from e5onnx.errors import CheckpointError
 Floats = NDArray[np.float32]
 
 SMOOTHING = 0.8
-"""Exponent of SmoothQuant. Larger ones fit the calibration texts better and clip more of what was not in them."""
+"""Exponent of SmoothQuant. Larger values fit the calibration texts better and clip more in other texts."""
 METHOD = f"static min-max activations, SmoothQuant {SMOOTHING}, least squares, GPTQ, pairs within 16 bits"
-"""What the manifest says of how weights and scales were found."""
+"""How weights and scales were found, for the manifest."""
 _ROWS = 8192
-"""Tokens whose activations are kept to fit the weights; ranges are those of all tokens."""
+"""Number of tokens whose activations are kept to fit the weights. Ranges cover all tokens."""
 _LARGEST_ACTIVATION = 1e15
-"""The sum of the squares of all rows is a float32 then."""
+"""Up to here the sum of the squares of all rows is finite in float32."""
 _DAMPING = 0.01
-"""Of the mean of the diagonal of the activations' second moments, added to it, as in GPTQ."""
+"""Share of the mean of the second moments' diagonal that is added to the diagonal, as in GPTQ."""
 _BLOCK = 64
 _LARGEST, _LARGEST_PAIR = 127, 128  # 255 * 128 is below 2**15
 
 
 @dataclass(frozen=True)
 class Activations:
-    """What calibration saw at one input of linear layers, `[tokens, channels]`."""
+    """What calibration saw at one input of linear layers: rows `[tokens, channels]`, and the range of each channel."""
 
     rows: Floats
     smallest: Floats
@@ -69,7 +69,7 @@ def quantize_graph(model: onnx.ModelProto, token_ids: Sequence[NDArray[np.int32]
     builder = _Builder(graph)
     attention = {node.output[0]: node for node in graph.node if node.op_type == "MultiHeadAttention"}
     for source, products in layers.items():
-        # An input of attention's output is a mean of values: its smoothing goes into the scales of their projection.
+        # Attention gives means of values, so its output is smoothed by the scales of the values' projection.
         values = attention[source].input[2] if source in attention else None
         matrices = [numpy_helper.to_array(weights[product.input[1]]) for product in products]
         builder.quantize(source, products, matrices, activations.pop(source), values)
@@ -99,7 +99,7 @@ class _Builder:
         seen: Activations,
         values: str | None,
     ) -> None:
-        """Replace the products of one input `source`, which share its quantised form."""
+        """Replace the products that share the input `source` and its quantised form."""
         name = f"linear_{next(self._count)}"
         factors = smoothing_factors(seen, np.concatenate(matrices, axis=1))
         scale, zero_point = activation_range(seen, factors)
@@ -140,7 +140,7 @@ class _Builder:
             nodes = []
 
     def quantize_table(self, node: onnx.NodeProto, table: Floats) -> None:
-        """Replace the look-up of a row of a table: int8 with a scale for each row."""
+        """Replace a look-up in a table by one in int8, with a scale per row."""
         scales = np.abs(table).max(axis=1, keepdims=True) / _LARGEST
         scales[scales == 0] = 1
         names = [self._add("word_rows", np.rint(table / scales).astype(np.int8)), self._add("word_scales", scales)]
@@ -189,19 +189,19 @@ def smoothing_factors(seen: Activations, weights: Floats) -> Floats:
 
 
 def activation_range(seen: Activations, factors: Floats) -> tuple[np.float32, np.uint8]:
-    """Return scale and zero point that cover all that calibration saw, and zero."""
+    """Return the scale and zero point that cover everything calibration saw, and zero."""
     low, high = min((seen.smallest / factors).min(), 0.0), max((seen.largest / factors).max(), 0.0)
     scale = np.float32(max(high - low, 1e-6) / 255)
     return scale, np.uint8(np.clip(np.rint(-low / scale), 0, 255))
 
 
 def quantize_weights(weights: Floats, rows: Floats, quantized_rows: Floats) -> tuple[NDArray[np.int8], Floats]:
-    """Return int8 weights `[inputs, outputs]` and a scale `[outputs]` that give `rows @ weights` best.
+    """Return int8 weights `[inputs, outputs]` and scales `[outputs]` that approximate `rows @ weights` best.
 
     Args:
         weights: float32 `[inputs, outputs]`.
         rows: activations `[tokens, inputs]`.
-        quantized_rows: the same as the graph will see them.
+        quantized_rows: the same activations as the graph will see them.
     """
     inputs = len(weights)
     moments = (quantized_rows.T @ quantized_rows).astype(np.float64)
@@ -232,7 +232,7 @@ def quantize_weights(weights: Floats, rows: Floats, quantized_rows: Floats) -> t
 
 
 def weight_scales(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the scale of each output channel by which no weight, and no pair of one sign, is too large."""
+    """Return the scale of each output channel at which no weight, and no pair of the same sign, is too large."""
     pairs = weights[: len(weights) // 2 * 2].reshape(-1, 2, weights.shape[1])
     largest_pair = np.maximum(np.maximum(pairs, 0).sum(axis=1), np.maximum(-pairs, 0).sum(axis=1))
     scales: NDArray[np.float64] = (
@@ -255,7 +255,7 @@ def _linear_layers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
 def _collect(
     model: onnx.ModelProto, names: Sequence[str], token_ids: Sequence[NDArray[np.int32]]
 ) -> dict[str, Activations]:
-    """Run the graph on the calibration texts and return what goes through `names`."""
+    """Run the graph on the calibration texts and return the activations at `names`."""
     watched = onnx.ModelProto.FromString(model.SerializeToString())
     watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
     options = onnxruntime.SessionOptions()

@@ -1,4 +1,4 @@
-"""A checkpoint's weights, and the ONNX graph that optimum traces from them."""
+"""Loads a checkpoint's weights and tokenizer, and lets optimum trace the encoder's ONNX graph."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _TRACED_TOKENS = 16
 
 
 def load_encoder(checkpoint: Checkpoint) -> Any:
-    """Return the checkpoint's `BertModel` in float32, without its pooler, or say what is wrong with the weights."""
+    """Return the checkpoint's `BertModel` in float32, without its pooler; a CheckpointError says what is wrong."""
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # unused weights of a training head are none of the user's concern
+    logging.set_verbosity_error()  # it warns of the unused weights of a training head
     try:
         encoder, report = BertModel.from_pretrained(
             checkpoint.folder,
@@ -34,20 +34,20 @@ def load_encoder(checkpoint: Checkpoint) -> Any:
             dtype=torch.float32,
             local_files_only=True,
             output_loading_info=True,
-            # whatever config.json says of them: they change what is returned, not what is computed
+            # whatever config.json says: these change what is returned, not what is computed
             return_dict=True,
             torchscript=False,
             output_hidden_states=False,
             output_attentions=False,
         )
-    except Exception as error:  # of a damaged file transformers, safetensors and pickle raise nearly any kind
+    except Exception as error:  # damaged files make transformers and pickle raise almost anything
         raise CheckpointError(f"the weights in {checkpoint.folder} cannot be loaded: {_in_one_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
     if report["missing_keys"]:
         raise CheckpointError(
-            f"the weights in {checkpoint.folder} lack {len(report['missing_keys'])} tensors of a BERT encoder, "
-            f"{sorted(report['missing_keys'])[0]} among them"
+            f"the weights in {checkpoint.folder} lack {len(report['missing_keys'])} of the encoder's tensors, such as "
+            f"{sorted(report['missing_keys'])[0]}"
         )
     for name, tensor in encoder.state_dict().items():
         if not tensor.isfinite().all():
@@ -56,10 +56,10 @@ def load_encoder(checkpoint: Checkpoint) -> Any:
 
 
 def load_tokenizer(checkpoint: Checkpoint, encoder: Any) -> Any:
-    """Return the checkpoint's tokenizer, one of the Rust library `tokenizers`, without truncation and padding.
+    """Return the checkpoint's tokenizer, with truncation and padding turned off.
 
     Raises:
-        CheckpointError: it is damaged, makes ids that `encoder` does not have, or works as the runtime does not.
+        CheckpointError: it is damaged, makes ids that `encoder` does not have, or needs what the runtime cannot do.
     """
     where = f"the tokenizer in {checkpoint.folder}"
     try:
@@ -67,10 +67,10 @@ def load_tokenizer(checkpoint: Checkpoint, encoder: Any) -> Any:
             checkpoint.folder, use_fast=True, local_files_only=True, **checkpoint.tokenizer_args
         )
         probe = tokenizer("")
-    except Exception as error:  # of a damaged file transformers raises nearly any kind, the Rust library no other
+    except Exception as error:  # a damaged file makes transformers raise almost anything
         raise CheckpointError(f"{where} cannot be loaded: {_in_one_line(error)}") from error
     if not tokenizer.is_fast:
-        raise CheckpointError(f"{where} has no form that `tokenizers` can run")
+        raise CheckpointError(f"{where} cannot be run by the library `tokenizers`")
     for setting in ("padding_side", "truncation_side"):
         if getattr(tokenizer, setting) != "right":
             raise CheckpointError(f"{where} has {setting} {getattr(tokenizer, setting)!r}; only 'right' is supported")
@@ -87,21 +87,21 @@ def load_tokenizer(checkpoint: Checkpoint, encoder: Any) -> Any:
     largest = max([*backend.get_vocab().values(), *probe["input_ids"]], default=0)
     if largest >= encoder.config.vocab_size:
         raise CheckpointError(
-            f"{where} has token ids up to {largest}, but the encoder knows {encoder.config.vocab_size} (vocab_size "
-            "in config.json): they do not belong together"
+            f"{where} has token ids up to {largest}, but the encoder has only {encoder.config.vocab_size} "
+            "(vocab_size in config.json): they do not belong together"
         )
     tokenizer.model_max_length = checkpoint.max_tokens.value
     return tokenizer
 
 
 def trace_encoder(encoder: Any, folder: Path) -> onnx.ModelProto:
-    """Return the ONNX graph of a BERT encoder, traced by optimum by way of a file in `folder`.
+    """Return the ONNX graph of a BERT encoder, which optimum traces into a temporary file in `folder`.
 
     Inputs `input_ids`, `attention_mask` and `token_type_ids`, int64 `[batch, sequence]`; output `last_hidden_state`,
     float32 `[batch, sequence, dimension]`.
     """
     types = encoder.embeddings.token_type_embeddings.weight
-    if len(types) == 1:  # optimum traces with types 0 and 1, and the graph will keep type 0 alone
+    if len(types) == 1:  # optimum traces with types 0 and 1; the finished graph keeps type 0
         types.data = types.data.repeat(2, 1)
     config = TasksManager.get_exporter_config_constructor(
         "onnx", model=encoder, task="feature-extraction", library_name="transformers"

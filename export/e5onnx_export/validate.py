@@ -1,4 +1,4 @@
-"""How far the vectors of a model folder are from the checkpoint's in PyTorch, its graphs' from each other's."""
+"""Compares the vectors of a model folder with the checkpoint's in PyTorch, and those of its graphs with each other."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from e5onnx.model_folder import ModelFolder, OpenedGraph
 from e5onnx.tokenizer import Tokenizer
 
 LARGEST_DIFFERENCE = {"fp32": 1e-4}
-"""Largest difference of a component of a unit vector that an export may have, by precision."""
+"""Largest difference allowed in a component of a unit vector, by precision."""
 
 LEAST_MEAN_COSINE = 0.99
-"""Smallest mean cosine of int8 to fp32 that is exported unless forced."""
+"""Smallest mean cosine between int8 and fp32 that is accepted without force."""
 
 _TEXT = (
     "the model reads a sentence and returns one vector; then it rains — don't café naïve Zürich überraschung москва "
@@ -35,20 +35,20 @@ _WORDS = _TEXT.split()
 def measure_parity(folder: ModelFolder, graph: GraphRecord, encoder: Any, tokenizer: Any) -> dict[str, float]:
     """Compare a graph of `folder`, run by onnxruntime, with `encoder`, run by PyTorch.
 
-    Texts of one token to beyond the maximum are run alone, and all together in one padded batch.
+    Texts from one token to beyond the maximum are run one by one, then all together in one padded batch.
 
     Args:
         folder: the finished model folder.
-        graph: which of its graphs.
+        graph: the graph to compare.
         encoder: the checkpoint as transformers' `BertModel`.
-        tokenizer: the checkpoint's tokenizer of transformers.
+        tokenizer: the checkpoint's tokenizer in transformers.
 
     Returns:
-        `max_abs_difference` of a component and `min_cosine`, the worst over all texts, alone and padded; both of unit
-        vectors, and of pooled vectors scaled by the length that PyTorch's have. `texts`, how many there were.
+        `max_abs_difference` of a component and `min_cosine`: the worst over all texts, alone and padded, of unit
+        vectors and of pooled vectors divided by the length of PyTorch's. `texts`: how many were compared.
 
     Raises:
-        ParityError: the token ids differ, or the vectors by more than :data:`LARGEST_DIFFERENCE` allows.
+        ParityError: the token ids differ, or the vectors differ by more than :data:`LARGEST_DIFFERENCE` allows.
     """
     manifest = folder.manifest
     exported = Tokenizer(folder)
@@ -58,7 +58,7 @@ def measure_parity(folder: ModelFolder, graph: GraphRecord, encoder: Any, tokeni
     for text, ids in zip(texts, tokenized, strict=True):
         encoded = tokenizer(text, truncation=True, max_length=manifest.max_tokens, return_tensors="pt")
         if encoded["input_ids"][0].tolist() != ids.tolist():
-            raise ParityError(f"the exported tokenizer splits {text[:60]!r} otherwise than the checkpoint's")
+            raise ParityError(f"the exported tokenizer splits {text[:60]!r} differently from the checkpoint's")
         expected.append(_pool(encoder, encoded, manifest.pooling)[: manifest.dimension])
     reference = np.stack(expected)
     lengths = np.linalg.norm(reference, axis=1, keepdims=True)
@@ -73,7 +73,7 @@ def measure_parity(folder: ModelFolder, graph: GraphRecord, encoder: Any, tokeni
                 vectors = vectors / lengths
             differences.append(np.abs(vectors - reference / lengths).max())
             cosines.append(((vectors * reference).sum(1) / lengths[:, 0] / np.linalg.norm(vectors, axis=1)).min())
-    difference, cosine = float(np.max(differences)), float(np.min(cosines))  # NaN if any is, unlike by max() and min()
+    difference, cosine = float(np.max(differences)), float(np.min(cosines))  # NaN if any is, unlike max() and min()
     if not difference <= LARGEST_DIFFERENCE[graph.precision]:  # so that NaN fails
         raise ParityError(
             f"{graph.file} differs from the checkpoint by up to {difference:.1e} in a component, "
@@ -88,7 +88,7 @@ def measure_fidelity(
     """Compare the vectors of a folder's int8 graph with those of its fp32 graph.
 
     Returns:
-        `mean_cosine` and `min_cosine` over the texts, and `texts`, how many there were.
+        `mean_cosine` and `min_cosine` over the texts. `texts`: how many were compared.
 
     Raises:
         ParityError: the mean is below :data:`LEAST_MEAN_COSINE`, unless `any_fidelity`; or a vector is NaN.
@@ -107,9 +107,9 @@ def measure_fidelity(
         raise ParityError("int8 gives vectors with NaN; write fp32 only (--precision fp32)")
     if not (mean >= LEAST_MEAN_COSINE or any_fidelity):
         raise ParityError(
-            f"int8 is too far from fp32: mean cosine {mean:.4f}, at least {LEAST_MEAN_COSINE} is wanted, smallest "
-            f"{smallest:.4f}. Calibrate on texts as in use (--calibration), write fp32 only (--precision fp32), or "
-            "take it as it is (--force)"
+            f"int8 is too far from fp32: mean cosine {mean:.4f}, smallest {smallest:.4f}; the mean must be at least "
+            f"{LEAST_MEAN_COSINE}. Calibrate on texts like yours (--calibration), write fp32 only (--precision fp32), "
+            "or accept it (--force)"
         )
     return {"mean_cosine": mean, "min_cosine": smallest, "texts": len(token_ids)}
 
@@ -118,8 +118,8 @@ def compare_with_fp32(folder: ModelFolder, portable: Path) -> dict[str, float]:
     """Compare the portable graph at `portable` with the folder's fp32 graph, both run by onnxruntime.
 
     Returns:
-        `max_abs_difference` of a component of the unit vectors of texts of all lengths in one padded batch, and
-        `texts`, how many there were.
+        `max_abs_difference` of a component of unit vectors, over texts of all lengths in one padded batch. `texts`:
+        how many were compared.
 
     Raises:
         ParityError: the difference is more than :data:`LARGEST_DIFFERENCE` allows.
@@ -136,7 +136,7 @@ def compare_with_fp32(folder: ModelFolder, portable: Path) -> dict[str, float]:
 
 
 def texts_of_all_lengths(tokenizer: Tokenizer) -> list[str]:
-    """Return texts of about 1, 2, 3, 5, 8, 13, ... tokens up to beyond the model's maximum, always the same ones."""
+    """Return texts of about 1, 2, 3, 5, 8, 13, ... tokens, up to beyond the model's maximum, the same each time."""
     generator = np.random.default_rng(0)
     texts = [""]
     length, following = 1, 2

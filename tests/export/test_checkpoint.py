@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoints import write_json
 from e5onnx.errors import CheckpointError, E5OnnxError, InputValueError, ModelNotFoundError
 from e5onnx_export.checkpoint import read_checkpoint
+from helpers import write_json
 
 BERT = {
     "model_type": "bert",
@@ -209,7 +209,7 @@ def test_a_prompt_of_null_is_empty_as_in_sentence_transformers(tmp_path: Path) -
         ({"prompts": {"query": ["q: "]}}, "prompts: query must be text"),
         ({"prompts": {"query": "\ud800"}}, "prompts holds the lone surrogate"),
         ({"prompts": {"query": "q: "}, "default_prompt_name": "other"}, "default_prompt_name is 'other'.* 'query'"),
-        ({"default_prompt_name": "query"}, "default_prompt_name is 'query'; the prompts are none"),
+        ({"default_prompt_name": "query"}, "default_prompt_name is 'query', but there are no prompts"),
         ({"prompts": {"query": "q: "}, "default_prompt_name": 1}, "default_prompt_name must be text, not 1"),
     ],
 )
@@ -268,7 +268,7 @@ def test_an_impossible_maximum_is_refused(tmp_path: Path, max_tokens: int) -> No
 @pytest.mark.parametrize("file", ["st", "bert"])
 def test_settings_that_sentence_transformers_ignores_are_refused(tmp_path: Path, file: str) -> None:
     source = checkpoint(tmp_path, **{file: {}}, modules=None)
-    with pytest.raises(CheckpointError, match=rf"has {FILES[file]}, but not modules\.json"):
+    with pytest.raises(CheckpointError, match=rf"has {FILES[file]} but no modules\.json"):
         read_checkpoint(source)
 
 
@@ -402,12 +402,12 @@ def test_similarity_and_tokenizer_arguments_are_read(tmp_path: Path) -> None:
         ({"bert": {"tokenizer_args": {"use_fast": False}}}, "tokenizer_args: use_fast is False"),
         ({"bert": {"tokenizer_args": {"unk_token": "x"}}}, "tokenizer_args sets 'unk_token' to 'x'"),
         ({"bert": {"tokenizer_args": {"strip_accents": 1}}}, "tokenizer_args: strip_accents must be true or false"),
-        ({"bert": {"query_length": 32}}, "query_length is 32; only no value is supported"),
+        ({"bert": {"query_length": 32}}, "query_length is 32, which is not supported"),
         ({"bert": {"future": None}}, "sets 'future' to None"),
         ({"modules": [{**MODULES[0], "kwargs": ["task"]}, *MODULES[1:]]}, "module 0: kwargs is"),
         (
             {"modules": [{**MODULES[0], "name": "1"}, {**MODULES[1], "name": "1"}]},
-            "several modules of one name: '1', '1'",
+            "several modules with the same name: '1', '1'",
         ),
         (
             {"modules": MODULES, "pooling": {"pooling_mode": "mean"}, "normalize": {"module_input_name": "x"}},
@@ -446,7 +446,7 @@ def test_missing_and_impossible_sizes_are_named(tmp_path: Path, key: str, value:
         ({"modules": ["Transformer", "Pooling"]}, r"modules\.json: module 0 must be an object, not 'Transformer'"),
         ({"modules": [{"type": OLD + "Transformer"}]}, "module 0 lacks the key path"),
         ({"modules": [{"path": "", "type": OLD + "Transformer"}]}, "module 0 lacks the key name"),
-        ({"modules": [{"path": ""}]}, "module 0 is of no type"),
+        ({"modules": [{"path": ""}]}, "module 0 has no type"),
         ({"modules": [{"path": 0, "type": OLD + "Transformer"}]}, "module 0: path must be text, not 0"),
         ({"modules": [{**MODULES[0], "path": "../other"}]}, "leads out of the checkpoint"),
         ({"modules": [{**MODULES[0], "path": "/etc"}]}, "leads out of the checkpoint"),

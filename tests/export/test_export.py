@@ -16,29 +16,23 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer
 
-from checkpoints import make_checkpoint, write_json
-from e5onnx import Encoder, InputValueError
+from checkpoints import TINY, make_checkpoint
+from e5onnx import Encoder
 from e5onnx.errors import CheckpointError, ParityError
 from e5onnx.model_folder import ModelFolder
 from e5onnx_export import export_model as export_both
 from e5onnx_export import validate
+from helpers import near, write_json
 from texts import TEXTS
 
 export_model = partial(export_both, precisions=["fp32"])  # int8 is tested in test_quantize.py
-SMALL: dict[str, Any] = {"layers": 2, "hidden_size": 48, "heads": 4}
 MODULES = ("Transformer", "Pooling", "Normalize")
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that exports in two seconds."""
-    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small", **SMALL)
 
 
 def assert_same_vectors(model: Path, checkpoint: Path) -> None:
     """Compare with sentence-transformers on the checkpoint, by its defaults."""
     peer = SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True)
-    np.testing.assert_allclose(Encoder(model).encode(TEXTS, prompt=""), peer.encode(TEXTS), atol=1e-5, rtol=0)
+    near(Encoder(model).encode(TEXTS, prompt=""), peer.encode(TEXTS))
 
 
 def test_the_graph_keeps_the_contract(sample_model: Path) -> None:
@@ -63,7 +57,7 @@ def test_a_row_of_padding_alone_gives_zeros(sample_model: Path) -> None:
     for output in ("sentence_embedding", "pooled_embedding"):
         vectors = graph.run(ids, mask, output)
         np.testing.assert_array_equal(vectors[1], np.zeros(384))
-        np.testing.assert_allclose(vectors[:1], graph.run(ids[:1], mask[:1], output), atol=1e-6)
+        near(vectors[:1], graph.run(ids[:1], mask[:1], output), 1e-6)
 
 
 def test_the_folder_holds_what_its_manifest_says(sample_model: Path) -> None:
@@ -95,14 +89,14 @@ def test_transformers_reads_the_folder_too(sample_model: Path) -> None:
 )
 def test_other_pooling_and_modules(tmp_path: Path, pooling: dict[str, Any], modules: tuple[str, ...]) -> None:
     pooling = {"word_embedding_dimension": 48, **pooling}
-    checkpoint = make_checkpoint(tmp_path / "c", **SMALL, modules=modules, pooling=pooling, max_seq_length=512)
+    checkpoint = make_checkpoint(tmp_path / "c", **TINY, modules=modules, pooling=pooling, max_seq_length=512)
     model = export_model(checkpoint, tmp_path / "model")
     assert model.manifest.normalize is (len(modules) == 3)
     assert_same_vectors(model.path, checkpoint)
 
 
 def test_a_checkpoint_saved_again_by_sentence_transformers(tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(tmp_path / "c", **SMALL, modules=MODULES, max_seq_length=40)
+    checkpoint = make_checkpoint(tmp_path / "c", **TINY, modules=MODULES, max_seq_length=40)
     again = tmp_path / "again"
     SentenceTransformer(str(checkpoint), device="cpu", prompts={"query": "q: ", "document": "d: "}).save(str(again))
     model = export_model(again, tmp_path / "model").path
@@ -111,8 +105,8 @@ def test_a_checkpoint_saved_again_by_sentence_transformers(tmp_path: Path) -> No
     assert encoder.max_tokens == 40
     peer = SentenceTransformer(str(again), device="cpu")
     texts = TEXTS[:4]
-    np.testing.assert_allclose(encoder.encode_query(texts), peer.encode_query(texts), atol=1e-5, rtol=0)
-    np.testing.assert_allclose(encoder.encode_document(texts), peer.encode_document(texts), atol=1e-5, rtol=0)
+    near(encoder.encode_query(texts), peer.encode_query(texts))
+    near(encoder.encode_document(texts), peer.encode_document(texts))
 
 
 def test_a_bert_encoder_with_a_sentencepiece_tokenizer(tmp_path: Path) -> None:
@@ -129,7 +123,7 @@ def test_a_bert_encoder_with_a_sentencepiece_tokenizer(tmp_path: Path) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
-    checkpoint = make_checkpoint(tmp_path / "multilingual-e5-small", **SMALL, modules=MODULES, max_seq_length=64)
+    checkpoint = make_checkpoint(tmp_path / "multilingual-e5-small", **TINY, modules=MODULES, max_seq_length=64)
     for path in checkpoint.glob("*token*"):
         path.unlink()
     (checkpoint / "vocab.txt").unlink()
@@ -141,7 +135,7 @@ def test_a_bert_encoder_with_a_sentencepiece_tokenizer(tmp_path: Path) -> None:
 
 
 def test_texts_are_lowercased_where_the_checkpoint_says_so(tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(tmp_path / "c", **SMALL, modules=MODULES, max_seq_length=256)
+    checkpoint = make_checkpoint(tmp_path / "c", **TINY, modules=MODULES, max_seq_length=256)
     write_json(checkpoint / "sentence_bert_config.json", {"max_seq_length": 256, "do_lower_case": True})
     for name in ("tokenizer.json", "tokenizer_config.json"):  # a tokenizer that keeps capitals, and does not know them
         content = json.loads((checkpoint / name).read_text())
@@ -155,121 +149,40 @@ def test_texts_are_lowercased_where_the_checkpoint_says_so(tmp_path: Path) -> No
     assert_same_vectors(model, checkpoint)
 
 
-def test_half_precision_weights_are_exported_in_single_precision(tmp_path: Path, small: Path) -> None:
+def test_half_precision_weights_are_exported_in_single_precision(tmp_path: Path, tiny_checkpoint: Path) -> None:
     from transformers import BertModel
 
-    checkpoint = shutil.copytree(small, tmp_path / "half")
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "half")
     BertModel.from_pretrained(checkpoint).half().save_pretrained(checkpoint)
     model = export_model(checkpoint, tmp_path / "model")
     assert model.manifest.graph("fp32").parity["max_abs_difference"] < 1e-5
 
 
-def test_exports_are_the_same_each_time(tmp_path: Path, small: Path) -> None:
-    first, second = (export_both(small, tmp_path / name).manifest for name in ("a", "b"))
+def test_exports_are_the_same_each_time(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    first, second = (export_both(tiny_checkpoint, tmp_path / name).manifest for name in ("a", "b"))
     assert first == second
 
 
-def test_the_fp32_fingerprint_does_not_depend_on_what_else_is_exported(tmp_path: Path, small: Path) -> None:
-    alone = export_model(small, tmp_path / "fp32")
-    both = export_both(small, tmp_path / "both", portable=True)
+def test_the_fp32_fingerprint_does_not_depend_on_what_else_is_exported(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    alone = export_model(tiny_checkpoint, tmp_path / "fp32")
+    both = export_both(tiny_checkpoint, tmp_path / "both", portable=True)
     assert both.manifest.fingerprint("fp32") == alone.manifest.fingerprint("fp32")
     assert both.manifest.files == alone.manifest.files
     tokenizer = json.loads((both.path / "tokenizer.json").read_text())
     assert (tokenizer["truncation"], tokenizer["padding"]) == (None, None)
 
 
-# Nothing half-done, nothing lost
-
-
-def test_an_output_in_the_way_is_only_replaced_with_force(tmp_path: Path, small: Path) -> None:
-    output = tmp_path / "model"
-    export_model(small, output)
-    before = (output / "e5onnx.json").read_text()
-    with pytest.raises(InputValueError, match="--force"):
-        export_model(small, output, max_tokens=99)
-    assert (output / "e5onnx.json").read_text() == before
-    assert export_model(small, output, max_tokens=99, force=True).manifest.max_tokens == 99
-    assert Encoder(output).max_tokens == 99
-    assert list(tmp_path.iterdir()) == [output]
-
-
-def test_force_never_replaces_what_is_no_model_folder(tmp_path: Path, small: Path) -> None:
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home/precious.txt").write_text("precious")
-    (tmp_path / "file").write_text("precious")
-    for output in (tmp_path / "home", tmp_path / "file"):
-        with pytest.raises(InputValueError, match="is not a model folder"):
-            export_model(small, output, force=True)
-    assert (tmp_path / "home/precious.txt").read_text() == (tmp_path / "file").read_text() == "precious"
-
-
-def test_an_empty_folder_and_missing_parents_are_fine(tmp_path: Path, small: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    assert export_model(small, tmp_path / "empty").path == tmp_path / "empty"
-    folder = export_model(small, tmp_path / "a/b/model").path
-    assert folder.stat().st_mode == (tmp_path / "a").stat().st_mode  # as open to others as any new folder
-
-
-def test_a_folder_that_exists_stays_the_folder_it_is(
-    tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A caller's current folder is not taken away, nor the target of a symbolic link, nor who may read it."""
-    here = tmp_path / "here"
-    here.mkdir(mode=0o711)
-    (here / "lost+found").mkdir()  # of a new file system
-    monkeypatch.chdir(here)
-    (tmp_path / "link").symlink_to(here)
-    for output, force in [(Path(), False), (Path(), True), (tmp_path / "link", True)]:
-        said: list[str] = []
-        folder = export_model(small, output, force=force, max_tokens=99, report=said.append)
-        assert Path.cwd().samefile(here)
-        assert (tmp_path / "link").is_symlink()
-        assert here.stat().st_mode & 0o777 == 0o711
-        assert sorted(path.name for path in here.iterdir()) == sorted(
-            {"lost+found", "e5onnx.json", "onnx", *(record.file for record in folder.manifest.files)}
-        )
-        assert len(ModelFolder.open(here).verify()) == len(list(folder.manifest.records()))
-
-
-def test_a_failure_while_files_are_replaced_brings_the_old_ones_back(
-    tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = tmp_path / "model"
-    export_model(small, output)
-    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
-    rename = Path.rename
-    monkeypatch.setattr(
-        Path, "rename", lambda self, to: rename(self, to) if "tokenizer.json" not in str(to) else fail()
-    )
-
-    def fail() -> Path:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        export_model(small, output, max_tokens=99, force=True)
-    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
-
-
-def test_a_checkpoint_within_the_output_is_not_replaced(tmp_path: Path, small: Path) -> None:
-    output = export_model(small, tmp_path / "model").path
-    checkpoint = shutil.copytree(small, output / "checkpoint")
-    for source in (checkpoint, output / "checkpoint/../checkpoint"):
-        with pytest.raises(InputValueError, match="holds the checkpoint"):
-            export_model(source, output, force=True)
-    assert (checkpoint / "model.safetensors").read_bytes() == (small / "model.safetensors").read_bytes()
-
-
 def test_a_graph_that_differs_leaves_nothing_behind(
-    tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = validate._pool
     monkeypatch.setattr(validate, "_pool", lambda *arguments: pool(*arguments) + np.float32(3e-3))
     with pytest.raises(ParityError, match="differs from the checkpoint by up to"):
-        export_model(small, tmp_path / "model")
+        export_model(tiny_checkpoint, tmp_path / "model")
     assert not any(tmp_path.iterdir())
 
 
-def test_another_tokenizer_is_noticed(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_tokenizer_is_noticed(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import PreTrainedTokenizerFast
 
     save = PreTrainedTokenizerFast.save_pretrained
@@ -283,28 +196,28 @@ def test_another_tokenizer_is_noticed(tmp_path: Path, small: Path, monkeypatch: 
 
     monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", save_without_lowercasing)
     with pytest.raises(ParityError, match="tokenizer splits"):
-        export_model(small, tmp_path / "model")
+        export_model(tiny_checkpoint, tmp_path / "model")
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("form", ["safetensors in shards", "pickled", "pickled in shards"])
-def test_weights_in_every_form_give_the_same_folder(tmp_path: Path, small: Path, form: str) -> None:
+def test_weights_in_every_form_give_the_same_folder(tmp_path: Path, tiny_checkpoint: Path, form: str) -> None:
     from transformers import BertModel
 
-    checkpoint = shutil.copytree(small, tmp_path / "small")
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "tiny")
     (checkpoint / "model.safetensors").unlink()
     size = "1MB" if "shards" in form else "1GB"
-    encoder = BertModel.from_pretrained(small)
+    encoder = BertModel.from_pretrained(tiny_checkpoint)
     encoder.save_pretrained(checkpoint, safe_serialization="safetensors" in form, max_shard_size=size)
     assert len(list(checkpoint.glob("*model-0*"))) == (2 if "shards" in form else 0)
-    assert export_model(checkpoint, tmp_path / "a").manifest == export_model(small, tmp_path / "b").manifest
+    assert export_model(checkpoint, tmp_path / "a").manifest == export_model(tiny_checkpoint, tmp_path / "b").manifest
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "lacking", "of another size"])
-def test_damaged_weights_are_refused(tmp_path: Path, small: Path, damage: str) -> None:
+def test_damaged_weights_are_refused(tmp_path: Path, tiny_checkpoint: Path, damage: str) -> None:
     from safetensors.torch import load_file, save_file
 
-    checkpoint = shutil.copytree(small, tmp_path / "damaged")
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "damaged")
     weights = checkpoint / "model.safetensors"
     if damage == "truncated":
         os.truncate(weights, weights.stat().st_size // 2)
@@ -315,7 +228,7 @@ def test_damaged_weights_are_refused(tmp_path: Path, small: Path, damage: str) -
         write_json(checkpoint / "config.json", {**config, "vocab_size": 40_000})
     else:
         tensors = load_file(weights)
-        del tensors["encoder.layer.1.output.dense.weight"]
+        del tensors["encoder.layer.0.output.dense.weight"]
         save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=str(checkpoint)) as error:
         export_model(checkpoint, tmp_path / "out/model")
@@ -323,10 +236,10 @@ def test_damaged_weights_are_refused(tmp_path: Path, small: Path, damage: str) -
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_without_pooler_or_with_a_training_head_is_fine(tmp_path: Path, small: Path) -> None:
+def test_a_checkpoint_without_pooler_or_with_a_training_head_is_fine(tmp_path: Path, tiny_checkpoint: Path) -> None:
     from transformers import BertForMaskedLM, BertModel
 
-    checkpoint = shutil.copytree(small, tmp_path / "head")
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "head")
     torch.manual_seed(0)
     head = BertForMaskedLM.from_pretrained(checkpoint)
     head.save_pretrained(checkpoint)
@@ -335,4 +248,4 @@ def test_a_checkpoint_without_pooler_or_with_a_training_head_is_fine(tmp_path: P
     batch = AutoTokenizer.from_pretrained(checkpoint)(TEXTS[0], return_tensors="pt")
     with torch.inference_mode():
         vector = expected(**batch).last_hidden_state[0].mean(0).numpy()
-    np.testing.assert_allclose(Encoder(model).encode(TEXTS[0]), vector, atol=1e-5)
+    near(Encoder(model).encode(TEXTS[0]), vector)

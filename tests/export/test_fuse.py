@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import BertModel
 
-from checkpoints import make_checkpoint
+from checkpoints import TINY, make_checkpoint
 from e5onnx import Encoder
 from e5onnx_export import export_model
+from helpers import near
 
 GRAPHS = ("onnx/model.onnx", "onnx/model_portable.onnx")
 LAYERS = 2
@@ -24,7 +25,7 @@ LAYERS = 2
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("fuse") / "c", layers=LAYERS, hidden_size=48, heads=4)
+    return make_checkpoint(tmp_path_factory.mktemp("fuse") / "c", **{**TINY, "layers": LAYERS})
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +58,8 @@ def assert_graphs_give(model: Path, expected: NDArray[Any], length: int = 40) ->
         session = onnxruntime.InferenceSession(model / file)
         outputs = ["pooled_embedding", "sentence_embedding"]
         pooled, unit = session.run(outputs, {"input_ids": ids, "attention_mask": mask})
-        np.testing.assert_allclose(pooled, expected, atol=1e-5, rtol=0)
-        np.testing.assert_allclose(unit, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5, rtol=0)
+        near(pooled, expected)
+        near(unit, expected / np.linalg.norm(expected, axis=1, keepdims=True))
 
 
 def test_any_mask_gives_the_vectors_of_pytorch(checkpoint: Path, model: Path) -> None:
@@ -66,12 +67,11 @@ def test_any_mask_gives_the_vectors_of_pytorch(checkpoint: Path, model: Path) ->
 
 
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu_pytorch_tanh", "gelu_fast", "quick_gelu", "relu", "silu"])
-def test_other_activations_give_the_vectors_of_pytorch(tmp_path: Path, activation: str) -> None:
-    checkpoint = make_checkpoint(tmp_path / "c", layers=1, hidden_size=48, heads=4, hidden_act=activation)
-    exact = make_checkpoint(tmp_path / "exact", layers=1, hidden_size=48, heads=4)
+def test_other_activations_give_the_vectors_of_pytorch(tiny_checkpoint: Path, tmp_path: Path, activation: str) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c", **TINY, hidden_act=activation)
     model = export_model(checkpoint, tmp_path / "model", precisions=["fp32"], portable=True).path
     expected = reference(checkpoint)
-    assert np.abs(expected - reference(exact)).max() > 2e-5  # a graph with the exact GELU would fail
+    assert np.abs(expected - reference(tiny_checkpoint)).max() > 2e-5  # a graph with the exact GELU would fail
     assert_graphs_give(model, expected)
 
 
@@ -84,7 +84,7 @@ def test_other_activations_give_the_vectors_of_pytorch(tmp_path: Path, activatio
     ],
 )
 def test_unusual_sizes_give_the_vectors_of_pytorch(tmp_path: Path, config: dict[str, Any], heads: int) -> None:
-    checkpoint = make_checkpoint(tmp_path / "c", layers=1, hidden_size=48, heads=heads, **config)
+    checkpoint = make_checkpoint(tmp_path / "c", **{**TINY, "heads": heads, **config})
     model = export_model(checkpoint, tmp_path / "model", precisions=["fp32"], portable=True).path
     length = config.get("max_position_embeddings", 40)
     assert_graphs_give(model, reference(checkpoint, length), length)
@@ -92,7 +92,7 @@ def test_unusual_sizes_give_the_vectors_of_pytorch(tmp_path: Path, config: dict[
 
 @pytest.mark.parametrize("factor", [1e6, 1e12])
 def test_padding_has_no_weight_however_large_the_scores_are(tmp_path: Path, factor: float) -> None:
-    checkpoint = make_checkpoint(tmp_path / "c", layers=1, hidden_size=48, heads=4)
+    checkpoint = make_checkpoint(tmp_path / "c", **TINY)
     encoder = BertModel.from_pretrained(checkpoint).eval()
     query = encoder.encoder.layer[0].attention.self.query
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_padding_has_no_weight_however_large_the_scores_are(tmp_path: Path, fact
     assert_graphs_give(model, reference(checkpoint))
 
 
-def test_the_fused_graph_holds_no_node_too_many(model: Path) -> None:
+def test_the_fused_graph_has_no_surplus_nodes(model: Path) -> None:
     graph = onnx.load(model / GRAPHS[0]).graph
     operators = Counter(node.op_type for node in graph.node)
     assert operators["MultiHeadAttention"] == operators["Gelu"] == LAYERS
@@ -129,7 +129,7 @@ def test_openvino_runs_the_portable_graph(checkpoint: Path, model: Path) -> None
     compiled = core.compile_model(str(model / GRAPHS[1]), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     ids, mask = batch()
     outputs = compiled({"input_ids": ids, "attention_mask": mask})
-    np.testing.assert_allclose(outputs["pooled_embedding"], reference(checkpoint), atol=1e-5, rtol=0)
+    near(outputs["pooled_embedding"], reference(checkpoint))
 
 
 def test_the_manifest_tells_the_graphs_apart(model: Path) -> None:

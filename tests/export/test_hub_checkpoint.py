@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import pytest
+from sentence_transformers import SentenceTransformer
 
-from checkpoints import make_checkpoint, write_json
 from e5onnx import Encoder
 from e5onnx.manifest import Manifest
 from e5onnx.model_folder import ModelFolder
+from helpers import near, write_json
 from hub_stand_in import HubStandIn
 
 WEIGHTS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
-# What repositories also hold, and an export has no use for: weights for other programs, and what goes with them.
+# What repositories also hold and an export does not need: weights for other programs, and what goes with them.
 OTHER_WEIGHTS = [
     "onnx/model.onnx",
     "openvino/openvino_model.bin",
@@ -31,27 +33,63 @@ OTHER_FILES = ["onnx/config.json", "onnx/tokenizer.json", "onnx/vocab.txt", "ope
 TEXTS = ["how much protein should a female eat", "summit define"]
 
 
+# huggingface_hub reads its environment when it is imported, hence a process of its own; torch takes long to import,
+# so that all exports share one.
+_PROGRAM = """
+import contextlib, io, json, os, sys
+from e5onnx.cli import main
+for line in sys.stdin:
+    folder, arguments = json.loads(line)
+    os.chdir(folder)
+    with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.redirect_stderr(io.StringIO()) as notes:
+        code = main(arguments)
+    print(json.dumps([code, output.getvalue(), notes.getvalue()]), flush=True)
+"""
+Export = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+class Machine(NamedTuple):
+    """The hub, a user's hub cache, and the process that exports."""
+
+    hub: HubStandIn
+    home: Path
+    process: subprocess.Popen[str]
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    home, pipe = tmp_path_factory.mktemp("home"), subprocess.PIPE
+    command = [sys.executable, "-c", _PROGRAM]
+    with (
+        HubStandIn() as hub,
+        subprocess.Popen(command, env=hub.environment(home), encoding="utf-8", stdin=pipe, stdout=pipe) as process,
+    ):
+        yield Machine(hub, home, process)
+        process.communicate()  # which closes its input
+
+
 @pytest.fixture
-def hub() -> Iterator[HubStandIn]:
-    with HubStandIn() as hub:
-        yield hub
+def hub(machine: Machine) -> HubStandIn:
+    """A hub without repositories, for a user whose cache is empty."""
+    machine.hub.repositories.clear()
+    machine.hub.requests.clear()
+    shutil.rmtree(machine.home)
+    machine.home.mkdir()
+    return machine.hub
 
 
-@pytest.fixture(scope="session")
-def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"), layers=1, hidden_size=48, heads=4)
+@pytest.fixture
+def export(machine: Machine, hub: HubStandIn, tmp_path: Path) -> Export:
+    """A function that runs `e5onnx export`; a relative output is below `tmp_path`."""
 
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["export", *arguments, "--precision", "fp32"]
+        assert machine.process.stdin
+        assert machine.process.stdout
+        print(json.dumps([str(tmp_path), command]), file=machine.process.stdin, flush=True)
+        return subprocess.CompletedProcess(command, *json.loads(machine.process.stdout.readline()))
 
-def export(hub: HubStandIn, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `e5onnx export` with an empty hub cache; a relative output is below `folder`."""
-    return subprocess.run(
-        [sys.executable, "-m", "e5onnx", "export", *arguments, "--precision", "fp32"],
-        env=hub.environment(folder / "home"),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return run
 
 
 def exported(done: subprocess.CompletedProcess[str], model: Path) -> Manifest:
@@ -82,29 +120,30 @@ def pickle_weights(folder: Path, *, keep_safetensors: bool) -> None:
 
 
 def test_e5_is_exported_with_its_prompts_and_commit(
-    hub: HubStandIn, tmp_path: Path, e5_checkpoint: Path, e5_model: Path
+    hub: HubStandIn, export: Export, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
-    commit = hub.add("intfloat/e5-small-v2", e5_checkpoint)
-    done = export(hub, tmp_path, "intfloat/e5-small-v2", "model")
+    commit = hub.add("intfloat/e5-small-v2", tiny_checkpoint)
+    done = export("intfloat/e5-small-v2", "model")
     manifest = exported(done, tmp_path / "model")
     assert (manifest.checkpoint, manifest.revision) == ("intfloat/e5-small-v2", commit)
     assert manifest.prompts == {"query": "query: ", "document": "passage: "}
     assert (manifest.pooling, manifest.normalize, manifest.max_tokens) == ("mean", True, 512)
     assert commit in done.stdout
 
-    vectors, expected = (Encoder(model).encode_query(TEXTS) for model in (tmp_path / "model", e5_model))
-    np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-6)
+    peer = SentenceTransformer(str(tiny_checkpoint), device="cpu", prompts={"query": "query: "})
+    expected = peer.encode_query(TEXTS, normalize_embeddings=True)
+    near(Encoder(tmp_path / "model").encode_query(TEXTS), expected)
 
 
 def test_revision_pins_the_checkpoint_and_other_files_stay_on_the_hub(
-    hub: HubStandIn, tmp_path: Path, small_checkpoint: Path
+    hub: HubStandIn, export: Export, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     (tmp_path / "unfinished").mkdir()
     hub.add("intfloat/e5-small-v2", tmp_path / "unfinished")
     commit = hub.add(
-        "intfloat/e5-small-v2", with_other_files(small_checkpoint, tmp_path / "checkpoint"), revision="v1.0"
+        "intfloat/e5-small-v2", with_other_files(tiny_checkpoint, tmp_path / "checkpoint"), revision="v1.0"
     )
-    done = export(hub, tmp_path, "intfloat/e5-small-v2", "model", "--revision", "v1.0")
+    done = export("intfloat/e5-small-v2", "model", "--revision", "v1.0")
     manifest = exported(done, tmp_path / "model")
     assert (manifest.checkpoint, manifest.revision) == ("intfloat/e5-small-v2", commit)
     assert manifest.prompts == {"query": "query: ", "document": "passage: "}
@@ -116,12 +155,12 @@ def test_revision_pins_the_checkpoint_and_other_files_stay_on_the_hub(
 
 @pytest.mark.parametrize("keep_safetensors", [False, True], ids=["only .bin", "both"])
 def test_pickled_weights_are_fetched_where_there_are_no_safetensors(
-    hub: HubStandIn, tmp_path: Path, small_checkpoint: Path, keep_safetensors: bool
+    hub: HubStandIn, export: Export, tmp_path: Path, tiny_checkpoint: Path, keep_safetensors: bool
 ) -> None:
-    checkpoint = with_other_files(small_checkpoint, tmp_path / "checkpoint")
+    checkpoint = with_other_files(tiny_checkpoint, tmp_path / "checkpoint")
     pickle_weights(checkpoint, keep_safetensors=keep_safetensors)
     hub.add("maker/small", checkpoint)
-    manifest = exported(export(hub, tmp_path, "maker/small", "model"), tmp_path / "model")
+    manifest = exported(export("maker/small", "model"), tmp_path / "model")
     assert (manifest.checkpoint, manifest.prompts) == ("maker/small", {})
     assert {WEIGHTS, PICKLED} & set(hub.downloaded()) == {WEIGHTS if keep_safetensors else PICKLED}
     assert not set(OTHER_WEIGHTS) & set(hub.downloaded())
@@ -129,16 +168,16 @@ def test_pickled_weights_are_fetched_where_there_are_no_safetensors(
 
 @pytest.mark.parametrize("form", ["safetensors", "pickled", "safetensors in shards", "pickled in shards"])
 def test_weights_are_fetched_from_the_encoders_own_folder(
-    hub: HubStandIn, tmp_path: Path, small_checkpoint: Path, form: str
+    hub: HubStandIn, export: Export, tmp_path: Path, tiny_checkpoint: Path, form: str
 ) -> None:
-    """Weights of others, a stray adapter among them, neither hide those of the encoder nor are they fetched."""
+    """Other weights, a stray adapter among them, are not fetched and do not hide the encoder's."""
     from transformers import BertModel
 
     checkpoint = tmp_path / "checkpoint"
-    encoder = shutil.copytree(small_checkpoint, checkpoint / "0_Transformer")
+    encoder = shutil.copytree(tiny_checkpoint, checkpoint / "0_Transformer")
     (encoder / WEIGHTS).unlink()
     size = "1MB" if "shards" in form else "1GB"
-    bert = BertModel.from_pretrained(small_checkpoint)
+    bert = BertModel.from_pretrained(tiny_checkpoint)
     bert.save_pretrained(encoder, safe_serialization="safetensors" in form, max_shard_size=size)
     own = {path.relative_to(checkpoint).as_posix() for path in encoder.glob("*model*") if path.suffix != ".json"}
     others = ["adapter/adapter_model.safetensors", "adapter/model.safetensors", WEIGHTS, PICKLED]
@@ -154,49 +193,55 @@ def test_weights_are_fetched_from_the_encoders_own_folder(
     write_json(checkpoint / "modules.json", modules)
     write_json(checkpoint / "1_Pooling/config.json", {"word_embedding_dimension": 48, "pooling_mode_mean_tokens": True})
     hub.add("maker/small", checkpoint)
-    exported(export(hub, tmp_path, "maker/small", "model"), tmp_path / "model")
+    exported(export("maker/small", "model"), tmp_path / "model")
     fetched = {file for file in hub.downloaded() if not file.endswith((".json", ".txt"))}
     assert fetched == own
     assert len(fetched) == (2 if "shards" in form else 1)
     local = tmp_path / "local"
-    exported(export(hub, tmp_path, str(checkpoint), str(local)), local)
+    exported(export(str(checkpoint), str(local)), local)
     assert ModelFolder.open(local).manifest.graphs == ModelFolder.open(tmp_path / "model").manifest.graphs
 
 
-def test_a_stray_adapter_does_not_hide_the_weights(hub: HubStandIn, tmp_path: Path, small_checkpoint: Path) -> None:
-    checkpoint = with_other_files(small_checkpoint, tmp_path / "checkpoint")
+def test_a_stray_adapter_does_not_hide_the_weights(
+    hub: HubStandIn, export: Export, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    checkpoint = with_other_files(tiny_checkpoint, tmp_path / "checkpoint")
     pickle_weights(checkpoint, keep_safetensors=False)
     for file in ("lora/adapter_model.safetensors", "lora/model.safetensors", "adapter_model.safetensors"):
         (checkpoint / file).parent.mkdir(exist_ok=True)
         (checkpoint / file).write_text("nobody should read this")
     hub.add("maker/small", checkpoint)
-    exported(export(hub, tmp_path, "maker/small", "model"), tmp_path / "model")
+    exported(export("maker/small", "model"), tmp_path / "model")
     assert PICKLED in hub.downloaded()
     assert not [file for file in hub.downloaded() if file.endswith(".safetensors")]
 
 
-def test_no_weights_are_fetched_of_what_is_refused(hub: HubStandIn, tmp_path: Path, small_checkpoint: Path) -> None:
-    checkpoint = shutil.copytree(small_checkpoint, tmp_path / "checkpoint")
+def test_no_weights_are_fetched_of_what_is_refused(
+    hub: HubStandIn, export: Export, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
     write_json(checkpoint / "adapter_config.json", {"peft_type": "LORA"})
     hub.add("maker/small", checkpoint)
-    done = export(hub, tmp_path, "maker/small", "model")
+    done = export("maker/small", "model")
     assert done.returncode == 1
     assert "adapter_config.json" in done.stderr
     assert "config.json" in hub.downloaded()
     assert WEIGHTS not in hub.downloaded()
 
 
-def test_a_mistyped_folder_is_not_asked_for_at_the_hub(hub: HubStandIn, tmp_path: Path) -> None:
+def test_a_mistyped_folder_is_not_asked_for_at_the_hub(hub: HubStandIn, export: Export, tmp_path: Path) -> None:
     (tmp_path / "checkpoints/small").mkdir(parents=True)
-    done = export(hub, tmp_path, "checkpoints/smal", "model")
+    done = export("checkpoints/smal", "model")
     assert done.returncode == 1
     assert "checkpoints/ holds: small" in done.stderr
     assert hub.requests == []
 
 
-def test_a_revision_of_a_folder_is_refused(hub: HubStandIn, tmp_path: Path, small_checkpoint: Path) -> None:
-    for checkpoint in (str(small_checkpoint), "sample"):
-        done = export(hub, tmp_path, checkpoint, "model", "--revision", "v1")
+def test_a_revision_of_a_folder_is_refused(
+    hub: HubStandIn, export: Export, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    for checkpoint in (str(tiny_checkpoint), "sample"):
+        done = export(checkpoint, "model", "--revision", "v1")
         assert done.returncode == 1
         assert "has no revision 'v1'" in done.stderr
 
@@ -212,15 +257,15 @@ def test_a_revision_of_a_folder_is_refused(hub: HubStandIn, tmp_path: Path, smal
     ids=["unknown", "revision", "gated", "no checkpoint"],
 )
 def test_errors_are_one_line_and_leave_no_folder(
-    hub: HubStandIn, tmp_path: Path, small_checkpoint: Path, arguments: list[str], expected: str
+    hub: HubStandIn, export: Export, tmp_path: Path, tiny_checkpoint: Path, arguments: list[str], expected: str
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/notes.json").write_text("{}")
-    hub.add("maker/small", small_checkpoint)
-    hub.add("maker/gated", small_checkpoint, gated=True)
+    hub.add("maker/small", tiny_checkpoint)
+    hub.add("maker/gated", tiny_checkpoint, gated=True)
     hub.add("maker/empty", tmp_path / "empty")
     repository, *options = arguments
-    done = export(hub, tmp_path, repository, "out/model", *options)
+    done = export(repository, "out/model", *options)
     assert done.returncode == 1
     assert done.stdout == ""
     # huggingface_hub shows the progress of what it fetches on the same stream

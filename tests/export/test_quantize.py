@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from scipy.stats import spearmanr
 
-from checkpoints import make_checkpoint
 from e5onnx import Encoder, InputValueError
 from e5onnx.errors import ParityError
 from e5onnx_export import export, export_model, validate
 from e5onnx_export.calibration import split_texts
 from e5onnx_export.quantize import quantize_weights
+from helpers import near
 from texts import TEXTS
 
 _LAYERS = 6
@@ -83,20 +83,20 @@ def test_the_graph_of_the_sample_is_int8_throughout(sample_model: Path) -> None:
 def test_a_text_does_not_depend_on_its_batch(int8: Encoder, others: list[str], text: str) -> None:
     alone = int8.encode(text)
     together = int8.encode([*others, text])
-    np.testing.assert_allclose(together[-1], alone, atol=1e-6, rtol=0)
+    near(together[-1], alone, 1e-6)
 
 
 def test_vectors_do_not_depend_on_threads_or_padding(sample_model: Path, int8: Encoder) -> None:
     single = Encoder(sample_model, precision="int8", threads=1)
     expected = int8.encode(TEXTS)
-    np.testing.assert_allclose(single.encode(TEXTS), expected, atol=1e-6, rtol=0)
+    near(single.encode(TEXTS), expected, 1e-6)
     ids = int8.tokenizer.tokenize(TEXTS[:1])[0].ids
     for length in (len(ids) + 1, 100, 256):
         input_ids = np.full((1, length), 7)  # padding may hold any token
         input_ids[0, : len(ids)] = ids
         mask = (np.arange(length) < len(ids)).astype(np.int64)[None]
         padded = int8._graph.run(input_ids, mask)
-        np.testing.assert_allclose(padded[0], expected[0], atol=1e-6, rtol=0)
+        near(padded[0], expected[0], 1e-6)
 
 
 def test_fidelity_on_stsb_and_passages(sample_model: Path, int8: Encoder, data: Path) -> None:
@@ -129,11 +129,12 @@ def test_the_manifest_says_how_near_to_fp32_it_is(int8: Encoder) -> None:
     assert int8.fingerprint != int8.manifest.fingerprint("fp32")
 
 
-def test_own_texts_a_single_precision_and_the_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = make_checkpoint(tmp_path / "c", layers=1, hidden_size=48, heads=4)
+def test_own_texts_a_single_precision_and_the_refusal(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calibration = tmp_path / "texts.txt"
     calibration.write_text("\n".join(f"{number} apples and pears." for number in range(40)))
-    folder = export_model(checkpoint, tmp_path / "m", precisions=["int8"], calibration=calibration).path
+    folder = export_model(tiny_checkpoint, tmp_path / "m", precisions=["int8"], calibration=calibration).path
     assert sorted(path.name for path in (folder / "onnx").iterdir()) == ["model_int8.onnx", "model_int8.onnx_data"]
     assert Encoder(folder, precision="int8").encode("pears").shape == (48,)
     with pytest.raises(InputValueError, match="it has 'int8'"):
@@ -141,9 +142,9 @@ def test_own_texts_a_single_precision_and_the_refusal(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(validate, "LEAST_MEAN_COSINE", 0.9999999)
     with pytest.raises(ParityError, match=r"mean cosine [01]\.\d+.*--calibration.*--force"):
-        export_model(checkpoint, tmp_path / "bad", calibration=calibration)
+        export_model(tiny_checkpoint, tmp_path / "bad", calibration=calibration)
     assert not (tmp_path / "bad").exists()
-    forced = export_model(checkpoint, tmp_path / "bad", calibration=calibration, force=True).manifest
+    forced = export_model(tiny_checkpoint, tmp_path / "bad", calibration=calibration, force=True).manifest
     assert {graph.precision for graph in forced.graphs} == {"fp32", "int8"}
 
 

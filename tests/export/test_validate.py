@@ -1,4 +1,4 @@
-"""The checks of weights and of finished graphs notice what must not pass: NaN anywhere, and padding that leaks."""
+"""The checks of weights and finished graphs find NaN anywhere, and padding that leaks into vectors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
-from checkpoints import make_checkpoint
 from e5onnx.errors import CheckpointError, ParityError
 from e5onnx.model_folder import ModelFolder
 from e5onnx_export import export_model
@@ -30,17 +29,12 @@ IDS = [np.array([101, *range(2000, 2000 + length), 102], np.int32) for length in
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("validate") / "c", layers=1, hidden_size=48, heads=4)
-
-
-@pytest.fixture(scope="module")
-def exported(checkpoint: Path) -> Path:
-    return export_model(checkpoint, checkpoint.parent / "model", portable=True).path
+def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_model(tiny_checkpoint, tmp_path_factory.mktemp("validate") / "model", portable=True).path
 
 
 def changed(exported: Path, folder: Path, file: str, tensor_name: str, change: Callable[[Any], None]) -> ModelFolder:
-    """Return a copy of a model folder in which a tensor of one graph is another, and the manifest agrees."""
+    """Return a copy of a model folder with one tensor of a graph changed, and a manifest that agrees."""
     shutil.copytree(exported, folder)
     graph = onnx.load(folder / file)
     (tensor,) = [tensor for tensor in graph.graph.initializer if tensor.name == tensor_name]
@@ -64,7 +58,7 @@ def fill(value: float) -> Callable[[NDArray[Any]], None]:
 
 
 def put_nan_in_a_row(values: NDArray[Any]) -> None:
-    """Change what only a text with the token 2003 meets."""
+    """Damage only the vectors of texts with the token 2003."""
     values[2003] = np.nan
 
 
@@ -74,14 +68,14 @@ def parity(checkpoint: Path, folder: ModelFolder) -> dict[str, float]:
     return measure_parity(folder, folder.manifest.graph("fp32"), encoder, load_tokenizer(source, encoder))
 
 
-def test_parity_is_as_the_export_measured_it(checkpoint: Path, exported: Path) -> None:
+def test_parity_is_as_the_export_measured_it(tiny_checkpoint: Path, exported: Path) -> None:
     folder = ModelFolder.open(exported)
-    assert parity(checkpoint, folder) == pytest.approx(folder.manifest.graph("fp32").parity, abs=1e-6)
+    assert parity(tiny_checkpoint, folder) == pytest.approx(folder.manifest.graph("fp32").parity, abs=1e-6)
 
 
-def test_parity_notices_nan_in_a_single_vector(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
+def test_parity_notices_nan_in_a_single_vector(tiny_checkpoint: Path, exported: Path, tmp_path: Path) -> None:
     word = "the"  # its token is in some texts of the check only
-    source = read_checkpoint(checkpoint)
+    source = read_checkpoint(tiny_checkpoint)
     token = load_tokenizer(source, load_encoder(source)).convert_tokens_to_ids(word)
 
     def damage(values: NDArray[Any]) -> None:
@@ -89,13 +83,13 @@ def test_parity_notices_nan_in_a_single_vector(checkpoint: Path, exported: Path,
 
     folder = changed(exported, tmp_path / "m", FP32, "embeddings.word_embeddings.weight", damage)
     with pytest.raises(ParityError, match="differs from the checkpoint by up to nan"):
-        parity(checkpoint, folder)
+        parity(tiny_checkpoint, folder)
 
 
-def test_parity_notices_padding_that_counts(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
+def test_parity_notices_padding_that_counts(tiny_checkpoint: Path, exported: Path, tmp_path: Path) -> None:
     folder = changed(exported, tmp_path / "m", FP32, "padding_score", fill(0.0))
     with pytest.raises(ParityError, match="differs from the checkpoint by up to"):
-        parity(checkpoint, folder)
+        parity(tiny_checkpoint, folder)
 
 
 def test_the_portable_graph_is_compared_with_padding_and_nan(exported: Path, tmp_path: Path) -> None:
@@ -116,8 +110,8 @@ def test_int8_with_nan_is_refused_even_by_force(exported: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_weight_that_is_not_finite_is_refused_by_name(checkpoint: Path, tmp_path: Path, value: float) -> None:
-    source = shutil.copytree(checkpoint, tmp_path / "c")
+def test_a_weight_that_is_not_finite_is_refused_by_name(tiny_checkpoint: Path, tmp_path: Path, value: float) -> None:
+    source = shutil.copytree(tiny_checkpoint, tmp_path / "c")
     tensors = load_file(source / "model.safetensors")
     tensors["encoder.layer.0.output.dense.bias"][7] = value
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
@@ -127,8 +121,8 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(checkpoint: Path, tmp_pa
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_weights_that_overflow_are_refused(checkpoint: Path, tmp_path: Path, precision: Any) -> None:
-    source = shutil.copytree(checkpoint, tmp_path / "c")
+def test_weights_that_overflow_are_refused(tiny_checkpoint: Path, tmp_path: Path, precision: Any) -> None:
+    source = shutil.copytree(tiny_checkpoint, tmp_path / "c")
     tensors = load_file(source / "model.safetensors")
     for part in ("intermediate", "output"):
         tensors[f"encoder.layer.0.{part}.dense.weight"] *= 1e30

@@ -6,7 +6,6 @@ import csv
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,14 +18,12 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 from e5onnx import Encoder
+from helpers import near
 from texts import TEXTS
 
-MANY = [f"{text} {number}" for number in range(4) for text in TEXTS]
-E5_TEXTS = [f"{prefix}{text}" for prefix in ("query: ", "passage: ") for text in [*TEXTS, "long " * 508]]
-
-
-def assert_equal(found: Any, expected: Any, atol: float = 1e-5) -> None:
-    np.testing.assert_allclose(found, expected, atol=atol, rtol=0)
+MANY = [f"{text} {number}" for number in range(2) for text in TEXTS]
+E5_TEXTS = [f"{prefix}{text}" for prefix in ("query: ", "passage: ") for text in TEXTS]
+LONG = "query: " + "long " * 508
 
 
 def card_program(checkpoint: Path, texts: list[str]) -> NDArray[np.float32]:
@@ -46,42 +43,47 @@ def sentence_transformer(checkpoint: Path) -> SentenceTransformer:
     return SentenceTransformer(str(checkpoint), device="cpu", local_files_only=True)
 
 
-def test_sample_equals_sentence_transformers(sample_model: Path) -> None:
-    peer = sentence_transformer(get_model_path())
-    encoder = Encoder(sample_model)
+@pytest.fixture(scope="module")
+def sample_peer() -> SentenceTransformer:
+    return sentence_transformer(get_model_path())
+
+
+def test_sample_equals_sentence_transformers(sample_model: Path, sample_peer: SentenceTransformer) -> None:
+    peer, encoder = sample_peer, Encoder(sample_model)
     assert encoder.max_tokens == peer.max_seq_length
-    texts = [*MANY, "long " * 254]
-    assert_equal(encoder.encode(texts, normalize_embeddings=True), peer.encode(texts, normalize_embeddings=True))
-    assert_equal(encoder.encode(texts), peer.encode(texts))
-    assert_equal(encoder.encode(TEXTS[0]), peer.encode(TEXTS[0]))
-    assert_equal(encoder.encode_query(TEXTS), peer.encode_query(TEXTS))
-    assert_equal(
+    texts = [*TEXTS, "long " * 254]
+    near(encoder.encode(texts, normalize_embeddings=True), peer.encode(texts, normalize_embeddings=True))
+    near(encoder.encode(MANY), peer.encode(MANY, batch_size=5))
+    near(encoder.encode(TEXTS[0]), peer.encode(TEXTS[0]))
+    near(encoder.encode_query(TEXTS), peer.encode_query(TEXTS))
+    near(
         encoder.similarity(encoder.encode(TEXTS[:3]), encoder.encode(TEXTS)),
         peer.similarity(peer.encode(TEXTS[:3]), peer.encode(TEXTS)).numpy(),
     )
 
 
 def test_sample_equals_the_card_program(sample_model: Path) -> None:
-    assert_equal(Encoder(sample_model).encode(MANY), card_program(get_model_path(), MANY))
+    near(Encoder(sample_model).encode(MANY), card_program(get_model_path(), MANY))
 
 
-def test_cut_texts_equal_sentence_transformers(sample_model: Path) -> None:
+def test_cut_texts_equal_sentence_transformers(sample_model: Path, sample_peer: SentenceTransformer) -> None:
     text = "All the tokens after the maximum are cut, and the separator stays. " * 60
     with pytest.warns(UserWarning, match="were cut"):
         vector = Encoder(sample_model).encode(text)
-    assert_equal(vector, sentence_transformer(get_model_path()).encode(text))
+    near(vector, sample_peer.encode(text))
 
 
 def test_e5_shape_equals_sentence_transformers_and_the_card(e5_model: Path, e5_checkpoint: Path) -> None:
     peer = sentence_transformer(e5_checkpoint)
     encoder = Encoder(e5_model)
-    embeddings = encoder.encode(E5_TEXTS, normalize_embeddings=True)
-    assert_equal(embeddings, peer.encode(E5_TEXTS, normalize_embeddings=True))
-    assert_equal(embeddings, card_program(e5_checkpoint, E5_TEXTS))
+    embeddings = encoder.encode([*E5_TEXTS, LONG], normalize_embeddings=True)
+    near(embeddings, peer.encode([*E5_TEXTS, LONG], batch_size=4, normalize_embeddings=True))
+    near(embeddings[:-1], card_program(e5_checkpoint, E5_TEXTS))
+    near(embeddings[-1:], card_program(e5_checkpoint, [LONG]))
     half = len(E5_TEXTS) // 2
     bare = [text.removeprefix("query: ") for text in E5_TEXTS[:half]]
-    assert_equal(encoder.encode_query(bare), embeddings[:half], atol=1e-6)
-    assert_equal(encoder.encode_document(bare), embeddings[half:], atol=1e-6)
+    near(encoder.encode_query(bare), embeddings[:half], 1e-6)
+    near(encoder.encode_document(bare), embeddings[half:-1], 1e-6)
     # the random checkpoint tells texts apart, so that equal vectors mean something
     assert np.abs(embeddings[0] - embeddings[1]).max() > 1e-2
 
@@ -112,7 +114,7 @@ def test_the_card_program_needs_only_another_import(e5_checkpoint: Path, e5_mode
         program = [sys.executable, "-c", import_line + CARD]
         outputs.append(subprocess.run(program, cwd=here, capture_output=True, check=True).stdout)
     expected, found = (np.frombuffer(output, np.float32).reshape(4, 384) for output in outputs)
-    assert_equal(found, expected)
+    near(found, expected)
 
 
 def test_stsb_spearman_of_the_sample(sample_model: Path, data: Path) -> None:
