@@ -25,6 +25,9 @@ quickstart: $(FOLDER)/e5onnx.json
 $(FOLDER)/e5onnx.json: $(SOURCES) | .venv/export
 	$(BIN)/e5onnx export $(MODEL) $(FOLDER) --force
 
+# Two workers fill two cores: more threads of torch would only spin and wait.
+test wheel-tests: export OMP_NUM_THREADS = 1
+
 # Everything that must hold. Linting runs beside the tests and reports after them.
 test:
 	$(MAKE) --no-print-directory --jobs 2 .venv/dev wheel-venv

@@ -31,8 +31,7 @@ from e5onnx import Encoder
 from e5onnx.files import Columns, embed_files
 from e5onnx.files.inputs import describe_file
 from e5onnx.files.plan import plan_parts
-from e5onnx.files.rows import RowReader
-from e5onnx.files.schema import typed_columns
+from e5onnx.files.rows import RowReader, typed_columns
 from e5onnx.model_folder import ModelFolder
 
 from .peers import THREADS, e5onnx_model

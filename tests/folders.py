@@ -1,4 +1,4 @@
-"""Changes to model folders that their manifests agree with."""
+"""Changes files of model folders together with their manifests."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from e5onnx.model_folder import MANIFEST, FileRecord, ModelFolder
+from e5onnx.manifest import MANIFEST
+from e5onnx.model_folder import ModelFolder, file_record
 
 
 def put_file(folder: Path, original: Path, name: str, content: bytes) -> None:
-    """Put content into a file of a folder, and a manifest that fits: that of `original`, but for this file.
-
-    The file is a graph, weights or another one.
-    """
+    """Write a graph, weights or another file, and the manifest of `original` with that file's new hash and size."""
     (folder / name).write_bytes(content)
-    found = FileRecord.of(folder, name)
+    found = file_record(folder, name)
     manifest = ModelFolder.open(original).manifest
     new: dict[str, Any] = {"sha256": found.sha256, "size": found.size}
     files = tuple(replace(record, **new) if record.file == name else record for record in manifest.files)

@@ -1,7 +1,7 @@
 """A stand-in for the Hugging Face hub on loopback: local folders, served as the hub serves repositories.
 
-It answers what huggingface_hub asks in `hf_hub_download` and `snapshot_download`, with the hub's headers and error
-codes. It has no large-file storage behind redirects, and no pages of listings.
+It answers the requests of `hf_hub_download` and `snapshot_download` with the hub's headers and error codes. It has no
+large-file storage behind redirects and no paginated listings.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from urllib.parse import unquote, urlsplit
 class Request:
     """A request that arrived.
 
-    `repo_id` is None where no repository was asked for: huggingface_hub 2 fetches a list of programs by itself, to name
-    the one that it runs in. `revision` and `file` are those of a request for a file, else None.
+    `repo_id` is None if the request names no repository: huggingface_hub 2 also fetches a list of programs, to name the
+    one that it runs in. `revision` and `file` are None unless the request is for a file.
     """
 
     method: str
@@ -39,7 +39,7 @@ class Request:
 
 @dataclass
 class Repository:
-    """Commits and the names of some of them; with a token it is private, and `gated` refuses its files to everyone."""
+    """Commits, and names for some. A token makes the repository private; `gated` refuses its files to everyone."""
 
     commits: dict[str, Path] = field(default_factory=dict)
     revisions: dict[str, str] = field(default_factory=dict)
@@ -48,12 +48,12 @@ class Repository:
 
 
 class HubStandIn:
-    """The stand-in, which answers while the `with` block lasts.
+    """The stand-in, which answers inside its `with` block.
 
     Attributes:
         url: value for HF_ENDPOINT.
-        requests: what was asked, in the order of arrival.
-        broken_files: the connection breaks in the middle of these files, again at every attempt.
+        requests: the requests in order of arrival.
+        broken_files: files in whose middle the connection breaks, at every attempt.
     """
 
     def __init__(self) -> None:
@@ -83,11 +83,11 @@ class HubStandIn:
         return commit
 
     def downloaded(self) -> list[str]:
-        """Return the files that were asked for, not counting questions for their size and hash."""
+        """Return the files that were downloaded; requests for their size and hash alone do not count."""
         return [request.file for request in self.requests if request.method == "GET" and request.file]
 
     def environment(self, home: Path, **variables: str) -> dict[str, str]:
-        """Return the environment of a process whose hub is this and whose hub cache is below `home`."""
+        """Return the environment of a process that uses this hub and a hub cache below `home`."""
         other = re.compile(r"HF_|HUGGING|TRANSFORMERS_|E5ONNX_|.*_PROXY$", re.IGNORECASE)
         kept = {name: value for name, value in os.environ.items() if not other.match(name)}
         return {**kept, "HF_ENDPOINT": self.url, "HF_HOME": str(home), **variables}
@@ -100,7 +100,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class _HubError(Exception):
-    """An answer that is an error: status, value of X-Error-Code, text."""
+    """An error response: status, value of X-Error-Code, text."""
 
     def __init__(self, status: int, code: str, message: str, commit: str | None = None) -> None:
         super().__init__(message)
@@ -140,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def _repository(self, repo_id: str, authorization: str | None) -> Repository:
-        """Return a repository; a private one is there for those with its token only."""
+        """Return a repository; a private one exists only for requests with its token."""
         tokens = {repository.token for repository in self.server.hub.repositories.values()}
         if authorization and authorization.removeprefix("Bearer ") not in tokens:
             raise _HubError(401, "", "Invalid credentials in Authorization header")
@@ -188,7 +188,7 @@ def _resolve(repository: Repository, revision: str) -> str:
 
 
 def _describe(repo_id: str, commit: str, folder: Path, kind: str) -> Any:
-    """Return what the hub says of a commit: that with the names of its files, or the tree of files alone."""
+    """Return the hub's description of a commit: its details and file names, or its tree of files."""
     files = list(_files(folder))
     if kind == "revision":
         siblings = [{"rfilename": file} for file in files]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from imports import REPOSITORY, Import, modules, read_imports
+from imports import REPOSITORY, Import, modules, read_imports, used_by_the_export
 
 EXPORT_ONLY = {"onnx", "optimum", "torch", "transformers"}
 CORE = {"numpy", "onnxruntime", "tokenizers"}
@@ -102,3 +102,10 @@ def test_no_import_goes_in_a_circle() -> None:
         if each.when != "typing" and each.target in graph:
             graph[each.source].add(each.target)
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_cached_models_depend_on_the_code_that_makes_them() -> None:
+    paths = {path.relative_to(REPOSITORY).as_posix() for path in used_by_the_export()}
+    assert {f"runtime/e5onnx/{name}.py" for name in ("batching", "engine", "errors", "tokenizer")} <= paths
+    assert set((REPOSITORY / "export").rglob("*.py")) <= used_by_the_export()
+    assert not [path for path in paths if "/server/" in path or "/files/" in path]

@@ -16,9 +16,11 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from e5onnx.checks import check_encodable
 from e5onnx.errors import CheckpointError, InputValueError, MissingDependencyError, ModelNotFoundError
-from e5onnx.model_folder import SIMILARITIES, is_hub_id
-from e5onnx.tokenizer import PROMPT_NAMES, check_encodable
+from e5onnx.manifest import SIMILARITIES
+from e5onnx.model_folder import is_hub_id
+from e5onnx.tokenizer import PROMPT_NAMES
 
 from .encoder_config import FEWEST_TOKENS, EncoderConfig, read_encoder_config
 from .head import POOLINGS, Activation, Dense, Pooling
@@ -459,6 +461,6 @@ def _decide_prompts(
             source = option if source.startswith("the checkpoint") else f"{source}, {option}"
     default = model.get("default_prompt_name", str)
     if default is not None and default not in prompts:
-        known = ", ".join(map(repr, prompts)) or "none"
-        raise CheckpointError(f"{model.name}: default_prompt_name is {default!r:.80}; the prompts are {known}")
+        known = f"the prompts are {', '.join(map(repr, prompts))}" if prompts else "there are no prompts"
+        raise CheckpointError(f"{model.name}: default_prompt_name is {default!r:.80}, but {known}")
     return Decision(prompts, source), default

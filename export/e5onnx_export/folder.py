@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from e5onnx.atomic import written_whole
 from e5onnx.errors import InputValueError
-from e5onnx.model_folder import MANIFEST, FileRecord, GraphRecord, Manifest
+from e5onnx.manifest import MANIFEST, GraphRecord, Manifest
+from e5onnx.model_folder import file_record
 
 Precision = Literal["fp32", "int8"]
 GRAPHS: dict[Precision, str] = {"fp32": "onnx/model.onnx", "int8": "onnx/model_int8.onnx"}
@@ -53,8 +54,8 @@ def save_whole(model: Any, path: Path) -> None:
 
 def graph_record(folder: Path, file: str, precision: Precision) -> GraphRecord:
     """Describe a graph of a folder for the manifest, without parity and calibration."""
-    graph = FileRecord.of(folder, file)
-    weights = FileRecord.of(folder, file + _WEIGHTS_SUFFIX) if (folder / (file + _WEIGHTS_SUFFIX)).is_file() else None
+    graph = file_record(folder, file)
+    weights = file_record(folder, file + _WEIGHTS_SUFFIX) if (folder / (file + _WEIGHTS_SUFFIX)).is_file() else None
     return GraphRecord(
         file,
         graph.sha256,

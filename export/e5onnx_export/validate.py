@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from e5onnx.batching import pad_batch, plan_batches
 from e5onnx.cpu import default_threads
-from e5onnx.engine import OnnxRuntimeEngine, Session
+from e5onnx.engine import LoadedGraph, OnnxRuntimeEngine
 from e5onnx.errors import ParityError
-from e5onnx.model_folder import GraphRecord, ModelFolder, OpenedGraph
+from e5onnx.manifest import GraphRecord
+from e5onnx.model_folder import ModelFolder, OpenedGraph
 from e5onnx.tokenizer import Tokenizer
 
 LARGEST_DIFFERENCE = {"fp32": 1e-4}
@@ -146,6 +147,6 @@ def texts_of_all_lengths(tokenizer: Tokenizer) -> list[str]:
         length, following = following, length + following
 
 
-def _session(path: Path, dimension: int, precision: str) -> Session:
+def _session(path: Path, dimension: int, precision: str) -> LoadedGraph:
     load = partial(OnnxRuntimeEngine, threads=default_threads(), precision=precision)
-    return Session(OpenedGraph(path, lambda: None), dimension=dimension, load=load)
+    return LoadedGraph(OpenedGraph(path, lambda: None), dimension=dimension, load=load)

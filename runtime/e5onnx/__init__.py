@@ -1,4 +1,4 @@
-"""Text embeddings on a CPU from exported ONNX models: onnxruntime, tokenizers and numpy, nothing else.
+"""Text embeddings on a CPU from exported ONNX models, with onnxruntime, tokenizers and numpy alone.
 
 Example:
     >>> from e5onnx import Encoder
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # onnxruntime's official builds report usage to Microsoft unless this is set before the import (Privacy.md, "Disabling
-# Telemetry"). Whoever wants the reports sets it to 0.
+# Telemetry"). Set it to 0 to send the reports.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
@@ -56,7 +56,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs numpy and onnxruntime when it is asked for: `e5onnx --help` needs neither."""
+    """Import what needs numpy and onnxruntime on first use: `e5onnx --help` needs neither."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import encoder, tokenizer

@@ -1,4 +1,4 @@
-"""`python -m e5onnx`, the same as the command `e5onnx`."""
+"""`python -m e5onnx`: the command `e5onnx`."""
 
 import sys
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, which takes its place if all goes well and is removed otherwise.
+    """Yield a temporary path beside `path`; rename it to `path` at the end, or remove it after an error.
 
     Raises:
-        OSError: of the file system, as of a full disk; it names `path`.
+        OSError: the file system failed, for example because the disk is full; the error names `path`.
 
     Example:
         >>> import tempfile
@@ -23,7 +23,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         >>> (folder / "file").read_text()
         'all of it'
     """
-    # processes of other machines may write beside the same file
+    # a random name, since processes on other machines may write beside the same file
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         yield temporary
@@ -31,9 +31,9 @@ def written_whole(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.filename not in (None, str(temporary), temporary):
             raise
-        if error.errno is None:  # numpy's, where not all was written
+        if error.errno is None:  # numpy's error for a partial write
             raise OSError(f"{path}: {error}") from error
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        with suppress(OSError):  # as where there is no such folder
+        with suppress(OSError):  # for example because there is no such folder
             temporary.unlink()

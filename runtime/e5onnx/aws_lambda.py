@@ -1,10 +1,10 @@
 """A handler for AWS Lambda: `e5onnx.aws_lambda.handler`.
 
-It answers OpenAI's embeddings requests (:mod:`e5onnx.openai_api`) that come through API Gateway (REST and HTTP APIs), a
-function URL or a load balancer, and plain events of the same content. `e5onnx pack-lambda` makes the deployment zip.
+It answers OpenAI's embeddings requests (:mod:`e5onnx.openai_api`) from API Gateway (REST and HTTP APIs), a function URL
+or a load balancer, and plain events with the same content. `e5onnx pack-lambda` makes the deployment zip.
 
 Environment variables: `E5ONNX_MODEL`, the model folder (default: `model` beside the code); `E5ONNX_PRECISION` (default:
-fp32 if the folder has it); `E5ONNX_THREADS`; `E5ONNX_DEFAULT_ROLE`, for requests without `input_type`: "query",
+fp32 if the folder has it); `E5ONNX_THREADS`; `E5ONNX_DEFAULT_ROLE`, the role of requests without `input_type`: "query",
 "document" (default) or "raw".
 """
 
@@ -16,13 +16,16 @@ import json
 import os
 from typing import Any, Literal
 
+from .checks import json_type
 from .encoder import Encoder
 from .errors import InputValueError, RequestError
-from .openai_api import ROLES, EmbeddingsRequest, kind_of, parse_json, shortest_floats, shown
-from .tokenizer import Role
+from .model_folder import open_model
+from .openai_api import EmbeddingsRequest, parse_json, shortest_floats, shown
+from .tokenizer import ROLES, Role
 
+_PRECISIONS: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
 _LARGEST_REPLY = 6 * 1024 * 1024
-"""Bytes; AWS' documentation, "Lambda quotas": payload of synchronous invocations."""
+"""Bytes. AWS documentation, "Lambda quotas": payload of a synchronous invocation."""
 
 
 def handler(event: Any, context: Any = None) -> dict[str, Any]:
@@ -30,14 +33,14 @@ def handler(event: Any, context: Any = None) -> dict[str, Any]:
 
     Args:
         event: an HTTP request of API Gateway (payload version 1.0 or 2.0), a function URL or a load balancer, or the
-            content of an embeddings request itself, such as `{"input": ["text"], "input_type": "query"}`.
-        context: Lambda's, which is not looked at.
+            content of an embeddings request, such as `{"input": ["text"], "input_type": "query"}`.
+        context: Lambda's context, which is not used.
 
     Returns:
-        To an HTTP request its reply: `statusCode`, `headers`, `body`. To a plain event the content of the reply.
+        The HTTP reply (`statusCode`, `headers`, `body`); for a plain event only the content of the reply.
 
     Raises:
-        RequestError: a plain event cannot be answered; HTTP requests get a reply with status 4xx instead.
+        RequestError: a plain event is wrong. A wrong HTTP request gets a reply with status 4xx instead.
 
     Example:
         >>> os.environ["E5ONNX_MODEL"] = "models/sample"
@@ -52,9 +55,9 @@ def handler(event: Any, context: Any = None) -> dict[str, Any]:
         if method != "POST":
             raise RequestError(f"the method must be POST, got {shown(method)}", status=405)
         reply = _reply(200, _answer(parse_json(_body(event))))
-        size = len(json.dumps(reply))  # every quotation mark of the body takes two bytes
+        size = len(json.dumps(reply))  # here a quotation mark in the body takes two bytes
         if size > _LARGEST_REPLY:
-            message = f"the reply has {size:,} bytes, Lambda passes on {_LARGEST_REPLY:,}: ask for fewer texts"
+            message = f"the reply has {size:,} bytes, Lambda allows {_LARGEST_REPLY:,}: send fewer texts"
             raise RequestError(f'{message}, or "encoding_format": "base64"', status=413)
         return reply
     except RequestError as error:
@@ -76,27 +79,23 @@ def _answer(content: Any) -> dict[str, Any]:
 
 @functools.cache
 def _load() -> tuple[Encoder, Role]:
-    """Return the encoder, loaded once per container, and the role of requests that name none."""
+    """Return the encoder, loaded once per container, and the default role."""
     role = os.environ.get("E5ONNX_DEFAULT_ROLE") or "document"
     if role not in ROLES:
-        raise InputValueError(f"E5ONNX_DEFAULT_ROLE must be one of {', '.join(ROLES)}, is {role!r}")
+        raise InputValueError(f"E5ONNX_DEFAULT_ROLE must be one of {', '.join(ROLES)}, got {role!r}")
     model = os.environ.get("E5ONNX_MODEL")
     if not model:
         root = os.environ.get("LAMBDA_TASK_ROOT")
         if not root:
             raise InputValueError("set the environment variable E5ONNX_MODEL to the model folder")
-        model = os.path.join(root, "model")  # noqa: PTH118 - Path would be imported for this alone
-    precision = os.environ.get("E5ONNX_PRECISION")
-    if precision not in (None, "", "fp32", "int8"):
-        raise InputValueError(f"E5ONNX_PRECISION must be fp32 or int8, is {precision!r}")
-    return Encoder(model, precision=_precision(precision, model)), role
+        model = os.path.join(root, "model")  # noqa: PTH118 - saves importing Path
+    precision = os.environ.get("E5ONNX_PRECISION") or _best_precision(model)
+    if precision not in _PRECISIONS:
+        raise InputValueError(f"E5ONNX_PRECISION must be fp32 or int8, got {precision!r}")
+    return Encoder(model, precision=precision), role
 
 
-def _precision(given: str | None, model: str) -> Literal["fp32", "int8"]:
-    from .model_folder import open_model
-
-    if given:
-        return "int8" if given == "int8" else "fp32"
+def _best_precision(model: str) -> str:
     there = [graph.precision for graph in open_model(model).manifest.graphs if not graph.portable]
     return "int8" if there == ["int8"] else "fp32"
 
@@ -106,7 +105,7 @@ def _is_http(event: Any) -> bool:
 
 
 def _method(event: dict[str, Any]) -> Any:
-    """Return the method, which version 2.0 of the payload moved."""
+    """Return the method, whose place depends on the version of the payload."""
     context = event.get("requestContext")
     version_2 = context.get("http") if isinstance(context, dict) else None
     return event.get("httpMethod") or (version_2.get("method") if isinstance(version_2, dict) else None)
@@ -117,15 +116,15 @@ def _body(event: dict[str, Any]) -> bytes:
     if body is None:
         return b""
     if not isinstance(body, str):
-        raise RequestError(f"the event's body must be text, which is JSON, got {kind_of(body)}")
+        raise RequestError(f"the event's body must be JSON text, got {json_type(body)}")
     if not event.get("isBase64Encoded"):
         return body.encode(errors="surrogatepass")
     try:
         return base64.b64decode(body, validate=True)
-    except ValueError as error:  # also what is not ASCII
-        raise RequestError(f"the body is not the base64 that it should be: {error}") from error
+    except ValueError as error:  # also for a body that is not ASCII
+        raise RequestError(f"the body is not valid base64: {error}") from error
 
 
 if "AWS_LAMBDA_RUNTIME_API" in os.environ:
-    # In Lambda a container is initialised with more processor than it gets later.
+    # Lambda gives a container more processor time while it starts than later.
     _load()

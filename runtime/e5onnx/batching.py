@@ -1,7 +1,7 @@
-"""Which texts run together, and how a batch is padded. Knows token counts, not texts or models.
+"""Which texts run together, and how a batch is padded. Handles token counts and ids, not texts or models.
 
-Texts are sorted by length, so that a batch holds little padding, and cut by a budget of tokens rather than by a number
-of texts, so that memory is bounded and the activations of a run stay in the processor's cache.
+Texts are sorted by length, so that a batch has little padding. Batches are limited by tokens rather than by texts, so
+that memory is bounded and the activations of a run stay in the processor's cache.
 """
 
 from __future__ import annotations
@@ -12,19 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 TOKEN_BUDGET = 1024
-"""Tokens in one run, padding included. Runs of 512 to 1024 tokens are fastest: activations fit the L2 cache."""
+"""Tokens in one run, padding included. Runs of 512 to 1024 tokens are fastest: their activations fit the L2 cache."""
 
 
 def plan_batches(
     lengths: Sequence[int], *, token_budget: int = TOKEN_BUDGET, max_texts: int | None = None
 ) -> list[NDArray[np.intp]]:
-    """Divide texts into batches of similar length, longest first.
-
-    Longest first, so that the first run needs the most memory and later ones reuse it.
+    """Divide texts into batches of similar length, longest first, so that later runs reuse the memory of the first.
 
     Args:
         lengths: number of tokens of each text, at least 1 each.
-        token_budget: most tokens in a batch, padding included. A single longer text gets a batch of its own.
+        token_budget: most tokens in a batch, padding included. A longer text gets a batch of its own.
         max_texts: most texts in a batch.
 
     Returns:
@@ -47,9 +45,9 @@ def plan_batches(
 
 
 def pad_batch(token_ids: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return `input_ids` and `attention_mask`, each `[batch, sequence]`, padded on the right to the longest text.
+    """Return `input_ids` and `attention_mask`, both `[batch, sequence]`, padded on the right to the longest text.
 
-    The padding id is 0, whatever the tokenizer calls padding: the mask hides it.
+    The padding id is always 0, whatever the tokenizer uses: the mask hides it.
 
     Example:
         >>> ids, mask = pad_batch([np.array([5, 6, 7], np.int32), np.array([8], np.int32)])

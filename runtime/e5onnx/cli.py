@@ -1,6 +1,6 @@
-"""The command line, `e5onnx`: one function a command, plain text for people and `--json` for programs.
+"""The command line, `e5onnx`: a table of commands, with plain text for people and `--json` for programs.
 
-Exit codes: 0; 1 for a failure, with one line on standard error; 2 for wrong usage; 130 for an interrupt.
+Exit codes: 0 for success; 1 for a failure, with one line on standard error; 2 for wrong usage; 130 for an interrupt.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, terminal
-from .errors import E5OnnxError, MissingDependencyError
+from .errors import E5OnnxError, MissingDependencyError, TruncationWarning, plural
 from .terminal import note, print_line
 
-# numpy, onnxruntime and what needs them are imported by the commands: help is quick, and an interrupt ends quietly.
+# Commands import numpy, onnxruntime and what needs them, so that help is quick and an interrupt ends quietly.
 if TYPE_CHECKING:
     from .encoder import Encoder
     from .model_folder import ModelFolder
@@ -38,7 +38,7 @@ _EXAMPLE_DOCUMENTS = [
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # what goes wrong there is said here, in one line
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # errors are reported here, in one line
     terminal.prepare()
     try:
         with terminal.written_output():
@@ -55,14 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         note(f"error: {' '.join(str(error).split()) or type(error).__name__}")
         return 1
     except ImportError as error:
-        if isinstance(error.__cause__, KeyboardInterrupt):  # what pybind11 makes of it
+        if isinstance(error.__cause__, KeyboardInterrupt):  # as pybind11 reports it
             return 130
         raise
     return 0
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return a command's options, its model and files, which come in any order; exit with a message if they are wrong.
+    """Parse a command's options, model and files, in any order; exit with a message if they are wrong.
 
     Example:
         >>> parse(["verify", "--json", "models/sample"]).model
@@ -80,7 +80,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.exit(2)
     if arguments[0] not in _COMMANDS:
         parser.parse_args(arguments[:1])
-        parser.error("the first argument is the command")
+        parser.error("the first argument must be the command")
     command: argparse.ArgumentParser = commands.choices[arguments[0]]
     _COMMANDS[arguments[0]][1](command)
     options, surplus = command.parse_known_args(_options_first(command, arguments[1:]))
@@ -90,9 +90,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _options_first(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with all positionals at the end, where argparse finds them wherever they stood.
+    """Move all positional arguments to the end, where argparse always finds them.
 
-    Its own parse_intermixed_args loses `--`. No option takes more than one value, or this would not work.
+    argparse's own parse_intermixed_args loses `--`. This works because no option takes more than one value.
     """
     known = parser._option_string_actions
     options: list[str] = []
@@ -108,7 +108,7 @@ def _options_first(parser: argparse.ArgumentParser, arguments: Sequence[str]) ->
         elif argument.partition("=")[0] in known or argument[:2] in known:
             if argument.endswith("--"):
                 name = argument[: -len("--")].rstrip("=")
-                if name in known:  # argparse would drop it, before Python 3.13
+                if name in known:  # argparse would drop it before Python 3.13
                     parser.error(f"argument {name}: a value cannot be --")
             options.append(argument)
         else:
@@ -129,7 +129,7 @@ def _export(parser: argparse.ArgumentParser) -> None:
 
 
 def _portable(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a model folder; it is changed in place (needs: onnx)")
+    parser.add_argument("model", metavar="MODEL", help="a model folder, changed in place (needs: onnx)")
     parser.set_defaults(run=_run_portable, json=False)
 
 
@@ -137,7 +137,7 @@ def _pack_lambda(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, encoder=False)
     parser.add_argument("output", metavar="OUTPUT.zip", type=Path, help="the zip to write")
     parser.add_argument("--precision", choices=["fp32", "int8"], default="int8", help="graph to pack (default: int8)")
-    parser.add_argument("--python", metavar="3.X", help="the function's Python (default: this one's, or 3.13)")
+    parser.add_argument("--python", metavar="3.X", help="Python of the function (default: this one, or 3.13)")
     parser.add_argument("--architecture", choices=["x86_64", "arm64"], default="x86_64", help="default: x86_64")
     parser.set_defaults(run=_run_pack_lambda, json=False)
 
@@ -165,39 +165,36 @@ def _serve(parser: argparse.ArgumentParser) -> None:
 
 def _similarity(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
-    parser.add_argument(
-        "--query", "-q", metavar="Q", action="append", default=[], help="a query; repeat it for more than one"
-    )
-    parser.add_argument(
-        "--document", "-d", metavar="D", action="append", default=[], help="a document; repeat it for more than one"
-    )
-    parser.add_argument("--json", action="store_true", help="the scores as JSON")
+    for name in ("--query", "--document"):
+        text = f"a {name[2:]}; repeat the option for more"
+        parser.add_argument(name, name[1:3], metavar=name[2].upper(), action="append", default=[], help=text)
+    parser.add_argument("--json", action="store_true", help="print the scores as JSON")
     parser.set_defaults(run=_run_similarity, usage_error=parser.error)
 
 
 def _info(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, encoder=False, nargs="?")
-    parser.add_argument("--json", action="store_true", help="the manifest, and the host, as JSON")
+    parser.add_argument("--json", action="store_true", help="print the manifest and the host as JSON")
     parser.set_defaults(run=_run_info)
 
 
 def _verify(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, encoder=False)
-    parser.add_argument("--json", action="store_true", help="the files as JSON")
+    parser.add_argument("--json", action="store_true", help="print the files as JSON")
     parser.set_defaults(run=_run_verify)
 
 
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
-    "export": ("turn a checkpoint into a model folder (extra: e5onnx[export])", _export),
-    "portable": ("add the graph of standard operators, for --provider openvino", _portable),
+    "export": ("export a checkpoint to a model folder (extra: e5onnx[export])", _export),
+    "portable": ("add a graph of standard ONNX operators, for --provider openvino", _portable),
     "pack-lambda": ("make the deployment zip of an AWS Lambda function", _pack_lambda),
     "embed": ("embed lines of text, or files of any size into a folder", _embed),
-    "serve": ("serve embeddings over HTTP, as OpenAI does (extra: e5onnx[serve])", _serve),
+    "serve": ("serve OpenAI's embeddings API over HTTP (extra: e5onnx[serve])", _serve),
     "similarity": ("score documents against queries", _similarity),
-    "info": ("say what a model folder holds, and what suits this host", _info),
+    "info": ("describe a model folder, and what suits this host", _info),
     "verify": ("compare every file of a model folder with its SHA-256", _verify),
 }
-"""Each command, what it is for, and what adds its arguments to a parser: `run`, the function to call, among them."""
+"""For each command: its purpose, and a function that adds its arguments to a parser and sets `run` to call it."""
 
 
 def _add_model(parser: argparse.ArgumentParser, *, encoder: bool = True, nargs: str | None = None) -> None:
@@ -207,11 +204,9 @@ def _add_model(parser: argparse.ArgumentParser, *, encoder: bool = True, nargs: 
         parser.add_argument(
             "--threads", type=int, metavar="N", help="threads (default: E5ONNX_THREADS, or the available processors)"
         )
-        parser.add_argument("--precision", choices=["fp32", "int8", "bf16"], help="default: fp32; openvino: bf16")
-        parser.add_argument(
-            "--provider", choices=["cpu", "openvino"], default="cpu", help="what runs the graph (default: cpu)"
-        )
-        parser.add_argument("--compile-cache", metavar="FOLDER", help="where openvino keeps compiled graphs")
+        parser.add_argument("--precision", choices=["fp32", "int8", "bf16"], help="default: fp32; with openvino: bf16")
+        parser.add_argument("--provider", choices=["cpu", "openvino"], default="cpu", help="default: cpu")
+        parser.add_argument("--compile-cache", metavar="FOLDER", help="folder where openvino keeps compiled graphs")
 
 
 def _run_portable(options: argparse.Namespace) -> None:
@@ -242,26 +237,23 @@ def _run_similarity(options: argparse.Namespace) -> None:
     import numpy as np
 
     if bool(options.query) != bool(options.document):
-        options.usage_error("--query and --document go together; without both, an example is shown")
+        options.usage_error("--query and --document go together; leave both out to see an example")
     queries = options.query or _EXAMPLE_QUERIES
     documents = options.document or _EXAMPLE_DOCUMENTS
     encoder = _load(options)
     scores = encoder.similarity(encoder.encode_query(queries), encoder.encode_document(documents))
-    ranking = np.argsort(-scores, axis=1, kind="stable").tolist()
+    results: list[dict[str, Any]] = []
+    for query, row in zip(queries, scores, strict=True):
+        order = np.argsort(-row, kind="stable").tolist()
+        ranked = [{"document": documents[i], "index": i, "score": float(row[i])} for i in order]
+        results.append({"query": query, "documents": ranked})
     if options.json:
-        results = [
-            {
-                "query": query,
-                "documents": [{"document": documents[i], "index": i, "score": float(row[i])} for i in order],
-            }
-            for query, row, order in zip(queries, scores, ranking, strict=True)
-        ]
         print_line(json.dumps(results, ensure_ascii=False, indent=2))
         return
-    for query, row, order in zip(queries, scores, ranking, strict=True):
-        print_line(f"query: {query}")
-        for i in order:
-            print_line(f"  {row[i]:7.4f}  {_shortened(documents[i])}")
+    for result in results:
+        print_line(f"query: {result['query']}")
+        for entry in result["documents"]:
+            print_line(f"  {entry['score']:7.4f}  {_shortened(entry['document'])}")
 
 
 def _run_info(options: argparse.Namespace) -> None:
@@ -282,8 +274,8 @@ def _run_info(options: argparse.Namespace) -> None:
     rows = _describe_folder(folder) if folder is not None else []
     instructions = "not known on this system" if host.instructions is None else ", ".join(host.instructions) or "none"
     rows += [
-        ("this host", f"{host.processor}, {host.architecture}, {host.processors} processors available"),
-        ("  instructions", f"{instructions} (of those that matter here)"),
+        ("this host", f"{host.processor}, {host.architecture}, {plural(host.processors, 'processor')} available"),
+        ("  instructions", f"{instructions} (only those that matter here)"),
     ]
     for provider, version in host.providers.items():
         rows.append((f"  {provider}", version or f"not installed: pip install 'e5onnx[{provider}]'"))
@@ -299,7 +291,7 @@ def _describe_folder(folder: ModelFolder) -> list[tuple[str, str]]:
     rows = [
         ("folder", str(folder.path)),
         ("checkpoint", manifest.checkpoint + revision),
-        ("encoder", f"{manifest.layers} layers, dimension {manifest.dimension}"),
+        ("encoder", f"{plural(manifest.layers, 'layer')}, dimension {manifest.dimension}"),
         ("maximum", f"{manifest.max_tokens} tokens"),
         ("pooling", manifest.pooling + (", normalised" if manifest.normalize else ", not normalised by default")),
         ("prompts", prompts or "none"),
@@ -330,7 +322,7 @@ def _run_verify(options: argparse.Namespace) -> None:
         return
     for record in checked:
         print_line(f"ok  {record.size:>12,}  {record.file}")
-    print_line(f"{folder.path} is as it was exported")
+    print_line(f"{folder.path} is unchanged since the export")
 
 
 def _load(options: argparse.Namespace) -> Encoder:
@@ -348,10 +340,10 @@ def _load(options: argparse.Namespace) -> Encoder:
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Show warnings as one line for people, without the line of code they come from."""
+    """Show a warning as one line, without the code that it comes from or advice on Python arguments."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        note(f"warning: {message}")
+        note(f"warning: {message.summary() if isinstance(message, TruncationWarning) else message}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")

@@ -1,35 +1,33 @@
 """How many processors this process may really use.
 
-`os.cpu_count()` counts the host's processors; a container is usually granted fewer, by an affinity mask or by a CPU
-quota of its control group (version 1 or 2). More threads than that only wait for each other.
+`os.cpu_count()` counts the host's processors. A container may usually use fewer, because of its affinity mask or the
+CPU quota of its control group (version 1 or 2); more threads than that only wait for each other.
 """
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from .errors import InputTypeError, InputValueError
+from .errors import InputValueError, plural
 
 _THREADS_PER_PROCESSOR = 4
 _ALWAYS_ALLOWED = 16
-"""Threads that may be asked for on the smallest host, too, where tests of many threads run."""
+"""Threads that even the smallest host accepts, so that code for many threads can be tested there."""
 _LONGEST_NUMBER = 9
 
 
 def available_processors(root: Path = Path("/")) -> int:
     """Return the number of processors this process may use, at least 1.
 
-    The smaller of the affinity mask and the tightest CPU quota among the process's control group and its ancestors. A
-    fractional quota is rounded down: a thread beyond the quota is throttled in the middle of a run, and the others
-    wait for it.
+    This is the size of the affinity mask, or the tightest CPU quota of the process's control group and its ancestors if
+    that is smaller. A fractional quota is rounded down: a thread beyond the quota would be throttled in the middle of a
+    run while the others wait for it.
 
     Args:
-        root: where `proc` and `sys` are mounted; another folder lets recorded files be read.
+        root: where `proc` and `sys` are mounted; tests pass a folder of recorded files.
 
     Example:
         >>> available_processors() >= 1
@@ -43,53 +41,38 @@ def available_processors(root: Path = Path("/")) -> int:
 
 
 def default_threads() -> int:
-    """Return the threads that a call uses unless told otherwise: `E5ONNX_THREADS`, else the available processors.
+    """Return the default number of threads: `E5ONNX_THREADS`, or else the number of available processors.
 
     Raises:
-        InputValueError: the environment variable is not a whole number from 1, or is far beyond the processors.
+        InputValueError: the variable is not a whole number from 1, or is far above the number of processors.
     """
     given = os.environ.get("E5ONNX_THREADS", "").strip()
     if not given:
         return available_processors()
     name = "the environment variable E5ONNX_THREADS"
     if not (given.isascii() and given.isdecimal() and given.strip("0")):
-        raise InputValueError(f"{name} must be a whole number from 1, is {given!r}")
+        raise InputValueError(f"{name} must be a whole number from 1, got {given!r}")
     return check_threads(int(given[:_LONGEST_NUMBER]), name)
 
 
 def check_threads(threads: int, name: str) -> int:
-    """Return a number of threads; raise :class:`InputValueError`, which names it, for one that makes no sense here."""
+    """Return a number of threads; raise :class:`InputValueError` if it is below 1 or far above the processors."""
     most = max(_ALWAYS_ALLOWED, _THREADS_PER_PROCESSOR * (os.cpu_count() or 1))
     if threads < 1:
         raise InputValueError(f"{name} must be at least 1, got {threads}")
     if threads > most:
         raise InputValueError(
-            f"{name} must be at most {most} on this host of {os.cpu_count()} processors, got {threads}"
+            f"{name} must be at most {most} on this host of {plural(os.cpu_count() or 1, 'processor')}, got {threads}"
         )
     return threads
 
 
-def whole_number(name: str, value: Any) -> int:
-    """Return an int of any library's, such as numpy's; raise :class:`InputTypeError`, which names it, for all else.
-
-    Example:
-        >>> whole_number("threads", 4)
-        4
-    """
-    if isinstance(value, bool):
-        raise InputTypeError(f"{name} must be a whole number, got {value}")
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise InputTypeError(f"{name} must be a whole number, got {value!r:.80}") from error
-
-
 def processors_for_threads(threads: int) -> list[int]:
-    """Return a processor for each thread, the caller's first, if they take all processors there are; otherwise [].
+    """Return a processor for each thread, the caller's first, if the threads need every processor; otherwise [].
 
-    Linux may wake a thread on the processor of who wakes it, where the two take turns for milliseconds while another
-    processor idles: after pauses of 30 ms a question took 7.7 ms instead of 3.5 on two processors. A process that has
-    processors to spare, or shares them by quota, is better placed by the system.
+    Linux may wake a thread on the processor of its waker, where the two take turns for milliseconds while another
+    processor idles: after a pause, a question then takes twice as long. A process with processors to spare, or with a
+    quota, is better placed by the system.
     """
     if not hasattr(os, "sched_getaffinity"):  # macOS, Windows
         return []
@@ -99,7 +82,7 @@ def processors_for_threads(threads: int) -> list[int]:
 
 @contextmanager
 def kept_on_processor(processor: int | None) -> Iterator[None]:
-    """Keep the calling thread on a processor meanwhile, one of :func:`processors_for_threads`; None for any."""
+    """Keep the calling thread on a processor of :func:`processors_for_threads`; None changes nothing."""
     if processor is None:
         yield
         return
@@ -118,7 +101,7 @@ def _affinity() -> int:
 
 
 def _cgroup_quota(root: Path) -> float | None:
-    """Return the tightest CPU quota in processors, or None where there is none.
+    """Return the tightest CPU quota in processors, or None if there is none.
 
     Formats: /proc/self/cgroup and /proc/self/mountinfo in cgroups(7) and proc(5); `cpu.max` in the kernel's
     Documentation/admin-guide/cgroup-v2.rst; `cpu.cfs_quota_us` in Documentation/scheduler/sched-bwc.rst.
@@ -132,7 +115,7 @@ def _cgroup_quota(root: Path) -> float | None:
 
 
 def _cpu_cgroup_folders(root: Path) -> list[tuple[Path, int]]:
-    """Return the folders of this process's CPU control group and of its ancestors, with the cgroup version."""
+    """Return the folders of this process's CPU control group and its ancestors, each with its cgroup version."""
     groups = {}  # version -> path of the group in its hierarchy
     for line in _read_lines(root / "proc/self/cgroup"):
         hierarchy, _, rest = line.partition(":")
@@ -160,9 +143,9 @@ def _cpu_cgroup_folders(root: Path) -> list[tuple[Path, int]]:
 
 
 def _lineage(mount_point: Path, mounted: str, group: str) -> list[Path]:
-    """Return the folder of `group` and its parents below a mount whose root shows the group `mounted`."""
+    """Return the folder of `group` and its parents, within a mount whose root is the group `mounted`."""
     path = PurePosixPath(group)
-    # Without a cgroup namespace a container sees the host's group path, while its mount starts at that very group.
+    # Without a cgroup namespace, a container sees the host's path of its group, but its mount starts at that group.
     inside = path.relative_to(mounted) if path.is_relative_to(mounted) else PurePosixPath()
     folder = mount_point.joinpath(*(part for part in inside.parts if part not in ("/", "..")))
     return [folder, *(parent for parent in folder.parents if parent.is_relative_to(mount_point))]
@@ -179,7 +162,7 @@ def _read_quota_v1(folder: Path) -> float | None:
 
 
 def _ratio(quota: str, period: str) -> float | None:
-    """Return quota / period; None for "max", -1 and anything else that is no limit."""
+    """Return quota / period; None for "max", -1 and anything else that is not a limit."""
     try:
         limit, span = int(quota), int(period)
     except ValueError:
@@ -190,5 +173,5 @@ def _ratio(quota: str, period: str) -> float | None:
 def _read_lines(path: Path) -> list[str]:
     try:
         return path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError):  # not Linux, or not readable here: no limit is known
+    except (OSError, UnicodeDecodeError):  # not Linux, or not readable: no known limit
         return []

@@ -1,4 +1,4 @@
-"""The encoder: text in, embeddings out. Puts tokenizer, batching and session together; each of them stands alone."""
+"""The encoder: text in, embeddings out. Combines tokenizer, batching and engine, each of which also works alone."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
+from operator import itemgetter
 from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .batching import pad_batch, plan_batches
-from .cpu import check_threads, default_threads, whole_number
-from .engine import Engine, OnnxRuntimeEngine, Output, Session
+from .checks import check_texts, iterate_texts, whole_number
+from .cpu import check_threads, default_threads
+from .engine import LoadedGraph, Output, engine_for
 from .errors import (
     InferenceError,
     InputTypeError,
@@ -24,26 +26,28 @@ from .errors import (
     ModelFolderError,
     TruncationWarning,
 )
-from .model_folder import Manifest, open_model
-from .tokenizer import PROMPT_NAMES, TokenizedText, Tokenizer, check_texts, iterate_texts
+from .manifest import Manifest
+from .model_folder import open_model
+from .similarity import similarity
+from .tokenizer import PROMPT_NAMES, TokenizedText, Tokenizer
 
 Precision = Literal["fp32", "int8", "bf16"]
 Provider = Literal["cpu", "openvino"]
 Embeddings = NDArray[np.float32]
 
 _WINDOW = 1024
-"""Texts that are read and tokenised before the model runs on them: enough to sort, few enough to hold in memory."""
+"""Texts that are tokenised before the model runs: enough to sort by length, few enough to hold in memory."""
 _WINDOW_CHARACTERS = 2**24
-"""Characters that are read at most, save those of the last text, in case the texts are long."""
+"""Characters after which no more texts are read before the model runs, in case the texts are long."""
 
 
 class Encoder:
-    """A model folder, loaded and ready to embed text. Threads may share it; it can be pickled and used after a fork.
+    """A loaded model that embeds text. Threads may share it; it can be pickled, and works after a fork.
 
     Attributes:
-        manifest: what the model folder says of itself.
+        manifest: the manifest of the model folder.
         tokenizer: the model's :class:`Tokenizer`.
-        precision: "fp32", "int8" or "bf16": what really runs, read back from the provider.
+        precision: the precision that really runs: "fp32", "int8" or "bf16".
         provider: "cpu" or "openvino".
         threads: number of threads that one call uses.
 
@@ -67,31 +71,30 @@ class Encoder:
         """Load an exported model.
 
         Args:
-            model: a model folder that `e5onnx export` wrote, or the hub id of one. Only a hub id ever downloads;
+            model: a model folder that `e5onnx export` wrote, or the hub id of one. Only a hub id downloads anything;
                 HF_HOME, HF_HUB_OFFLINE and HF_TOKEN apply.
-            precision: None for the provider's own choice. With "cpu": "fp32", the default, or "int8", the folder's
-                graph of that name. With "openvino": "bf16", the default where the processor has it, or "fp32".
+            precision: with "cpu": "fp32", the default, or "int8", if the folder has it. With "openvino": "bf16", the
+                default if the processor has it, or "fp32".
             provider: "cpu" for onnxruntime's own kernels; "openvino" for OpenVINO, which needs the extra `openvino`
                 and a folder with the portable graph.
-            threads: threads that one call uses; None for the environment variable E5ONNX_THREADS, or else for the
-                processors that are really available (affinity and control-group quotas).
-            compile_cache: folder where OpenVINO keeps the compiled graph, which halves the time to load; None to
-                write nothing.
+            threads: threads that one call uses. The default is the environment variable E5ONNX_THREADS, or else the
+                number of processors that are really available (affinity and control-group quotas).
+            compile_cache: folder where OpenVINO keeps the compiled graph, to load faster the next time.
             revision: branch, tag or commit of a hub id; None for the main branch.
-            local_files_only: take a hub id from the hub's cache, never from the network.
+            local_files_only: load a hub id from the hub's cache without using the network.
 
         Raises:
             ModelNotFoundError: there is no such folder or repository, or a file of it is missing.
-            ModelFolderError: a file of the folder is damaged or foreign.
+            ModelFolderError: a file of the folder is damaged, or does not belong to the model.
             ModelDownloadError: the hub could not be reached.
-            InputValueError: the folder has no graph of this precision or for this provider, the processor or the
-                provider does not know the precision, or `threads` (E5ONNX_THREADS) is below 1 or far beyond the
-                host's processors.
+            InputValueError: the folder has no graph for this precision or provider, the processor or provider does
+                not support the precision, or `threads` (E5ONNX_THREADS) is below 1 or far above the number of
+                processors.
             MissingDependencyError: the provider is not installed.
         """
         if threads is not None:
             threads = check_threads(whole_number("threads", threads), "threads")
-        load, given = _engine(provider, precision, compile_cache)
+        load, given = engine_for(provider, precision, compile_cache)
         folder = open_model(
             model, precision=given, provider=provider, revision=revision, local_files_only=local_files_only
         )
@@ -101,10 +104,10 @@ class Encoder:
         opened = partial(folder.graph, given, provider)
         with opened() as graph:
             self.tokenizer = Tokenizer(folder)
-            self._session = Session(
-                graph, dimension=folder.manifest.dimension, load=partial(load, threads=self.threads), reopened=opened
+            self._graph = LoadedGraph(
+                graph, dimension=folder.manifest.dimension, load=partial(load, threads=self.threads), reopen=opened
             )
-        self.precision = self._session.precision
+        self.precision = self._graph.precision
         self._pickled = (os.fspath(folder.path), precision, provider, threads, compile_cache, self.fingerprint)
         self._may_warn_of_prompts = all(
             any(folder.manifest.prompts.get(name) for name in PROMPT_NAMES[role]) for role in ("query", "document")
@@ -117,17 +120,17 @@ class Encoder:
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens of a text, special tokens included; longer texts are cut."""
+        """Most tokens of a text, special tokens included. Longer texts are cut."""
         return self.manifest.max_tokens
 
     @property
     def prompts(self) -> dict[str, str]:
-        """The text put before each input, by name of the prompt."""
+        """The model's prompts: the text put before each input, by name."""
         return dict(self.manifest.prompts)
 
     @property
     def fingerprint(self) -> str:
-        """Short hash over all that changes vectors. Vectors with different fingerprints must not be compared."""
+        """Short hash of everything that changes vectors. Do not compare vectors with different fingerprints."""
         return self.manifest.fingerprint(self.precision, self.provider)
 
     def encode(
@@ -141,32 +144,32 @@ class Encoder:
         normalize_embeddings: bool | None = None,
         truncate: Literal["warn", "error"] = "warn",
     ) -> Embeddings:
-        """Embed texts as they are given, or with a prompt that is named.
+        """Embed texts as they are, or with a prompt.
 
-        For retrieval with a model that knows prompts, :meth:`encode_query` and :meth:`encode_document` are easier.
+        For retrieval with a model that has prompts, use :meth:`encode_query` and :meth:`encode_document`.
 
         Args:
-            inputs: one text, or any iterable of texts. A generator is read as the vectors are made, not before.
-            prompt_name: name of one of the model's prompts, put before each text; see :meth:`Tokenizer.prompted` for
-                texts that start with it already.
-            prompt: the text of a prompt itself; wins over `prompt_name`. "" for none.
+            inputs: one text, or any iterable of texts. A generator is read while the model runs.
+            prompt_name: name of the model's prompt to put before each text; see :meth:`Tokenizer.prompted` for texts
+                that already start with it.
+            prompt: the text of a prompt, used instead of `prompt_name`; "" for none.
             batch_size: most texts in one run of the model. The results do not depend on it, and batches are cut to
                 the size that runs fastest anyway.
             show_progress_bar: show a tqdm bar that counts texts.
             normalize_embeddings: True for vectors of unit length, False for the pooled vectors before normalisation
-                (as features for a classifier), None for what the checkpoint does by itself.
-            truncate: "warn" cuts texts that are longer than the model's maximum and says so in a
-                :class:`TruncationWarning`; "error" refuses them.
+                (as features for a classifier), None for what the checkpoint itself does.
+            truncate: "warn" cuts texts that exceed the model's maximum and issues a :class:`TruncationWarning`;
+                "error" refuses them.
 
         Returns:
             Float32 array of shape `[dimension]` for a `str`, `[texts, dimension]` in input order for an iterable.
 
         Raises:
             InputTypeError: an input is not a str; the message names its position. A list or tuple is checked as a
-                whole before anything runs.
-            InputValueError: an input is not valid Unicode, or there is no prompt of that name.
-            TextTooLongError: `truncate="error"`, and a text is too long; or a text has a stretch of a million
-                characters without a space.
+                whole before the model runs.
+            InputValueError: an input is not valid Unicode, or the model has no prompt of that name.
+            TextTooLongError: a text is too long and `truncate` is "error", or a text has a million characters without
+                a space.
 
         Example:
             >>> encoder = Encoder("models/sample")
@@ -190,9 +193,9 @@ class Encoder:
         normalize_embeddings: bool | None = None,
         truncate: Literal["warn", "error"] = "warn",
     ) -> Embeddings:
-        """Embed texts that search, as :meth:`encode` does, with the model's prompt for queries ("query: " for E5).
+        """Embed queries: :meth:`encode` with the model's prompt for queries ("query: " for E5).
 
-        Also right for both sides of a symmetric task: similarity, paraphrases, clustering.
+        Use it also for both sides of a symmetric task: similarity, paraphrases, clustering.
 
         Example:
             >>> Encoder("models/sample").encode_query("how much protein should a female eat").shape
@@ -212,7 +215,7 @@ class Encoder:
         normalize_embeddings: bool | None = None,
         truncate: Literal["warn", "error"] = "warn",
     ) -> Embeddings:
-        """Embed texts that are searched, as :meth:`encode` does, with the prompt for documents ("passage: " for E5).
+        """Embed documents: :meth:`encode` with the model's prompt for documents ("passage: " for E5).
 
         Example:
             >>> Encoder("models/sample").encode_document(["a first passage", "a second one"]).shape
@@ -224,7 +227,7 @@ class Encoder:
     def encode_tokenized(
         self, texts: Sequence[TokenizedText], *, normalize_embeddings: bool | None = None
     ) -> Embeddings:
-        """Embed texts that :meth:`Tokenizer.tokenize` prepared: for servers, which count and schedule in between.
+        """Embed the output of :meth:`Tokenizer.tokenize`, for servers that count tokens before they schedule a run.
 
         Args:
             texts: token ids, prompts included.
@@ -251,35 +254,28 @@ class Encoder:
         return embeddings
 
     def similarity(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> Embeddings:
-        """Compare every vector of the first array with every one of the second.
+        """Compare every vector of the first array with every vector of the second.
 
-        The result is their cosine, or their dot product where the checkpoint asks for it (`similarity_fn_name` in the
+        The score is the cosine, or the dot product if the checkpoint asks for it (`similarity_fn_name` in the
         manifest).
 
         Args:
-            embeddings1: `[n, dimension]`, or one vector `[dimension]`. Of any length: unit length is not needed.
+            embeddings1: `[n, dimension]`, or one vector `[dimension]`. Vectors need not have unit length.
             embeddings2: `[m, dimension]`, or one vector.
 
         Returns:
-            Float32 array `[n, m]`. Cosines lie between -1 and 1, and are 0 for a vector of length zero.
+            Float32 array `[n, m]`. Cosines lie between -1 and 1, and are 0 for a vector of zeros.
 
         Raises:
             InputTypeError: an array does not hold numbers.
-            InputValueError: the arrays are not of vectors with the same dimension, or hold NaN or infinity.
+            InputValueError: the vectors differ in dimension, or hold NaN or infinity.
 
         Example:
             >>> encoder = Encoder("models/sample")
             >>> encoder.similarity([[3.0, 4.0]], [[6.0, 8.0], [-4.0, 3.0]]).round(6).tolist()
             [[1.0, 0.0]]
         """
-        first, second = _vectors("embeddings1", embeddings1), _vectors("embeddings2", embeddings2)
-        if first.shape[1] != second.shape[1]:
-            raise InputValueError(f"cannot compare arrays of shapes {first.shape} and {second.shape}")
-        if self.manifest.similarity_fn_name == "dot":
-            scores = first @ second.T
-        else:
-            scores = np.clip(_unit_length(first) @ _unit_length(second).T, -1, 1)
-        return scores.astype(np.float32, copy=False)
+        return similarity(embeddings1, embeddings2, self.manifest.similarity_fn_name)
 
     @overload
     def count_tokens(  # type: ignore[overload-overlap]  # a str is an iterable of str, and comes first
@@ -301,12 +297,23 @@ class Encoder:
         return self.tokenizer.count_tokens(inputs, prompt_name=prompt_name, prompt=prompt)
 
     def warmup(self) -> None:
-        """Run the model once, so that the first real call does not pay for memory that is allocated on first use.
+        """Run the model once, so that memory is allocated before the first real call.
 
         Example:
             >>> Encoder("models/sample").warmup()
         """
         self._encode("warm", "", False, None, False, None, "warn")
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that load this model in another process, except `threads`.
+
+        Example:
+            >>> encoder = Encoder("models/sample")
+            >>> Encoder(**encoder.arguments(), threads=1).fingerprint == encoder.fingerprint
+            True
+        """
+        path, precision, provider, _, compile_cache, _ = self._pickled
+        return {"model": path, "precision": precision, "provider": provider, "compile_cache": compile_cache}
 
     def _encode(
         self,
@@ -332,19 +339,22 @@ class Encoder:
 
         embeddings: Embeddings = np.empty((len(texts) if isinstance(texts, Sized) else 0, self.dimension), np.float32)
         start = 0
-        truncation = _Truncation(self.tokenizer, refuse=truncate == "error")
+        cut: list[tuple[int, int]] = []
         with _progress_bar(show_progress_bar, texts) as advance:
             for window in _windows(texts):
                 tokenized = self.tokenizer.tokenize(window, prefix, start=start)
                 if warn_of_prompts:
                     self._warn_of_missing_prompt(window)
-                truncation.note(tokenized, start)
+                cut += self._cut_texts(tokenized, start, truncate)
                 end = start + len(window)
-                if end > len(embeddings):  # the number of texts was not known
+                if end > len(embeddings):  # the number of texts is not known
                     embeddings.resize((max(end, len(embeddings) * 3 // 2), self.dimension), refcheck=False)
                 self._run(tokenized, embeddings[start:end], output, batch_size, advance)
                 start = end
-        truncation.warn(texts=start)
+        if cut:
+            tokens, position = max(cut, key=itemgetter(0))
+            warning = TruncationWarning(len(cut), start, tokens, position, self.max_tokens)
+            warnings.warn(warning, stacklevel=3)  # the caller of encode
         if start != len(embeddings):
             embeddings.resize((start, self.dimension), refcheck=False)
         return embeddings[0] if single else embeddings
@@ -357,14 +367,24 @@ class Encoder:
         batch_size: int | None = None,
         advance: Callable[[int], object] = lambda texts: None,
     ) -> None:
-        """Fill `embeddings` with the vectors of texts."""
+        """Fill `embeddings` with the vectors of the texts."""
         for rows in plan_batches([len(text.ids) for text in tokenized], max_texts=batch_size):
             input_ids, attention_mask = pad_batch([tokenized[row].ids for row in rows])
-            vectors = self._session.run(input_ids, attention_mask, output)
+            vectors = self._graph.run(input_ids, attention_mask, output)
             if not np.isfinite(vectors).all():
                 raise InferenceError(f"the model gives NaN or infinity for token ids of shape {input_ids.shape}")
             embeddings[rows] = vectors
             advance(len(rows))
+
+    def _cut_texts(self, texts: Sequence[TokenizedText], start: int, truncate: str) -> list[tuple[int, int]]:
+        """Return the number of tokens and the position of each text that was cut, or refuse the first."""
+        cut = []
+        for position, text in enumerate(texts, start):
+            if truncate == "error":
+                self.tokenizer.check_length(text, f"the text at position {position}", 'truncate="warn"')
+            elif text.is_cut:
+                cut.append((text.tokens, position))
+        return cut
 
     def _output(self, normalize: bool | None) -> Output:
         if normalize is None:
@@ -372,27 +392,16 @@ class Encoder:
         return "sentence_embedding" if normalize else "pooled_embedding"
 
     def _warn_of_missing_prompt(self, texts: Sequence[str]) -> None:
-        """Warn once of a text without prompt, if this model was trained with one on every text."""
+        """Warn once about a text without a prompt, if the model was trained with a prompt on every text."""
         prompts = [prompt for prompt in self.manifest.prompts.values() if prompt]
         if self._may_warn_of_prompts and not all(text.startswith(tuple(prompts)) for text in texts):
             self._may_warn_of_prompts = False
             warnings.warn(
-                f"encode() got texts that start with none of {', '.join(map(repr, prompts))}, with which this model "
-                'was trained. Use encode_query and encode_document, or pass prompt="" to embed texts as they are.',
+                f"encode() got texts that do not start with {' or '.join(map(repr, prompts))}; the model was trained "
+                'with these prompts. Use encode_query or encode_document, or pass prompt="" to embed texts as is.',
                 MissingPromptWarning,
                 stacklevel=4,  # the caller of encode
             )
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments that load this model in another process, save `threads`.
-
-        Example:
-            >>> encoder = Encoder("models/sample")
-            >>> Encoder(**encoder.arguments(), threads=1).fingerprint == encoder.fingerprint
-            True
-        """
-        path, precision, provider, _, compile_cache, _ = self._pickled
-        return {"model": path, "precision": precision, "provider": provider, "compile_cache": compile_cache}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickle, self._pickled
@@ -400,60 +409,8 @@ class Encoder:
     def __repr__(self) -> str:
         return (
             f"Encoder({self._pickled[0]!r}, precision={self.precision!r}, provider={self.provider!r}, "
-            f"threads={self.threads}): "
-            f"dimension {self.dimension}, at most {self.max_tokens} tokens"
+            f"threads={self.threads}): dimension {self.dimension}, at most {self.max_tokens} tokens"
         )
-
-
-def _engine(
-    provider: str, precision: str | None, compile_cache: str | os.PathLike[str] | None
-) -> tuple[Callable[..., Engine], str | None]:
-    """Return what loads a provider's engine, and the precision it is asked for."""
-    if provider == "cpu":
-        if precision == "bf16":
-            raise InputValueError('bf16 needs provider="openvino": onnxruntime\'s own kernels do not have it')
-        if compile_cache is not None:
-            raise InputValueError('compile_cache is for provider="openvino": onnxruntime compiles nothing')
-        given = precision or "fp32"
-        return partial(OnnxRuntimeEngine, precision=given), given
-    if provider != "openvino":
-        raise InputValueError(f"provider must be 'cpu' or 'openvino', got {provider!r}")
-    if compile_cache is not None and not isinstance(compile_cache, (str, os.PathLike)):
-        raise InputTypeError(f"compile_cache is a folder, got {type(compile_cache).__name__}")
-    if precision not in ("bf16", "fp32", None):
-        raise InputValueError(f"provider='openvino' runs 'bf16' or 'fp32', not {precision!r}")
-    from .openvino_engine import OpenVinoEngine
-
-    return partial(OpenVinoEngine, precision=precision, compile_cache=compile_cache), precision
-
-
-class _Truncation:
-    """Counts the texts that were too long."""
-
-    def __init__(self, tokenizer: Tokenizer, *, refuse: bool) -> None:
-        self._tokenizer = tokenizer
-        self._refuse = refuse
-        self._truncated = 0
-        self._longest = self._longest_position = 0
-
-    def note(self, texts: Iterable[TokenizedText], start: int) -> None:
-        for position, text in enumerate(texts, start):
-            if not text.is_cut:
-                continue
-            if self._refuse:
-                self._tokenizer.check_length(text, f"the text at position {position}", 'truncate="warn"')
-            self._truncated += 1
-            if text.tokens > self._longest:
-                self._longest, self._longest_position = text.tokens, position
-
-    def warn(self, texts: int) -> None:
-        if self._truncated:
-            warnings.warn(
-                TruncationWarning(
-                    self._truncated, texts, self._longest, self._longest_position, self._tokenizer.max_tokens
-                ),
-                stacklevel=4,  # the caller of encode
-            )
 
 
 def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -461,7 +418,7 @@ def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
     characters = 0
     for text in texts:
         window.append(text)
-        characters += len(text) if isinstance(text, str) else 0  # what is not is refused later
+        characters += len(text) if isinstance(text, str) else 0  # anything else is refused later
         if len(window) == _WINDOW or characters > _WINDOW_CHARACTERS:
             yield window
             window, characters = [], 0
@@ -471,7 +428,7 @@ def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
 
 @contextmanager
 def _progress_bar(show: bool, texts: Iterable[str]) -> Iterator[Callable[[int], object]]:
-    """Yield a function that is told how many more texts are done."""
+    """Yield a function to call with the number of texts done since the last call."""
     if not show:
         yield lambda texts: None
         return
@@ -482,30 +439,6 @@ def _progress_bar(show: bool, texts: Iterable[str]) -> Iterator[Callable[[int], 
     total = len(texts) if isinstance(texts, Sized) else None
     with tqdm(total=total, desc="Encoding", unit="text") as bar:
         yield bar.update
-
-
-def _vectors(name: str, given: ArrayLike) -> NDArray[np.floating[Any]]:
-    """Return what a caller compares as floats, float32 or wider, `[vectors, dimension]`."""
-    try:
-        array = np.asarray(given)
-    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor of torch that needs its gradient
-        raise InputTypeError(f"{name} must be an array of numbers: {error}") from error
-    if array.dtype.kind not in "biuf":
-        raise InputTypeError(f"{name} must be an array of numbers, got one of {array.dtype}")
-    vectors = np.atleast_2d(array.astype(np.result_type(array.dtype, np.float32), copy=False))
-    if vectors.ndim != 2 or vectors.shape[1] == 0:
-        raise InputValueError(f"{name} must be one vector or a matrix of them, got shape {array.shape}")
-    if not np.isfinite(vectors).all():
-        row = int(np.argmin(np.isfinite(vectors).all(axis=1)))
-        raise InputValueError(f"{name} holds NaN or infinity in row {row}")
-    return vectors
-
-
-def _unit_length(vectors: NDArray[np.floating[Any]]) -> Embeddings:
-    largest = np.abs(vectors).max(axis=1, initial=0, keepdims=True)  # squares of what is far from 1 are 0 or infinite
-    scaled = (vectors / np.where(largest == 0, 1, largest)).astype(np.float64)
-    unit: Embeddings = (scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1)).astype(np.float32)
-    return unit
 
 
 def _unpickle(
@@ -519,7 +452,7 @@ def _unpickle(
     encoder = Encoder(path, precision=precision, provider=provider, threads=threads, compile_cache=compile_cache)
     if encoder.fingerprint != fingerprint:
         raise ModelFolderError(
-            f"{path} holds another model than when this encoder was pickled: its fingerprint is {encoder.fingerprint}, "
-            f"expected {fingerprint}. Load it anew with Encoder({path!r})"
+            f"{path} changed after this encoder was pickled: its fingerprint is {encoder.fingerprint}, expected "
+            f"{fingerprint}. Load it again with Encoder({path!r})"
         )
     return encoder

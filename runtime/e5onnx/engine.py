@@ -1,6 +1,6 @@
-"""A loaded graph: the onnxruntime session and its options, the graph's contract, and an engine's life across forks.
+"""A loaded graph: which engine runs it, its inputs and outputs, onnxruntime's options, and what a fork does to it.
 
-Knows token ids and vectors, not texts.
+Handles token ids and vectors, not texts.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -20,14 +21,14 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from .cpu import processors_for_threads
-from .errors import InferenceError, ModelFolderError
+from .errors import InferenceError, InputTypeError, InputValueError, ModelFolderError
 from .model_folder import OpenedGraph
 
 Output = Literal["sentence_embedding", "pooled_embedding"]
 
 _INPUTS = dict.fromkeys(("input_ids", "attention_mask"), ("tensor(int64)", ["any", "any"]))
 _OUTPUTS = ("sentence_embedding", "pooled_embedding")
-# Its own share no base but Exception. A message with a damaged name in it becomes a UnicodeDecodeError.
+# onnxruntime's own errors share no base but Exception. A damaged name in a message raises UnicodeDecodeError.
 _ORT_ERRORS: tuple[type[Exception], ...] = (
     *(error for error in vars(ort_errors).values() if isinstance(error, type) and issubclass(error, Exception)),
     ValueError,
@@ -37,7 +38,13 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (
 
 
 class Engine(Protocol):
-    """A program that has loaded a graph and runs it, from several threads at a time."""
+    """A runtime with a graph loaded. Several threads may run it at the same time.
+
+    Attributes:
+        precision: the precision that really runs.
+        inputs: type and shape of each input, as onnxruntime names them; "any" for a dynamic axis.
+        outputs: the same for the outputs.
+    """
 
     precision: str
     inputs: dict[str, tuple[str, list[int | str]]]
@@ -49,8 +56,30 @@ class Engine(Protocol):
         """Return one output for token ids and mask `[batch, sequence]`; raise :class:`InferenceError`."""
 
 
-class Session:
-    """A graph that maps token ids to embeddings, ready to run. Threads may share it, and it works after a fork."""
+def engine_for(
+    provider: str, precision: str | None, compile_cache: str | os.PathLike[str] | None
+) -> tuple[Callable[..., Engine], str | None]:
+    """Return a function that loads a provider's engine, and the precision to ask of the folder; see `Encoder`."""
+    if provider == "cpu":
+        if precision == "bf16":
+            raise InputValueError("bf16 needs provider openvino: onnxruntime's own kernels do not have it")
+        if compile_cache is not None:
+            raise InputValueError("a compile cache needs provider openvino: onnxruntime does not compile")
+        given = precision or "fp32"
+        return partial(OnnxRuntimeEngine, precision=given), given
+    if provider != "openvino":
+        raise InputValueError(f"provider must be 'cpu' or 'openvino', got {provider!r}")
+    if compile_cache is not None and not isinstance(compile_cache, (str, os.PathLike)):
+        raise InputTypeError(f"compile_cache must be a folder, got {type(compile_cache).__name__}")
+    if precision not in ("bf16", "fp32", None):
+        raise InputValueError(f"provider openvino runs bf16 or fp32, not {precision}")
+    from .openvino_engine import OpenVinoEngine
+
+    return partial(OpenVinoEngine, precision=precision, compile_cache=compile_cache), precision
+
+
+class LoadedGraph:
+    """A graph that maps token ids to embeddings. Threads may share it, and it works after a fork."""
 
     def __init__(
         self,
@@ -58,27 +87,27 @@ class Session:
         *,
         dimension: int,
         load: Callable[[Path], Engine],
-        reopened: Callable[[], AbstractContextManager[OpenedGraph]] | None = None,
+        reopen: Callable[[], AbstractContextManager[OpenedGraph]] | None = None,
     ) -> None:
         """Load a graph into an engine and check its inputs and outputs.
 
         Args:
-            graph: the graph.
-            dimension: that its vectors must have.
+            graph: the files of the graph.
+            dimension: the dimension that its vectors must have.
             load: loads a graph into an engine.
-            reopened: opens the graph again after a fork, and checks that its files are the same.
+            reopen: opens the files again after a fork, and checks that they have not changed.
 
         Raises:
-            ModelFolderError: the file is no ONNX graph, or not one with the inputs and outputs of a model folder.
+            ModelFolderError: the file is not an ONNX graph, or its inputs and outputs are not those of a model folder.
         """
         self._graph = graph
         self._dimension = dimension
         self._load = load
-        self._reopened = reopened or (lambda: nullcontext(graph))
+        self._reopen = reopen or (lambda: nullcontext(graph))
         self._lock = threading.Lock()
-        self._engine: Engine | None = self._loaded(graph)
+        self._engine: Engine | None = self._load_checked(graph)
         self.precision = self._engine.precision
-        _sessions.add(self)
+        _loaded_graphs.add(self)
 
     def run(
         self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], output: Output = "sentence_embedding"
@@ -86,16 +115,16 @@ class Session:
         """Return the embeddings `[batch, dimension]` of token ids `[batch, sequence]`.
 
         Raises:
-            InferenceError: the engine failed, for instance for lack of memory.
-            ModelFolderError: the weights were overwritten, or this is the first run after a fork, and a file of the
-                model has changed.
+            InferenceError: the engine failed, for example because memory ran out.
+            ModelFolderError: the weights were overwritten, or a file of the model changed before the first run after a
+                fork.
         """
         engine = self._engine or self._reload()
         result = engine.run(input_ids, attention_mask, output)
-        self._graph.check()  # afterwards, so that it holds for all of the run
+        self._graph.check()  # afterwards, to cover the whole run
         return result
 
-    def _loaded(self, graph: OpenedGraph) -> Engine:
+    def _load_checked(self, graph: OpenedGraph) -> Engine:
         engine = self._load(graph.path)
         vectors = ("tensor(float)", ["any", self._dimension])
         if engine.inputs != _INPUTS or engine.outputs != dict.fromkeys(_OUTPUTS, vectors):
@@ -108,15 +137,15 @@ class Session:
     def _reload(self) -> Engine:
         with self._lock:
             if self._engine is None:
-                with self._reopened() as graph:
-                    engine = self._loaded(graph)
-                self._graph, self._engine = graph, engine  # only now: the context may raise at its end
+                with self._reopen() as graph:
+                    engine = self._load_checked(graph)
+                self._graph, self._engine = graph, engine  # only now: leaving the context may raise
             return self._engine
 
     def _after_fork(self) -> None:
-        """Forget the parent's engine, whose threads do not exist in this process; the next run loads a new one.
+        """Drop the parent's engine, whose threads do not exist in this process; the next run loads a new one.
 
-        The old one must stay alive for ever, since its destructor waits for its threads to end.
+        The old engine must never be freed: its destructor would wait for its threads to end.
         """
         self._lock = threading.Lock()
         if self._engine is not None:
@@ -128,7 +157,7 @@ class OnnxRuntimeEngine:
     """onnxruntime's CPU provider. See :class:`Engine`."""
 
     def __init__(self, path: Path, *, threads: int, precision: str) -> None:
-        """Load the graph at `path`, which holds weights of that precision; raise :class:`ModelFolderError`."""
+        """Load the graph at `path`, whose weights have that precision; raise :class:`ModelFolderError` on failure."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -137,17 +166,17 @@ class OnnxRuntimeEngine:
             options.add_session_config_entry("session.intra_op_thread_affinities", numbers)
         # The graph is final: optimising it again would bring back operators that are slow on a CPU.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        # Batches have hundreds of shapes, and a memory pattern would be kept for each.
+        # Batches have hundreds of shapes, and onnxruntime would keep a memory pattern for each.
         options.enable_mem_pattern = False
-        # Threads spin while a run lasts, not after it: a waiting host is idle.
+        # Threads spin only during a run, so that a waiting host is idle.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.log_severity_level = 4  # errors are raised, not printed, and warnings here are for graph authors
+        options.log_severity_level = 4  # errors are raised anyway, and warnings are for authors of graphs
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path),
                 options,
                 providers=["CPUExecutionProvider"],
-                enable_fallback=0,  # it would print, and try the same again
+                enable_fallback=0,  # it would print, and try again in the same way
             )
         except _ORT_ERRORS as error:
             raise ModelFolderError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}") from error
@@ -168,16 +197,16 @@ class OnnxRuntimeEngine:
 
 
 def _shape(value: onnxruntime.NodeArg) -> list[int | str]:
-    """Return the shape of an input or output, "any" for an axis that is not fixed."""
+    """Return the shape of an input or output, with "any" for a dynamic axis."""
     return [axis if isinstance(axis, int) else "any" for axis in value.shape]
 
 
-_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+_loaded_graphs: weakref.WeakSet[LoadedGraph] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    for session in list(_sessions):
-        session._after_fork()
+    for graph in list(_loaded_graphs):
+        graph._after_fork()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork

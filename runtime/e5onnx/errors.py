@@ -1,109 +1,103 @@
 """Every error and warning of the package.
 
-One base, :class:`E5OnnxError`; each error is also the built-in type that fits it, so `except ValueError` and
-`except E5OnnxError` both work. Messages say what is wrong, where, and what to do.
+Each error is an :class:`E5OnnxError` and also the built-in type that fits, so `except E5OnnxError` and
+`except ValueError` both work. A message says what is wrong, where, and what to do about it.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-_MOST_SHOWN = 80
-"""Characters of a request that a message repeats."""
+MOST_SHOWN = 80
+"""Characters of a request that a message quotes at most."""
 
 
 class E5OnnxError(Exception):
-    """Base of all errors that e5onnx raises on purpose."""
+    """Base of all errors that e5onnx raises."""
 
 
 class ModelNotFoundError(E5OnnxError, FileNotFoundError):
-    """No model folder, no such hub repository, or a file of the model is missing."""
+    """There is no such model folder or hub repository, or a file of the model is missing."""
 
 
 class ModelFolderError(E5OnnxError, ValueError):
-    """The model folder is there, but a file in it is damaged, foreign or too new."""
+    """A file of the model folder is damaged, does not belong to the model, or is too new."""
 
 
 class ModelDownloadError(E5OnnxError, ConnectionError):
-    """The hub could not be reached or refused, and the model is not in the local cache."""
+    """The hub is unreachable or refused the download, and the model is not in the local cache."""
 
 
 class InputTypeError(E5OnnxError, TypeError):
-    """An argument or a text has the wrong type; the message names its position."""
+    """An argument or a text has the wrong type; the message names it or its position."""
 
 
 class InputValueError(E5OnnxError, ValueError):
-    """An argument or a text has the right type and an impossible value; the message names its position."""
+    """An argument or a text has the right type but an impossible value; the message names it or its position."""
 
 
 class TextTooLongError(InputValueError):
-    """A text is too long: for the model where `truncate="error"` was given, or for the tokenizer."""
+    """A text exceeds the model's maximum and `truncate` is "error", or it is too long to tokenise."""
 
 
 class InferenceError(E5OnnxError, RuntimeError):
-    """The engine, onnxruntime or OpenVINO, failed while it ran the graph."""
+    """onnxruntime or OpenVINO failed to run the graph, or the vectors are not finite."""
 
 
 class MissingDependencyError(E5OnnxError, ImportError):
-    """A feature needs a package that is not installed; the message holds the install command."""
+    """A feature needs a package that is not installed; the message gives the command to install it."""
 
 
 class CheckpointError(E5OnnxError, ValueError):
-    """The checkpoint is damaged, or asks for something that the exported graph could not do."""
+    """The checkpoint is damaged, or needs something that the exported graph cannot do."""
 
 
 class ParityError(E5OnnxError, RuntimeError):
-    """The exported graph does not give the checkpoint's vectors."""
+    """The vectors of the exported graph differ from the checkpoint's."""
 
 
 class RequestError(InputValueError):
-    """A request that cannot be answered as it is.
+    """A request is wrong.
 
     Attributes:
-        status: the HTTP status that fits.
-        param: the key of the request that is wrong, if it is one.
-        code: a word for programs, as OpenAI has them for some errors.
+        status: the HTTP status of the reply.
+        param: the key of the request that is wrong, if any.
+        code: OpenAI's code for the error, if it has one.
     """
 
     def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.status = status
-        self.param = None if param is None else param[:_MOST_SHOWN].encode(errors="backslashreplace").decode()
+        self.param = None if param is None else param[:MOST_SHOWN].encode(errors="backslashreplace").decode()
         self.code = code
 
     def body(self) -> dict[str, Any]:
-        """Return the body of the reply, in OpenAI's shape.
+        """Return the body of the reply, in OpenAI's format.
 
         Example:
             >>> RequestError("no texts", param="input").body()["error"]["type"]
             'invalid_request_error'
         """
         kind = "rate_limit_error" if self.status == 429 else "invalid_request_error"
-        return {
-            "error": {
-                "message": str(self),
-                "type": "server_error" if self.status >= 500 else kind,
-                "param": self.param,
-                "code": self.code,
-            }
-        }
+        kind = "server_error" if self.status >= 500 else kind
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
 class QueueFullError(E5OnnxError, RuntimeError):
-    """Too much is waiting already.
+    """The server's queue is full.
 
     Attributes:
-        retry_after: seconds until some of what waits now will have been run, at the speed of late.
+        retry_after: estimated seconds until the queue has room.
     """
 
     def __init__(self, requests: int, tokens: int, retry_after: float) -> None:
-        waiting = f"{requests:,} requests with {tokens:,} tokens are waiting already"
-        super().__init__(f"{waiting}; try again in {retry_after:.0f} s")
+        waiting = f"{plural(requests, 'request')} with {plural(tokens, 'token')} {'is' if requests == 1 else 'are'}"
+        super().__init__(f"{waiting} waiting already; try again in {retry_after:.0f} s")
         self.retry_after = retry_after
 
 
 class AddressError(E5OnnxError, OSError):
-    """The server cannot listen where it was told to."""
+    """The server cannot listen on the given host and port."""
 
 
 class RowError(InputValueError):
@@ -111,11 +105,11 @@ class RowError(InputValueError):
 
 
 class JobChangedError(InputValueError):
-    """The output folder holds parts of other input, another model or other options."""
+    """The output folder holds parts made from other input, with another model or with other options."""
 
 
 class JobRunningError(E5OnnxError, OSError):
-    """Another process writes into the output folder."""
+    """Another process is writing to the output folder."""
 
 
 class JobLockError(E5OnnxError, OSError):
@@ -127,7 +121,7 @@ class ClusterError(E5OnnxError, RuntimeError):
 
 
 class MissingPromptWarning(UserWarning):
-    """Texts without a prompt went to a model that was trained with one on every text."""
+    """Texts have no prompt, but the model was trained with a prompt on every text."""
 
 
 class TruncationWarning(UserWarning):
@@ -137,7 +131,7 @@ class TruncationWarning(UserWarning):
         truncated: number of texts that were cut.
         texts: number of texts in the call.
         longest: number of tokens of the longest text, special tokens included.
-        longest_position: its position among the texts of the call, from 0.
+        longest_position: position of the longest text in the call, from 0.
         max_tokens: the model's maximum, special tokens included.
     """
 
@@ -150,12 +144,25 @@ class TruncationWarning(UserWarning):
         self.max_tokens = max_tokens
 
     def __str__(self) -> str:
+        return f'{self.summary()}. Split long texts (count_tokens helps), or pass truncate="error" to refuse them.'
+
+    def summary(self) -> str:
+        """Return what happened, without advice on arguments."""
         return (
-            f"{self.truncated} of {self.texts} texts were longer than the model's {self.max_tokens} tokens and were "
-            f"cut; the longest, at position {self.longest_position}, has {self.longest} tokens. "
-            'Split long texts before encoding (count_tokens helps), or pass truncate="error" to refuse them.'
+            f"cut {self.truncated:,} of {plural(self.texts, 'text')} to the model's {self.max_tokens} tokens; "
+            f"the longest, at position {self.longest_position}, has {self.longest} tokens"
         )
 
 
 class IgnoredFilesWarning(UserWarning):
-    """Files of an input folder were ignored, as their names do not say a format."""
+    """Files in an input folder were ignored because their names do not tell their format."""
+
+
+def plural(number: int, noun: str) -> str:
+    """Return a number with its noun, for messages.
+
+    Example:
+        >>> plural(1, "row"), plural(2000, "row")
+        ('1 row', '2,000 rows')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""What this machine is and has, and which provider and precision suit it. Knows no model."""
+"""What this machine has, and which provider and precision suit it. Loads no model and measures nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .cpu import available_processors
 
-# Flags of /proc/cpuinfo that decide which kernels run: int8 dot products, bfloat16, matrix units; x86, then ARM.
+# Flags of /proc/cpuinfo that decide which kernels run: int8 dot products, bfloat16 and matrix units, on x86 and ARM.
 _X86 = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 _ARM = ("asimd", "asimddp", "i8mm", "bf16", "sve")
 _INT8_PRODUCTS = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}
@@ -19,10 +19,13 @@ _PACKAGES = {"cpu": "onnxruntime", "openvino": "openvino"}
 
 @dataclass(frozen=True)
 class Host:
-    """A machine: processor, processors that this process may use, instruction sets, and packages by provider.
+    """A machine.
 
-    `instructions` has those of the names in /proc/cpuinfo that matter for embeddings, and is None where there is no
-    such file (macOS, Windows). The package of a provider, with its version, is None where it is not installed.
+    Attributes:
+        processors: number of processors that this process may use.
+        instructions: the instruction sets in /proc/cpuinfo that matter for embeddings; None if there is no such file
+            (macOS, Windows).
+        providers: the package of each provider with its version, None if it is not installed.
     """
 
     processor: str
@@ -33,10 +36,10 @@ class Host:
 
 
 def describe_host(cpuinfo: Path = Path("/proc/cpuinfo")) -> Host:
-    """Look at this machine; import nothing for it.
+    """Describe this machine without importing a provider.
 
     Args:
-        cpuinfo: where Linux describes the processors; another file lets a recorded one be read.
+        cpuinfo: where Linux describes the processors; tests pass a recorded file.
 
     Example:
         >>> describe_host().processors >= 1
@@ -63,27 +66,25 @@ def describe_host(cpuinfo: Path = Path("/proc/cpuinfo")) -> Host:
 
 
 def recommendations(host: Host) -> dict[str, str]:
-    """Return what to pass to `Encoder` for "latency", "throughput" and "exactness", and the measurement behind it.
-
-    Figures are of E5-small's shape on two threads: benchmarks/README.md.
+    """Return the precision or provider that suits "latency", "throughput" and "exactness", and why.
 
     Example:
         >>> sorted(recommendations(describe_host()))
         ['exactness', 'latency', 'throughput']
     """
     instructions = set(host.instructions or ())
-    int8 = 'precision="int8"'
-    unmeasured = ""
-    if not instructions & _INT8_PRODUCTS:
-        unmeasured = "; measured with AVX512-VNNI, not on a processor without int8 dot products"
-    throughput = f"{int8}: 109 passages/s against 82 of bf16 by OpenVINO and 43 of fp32{unmeasured}"
+    if instructions & _INT8_PRODUCTS:
+        int8 = "precision int8: this processor has instructions for int8 dot products"
+    else:
+        int8 = "precision int8, but compare it with fp32: no instructions for int8 dot products are known here"
+    throughput = int8
     if "amx_bf16" in instructions:
-        install = "" if host.providers["openvino"] else ", pip install 'e5onnx[openvino]'"
-        throughput = f'provider="openvino"{install}: bf16 on AMX, in prototypes 207 passages/s against 180 of int8'
+        install = "" if host.providers["openvino"] else " (pip install 'e5onnx[openvino]')"
+        throughput = f"provider openvino{install}: it computes in bf16 on the matrix units (AMX) of this processor"
     return {
-        "latency": f"{int8}: 4.0 ms a question against 6.7 of fp32{unmeasured}",
+        "latency": int8,
         "throughput": throughput,
-        "exactness": 'precision="fp32": the vectors of the checkpoint to 1e-5, whatever is in the batch',
+        "exactness": "precision fp32: the checkpoint's vectors except for rounding, whatever else is in the batch",
     }
 
 

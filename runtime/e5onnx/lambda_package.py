@@ -1,6 +1,6 @@
-"""The deployment zip of an AWS Lambda function: the runtime, its three dependencies and one graph of a model.
+"""The deployment zip of an AWS Lambda function: the handler, its three dependencies and one graph of a model.
 
-Nothing is sent anywhere but pip's own downloads. The zip does not depend on when or where it was made.
+Only pip uses the network, to download the dependencies. Deploys nothing. The same input gives the same zip.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Literal
 
 from .atomic import written_whole
 from .errors import E5OnnxError, InputValueError, MissingDependencyError
-from .model_folder import MANIFEST, ModelFolder, open_model
+from .manifest import MANIFEST
+from .model_folder import ModelFolder, open_model
 
 UNUSED = (
     "bin",
@@ -34,10 +35,11 @@ UNUSED = (
     "onnxruntime/transformers",
     "**/__pycache__",
 )
-"""What of the dependencies inference does not import, as patterns of paths."""
-
+"""Patterns of the dependencies' paths that inference does not import."""
+_UNUSED_MODULES = {"__main__", "atomic", "cli", "host", "lambda_package", "openvino_engine", "terminal"}
+"""Modules of e5onnx that the handler does not import."""
 _LAMBDA_PYTHONS = ("3.12", "3.13", "3.14")
-"""Lambda's Python runtimes on Amazon Linux 2023. The earlier ones have a C library too old for onnxruntime's wheels."""
+"""Lambda's Python runtimes on Amazon Linux 2023. Earlier ones have a C library too old for onnxruntime's wheels."""
 _DEPENDENCIES = ("numpy", "onnxruntime", "tokenizers")
 _GLIBC = range(34, 16, -1)  # Amazon Linux 2023 has 2.34
 _LARGEST = 250 * 2**20
@@ -57,27 +59,26 @@ def pack_lambda(
 ) -> Path:
     """Write a zip to deploy on AWS Lambda, with `e5onnx.aws_lambda.handler` as its handler.
 
-    The dependencies are installed by pip in the versions that are installed here, for Lambda's Linux whatever this
-    system is. Byte code is added if this Python is the one of the function: without it every start of a container
-    compiles the sources.
+    pip installs the dependencies for Lambda's Linux, in the versions installed here. If the function's Python is the
+    one running now, the zip holds byte code too; without it, every start of a container compiles the sources.
 
     Args:
         model: a model folder or hub id.
-        output: the zip to write; replaced if it is there.
-        precision: of the graph to pack.
-        python: the function's version of Python, such as "3.13"; None for this Python's if Lambda has it, else "3.13".
+        output: the zip to write; an existing file is replaced.
+        precision: precision of the graph to pack.
+        python: the function's Python version, such as "3.13"; None for this Python's if Lambda has it, else "3.13".
         architecture: the function's processor.
         revision: branch, tag or commit of a hub id.
-        report: is given a line of text for every step.
+        report: called with a line of text for every step.
 
     Returns:
         The path of the zip.
 
     Raises:
-        InputValueError: the model has no such graph, the output cannot be a file, or the content is more than Lambda
-            takes.
-        OSError: the output cannot be written; this, too, is found before anything is downloaded.
-        MissingDependencyError: there is no pip here.
+        InputValueError: the model has no such graph, the output cannot be a file, or the content exceeds Lambda's
+            limit.
+        OSError: the output cannot be written; this is checked before the download.
+        MissingDependencyError: pip is not installed.
         E5OnnxError: pip could not install the dependencies.
     """
     output = Path(output).absolute()
@@ -88,39 +89,42 @@ def pack_lambda(
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     python = python or (here if here in _LAMBDA_PYTHONS else "3.13")
     with written_whole(output) as zipped, tempfile.TemporaryDirectory() as temporary:
-        zipped.touch(exist_ok=False)  # before the long part, if it cannot be written
+        zipped.touch(exist_ok=False)  # fails before the download if it cannot be written
         folder = open_model(model, precision=precision, revision=revision)
-        folder.manifest.graph(precision)  # likewise, if there is none
+        folder.manifest.graph(precision)  # likewise if there is no such graph
         content = Path(temporary)
         versions = [f"{name}=={importlib.metadata.version(name)}" for name in _DEPENDENCIES]
         if python not in _LAMBDA_PYTHONS:
-            report(f"Lambda runs this with Python {', '.join(_LAMBDA_PYTHONS)}; {python} is for container images only")
+            report(f"Lambda runs Python {', '.join(_LAMBDA_PYTHONS)}; Python {python} needs a container image")
         report(f"Installing {', '.join(versions)} for Python {python}, {architecture}")
         _install(versions, content, python, architecture)
         remove_unused(content)
-        shutil.copytree(Path(__file__).parent, content / "e5onnx", ignore=shutil.ignore_patterns("__pycache__"))
+        (content / "e5onnx").mkdir()
+        for module in Path(__file__).parent.glob("*.py"):
+            if module.stem not in _UNUSED_MODULES:
+                shutil.copy(module, content / "e5onnx")
         if python == here:
             _compile(content)
         else:
-            report(f"  without byte code, which needs Python {python} here: starts of a container take longer")
+            report(f"  without byte code, which only Python {python} can compile: a container takes longer to start")
         _copy_model(folder, precision, content / "model")
         size = sum(path.stat().st_size for path in content.rglob("*") if path.is_file())
         if size > _LARGEST:
             raise InputValueError(
-                f"unzipped, the function would have {size / 2**20:.0f} MiB, more than Lambda's {_LARGEST / 2**20:.0f}: "
-                "take precision int8, or a container image"
+                f"the function has {size / 2**20:.0f} MiB unzipped, Lambda allows {_LARGEST / 2**20:.0f}: "
+                "use precision int8, or a container image"
             )
         report(f"Compressing {size / 2**20:.0f} MiB")
         _zip(content, zipped)
     size = output.stat().st_size
-    way = "" if size <= _LARGEST_UPLOAD else ", more than a direct upload may have: put it on S3"
+    way = "" if size <= _LARGEST_UPLOAD else ", too large for a direct upload: put it on S3"
     report(f"Wrote {output} ({size / 2**20:.0f} MiB{way})")
     report(f"  runtime python{python}, architecture {architecture}, handler e5onnx.aws_lambda.handler")
     return output
 
 
 def remove_unused(packages: Path) -> None:
-    """Delete what inference does not import of the dependencies installed in a folder."""
+    """Delete the files of the installed dependencies that inference does not import."""
     for pattern in UNUSED:
         for path in list(packages.glob(pattern)):
             if path.is_dir():
@@ -135,7 +139,7 @@ def _install(versions: list[str], folder: Path, python: str, architecture: str) 
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--no-compile", "--only-binary=:all:", "--implementation=cp", f"--python-version={python}"]
     command += [*(f"--platform={platform}" for platform in platforms), "--target", str(folder), *versions]
-    # S603: the arguments are ours but for the Python version, which pip checks
+    # S603: the arguments are our own, except the Python version, which pip checks
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
         if "No module named pip" in done.stderr:
@@ -145,14 +149,14 @@ def _install(versions: list[str], folder: Path, python: str, architecture: str) 
 
 
 def _compile(folder: Path) -> None:
-    """Compile all sources, such that nobody compares their dates, which the zip does not keep."""
+    """Compile all sources to byte code that is not compared with their dates, which the zip does not keep."""
     compileall.compile_dir(
         folder, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH, stripdir=str(folder)
     )
 
 
 def _copy_model(folder: ModelFolder, precision: str, target: Path) -> None:
-    """Copy a model folder with one of its graphs, and a manifest that lists what is there."""
+    """Copy a model folder with only one of its graphs, and a manifest to match."""
     manifest = folder.manifest
     manifest = replace(manifest, graphs=(manifest.graph(precision),))
     for record in manifest.records():

@@ -1,14 +1,14 @@
-"""Where a long text can be divided so that its pieces have, one after the other, the tokens of the whole.
+"""Where to divide a long text so that the tokens of its pieces are the tokens of the text.
 
-The tokenizer library holds a few hundred bytes for each token of a text, gigabytes for a text of megabytes. In pieces,
-memory stays bounded. A text is divided only where the tokenizer itself would have divided it:
+The tokenizer library needs a few hundred bytes for each token: gigabytes for a text of megabytes. Pieces bound the
+memory. A text is divided only where the tokenizer itself divides it:
 
-1. Every model of the library turns each word of a text into tokens by itself.
-2. What comes before, normalisation, added tokens such as `[MASK]` and the division into words, looks no further than
-   the neighbours that the patterns below ask for: plain characters on both sides of a space, or for BERT's rules a
-   punctuation mark or an ideograph, each of which is a word of its own.
+1. Every model of the library tokenises each word on its own.
+2. The steps before that (normalisation, added tokens such as `[MASK]`, division into words) look no further than the
+   neighbours in the patterns below: plain characters on both sides of a space, or for BERT's rules a punctuation mark
+   or an ideograph, each of which is a word.
 
-A step that is not listed here may look anywhere, and a tokenizer that has one gets its texts whole.
+Any other step might look further, so a tokenizer with such a step gets its texts whole.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import Any
 from .errors import TextTooLongError
 
 PIECE_CHARACTERS = 2**16
-"""Texts up to this length are not divided; the pieces of longer ones are hardly longer."""
+"""Texts up to this length are not divided. Pieces of longer texts are at least this long, except the last."""
 STRETCH_CHARACTERS = 2**20
-"""What a text may always have in one stretch that cannot be divided; with a piece more than that, it is refused."""
+"""A text is refused if a stretch of more than this, beyond a piece, cannot be divided."""
 
-# Normalisers that change a character by itself, or with the combining marks that follow it.
+# Normalisers that change a character on its own, or together with the combining marks after it.
 _LOCAL_NORMALIZERS = {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Precompiled", "StripAccents"}
 _SEVERAL_SPACES = {"Regex": " {2,}"}
 
-# Characters of the same kind in every edition of Unicode, to which no combining mark belongs by itself.
+# Characters of the same kind in every version of Unicode, none of them a combining mark.
 _IDEOGRAPHS = r"\u4e00-\u9fff"
 _LETTERS = r"0-9A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017f\u0410-\u044f\u3041-\u3096\u30a1-\u30fa\uac00-\ud7a3"
 _MARKS = r"!-/:-@\[-`{-~\u2010-\u2027\u3001-\u3003\u3008-\u3011\uff01-\uff03\uff05-\uff0a\uff0c-\uff0f\uff1a\uff1b"
@@ -40,11 +40,11 @@ class Divider:
     """Divides the texts of one tokenizer."""
 
     def __init__(self, tokenizer_json: str, *, piece_characters: int = PIECE_CHARACTERS) -> None:
-        """Read a tokenizer's own description, the content of `tokenizer.json`.
+        """Read the content of a `tokenizer.json`.
 
         Args:
-            tokenizer_json: the description.
-            piece_characters: texts up to this length are not divided, and pieces are no shorter.
+            tokenizer_json: the content.
+            piece_characters: texts up to this length are not divided, and no piece but the last is shorter.
         """
         self._piece_characters = piece_characters
         content = json.loads(tokenizer_json)
@@ -68,7 +68,7 @@ class Divider:
                 if len(text) > end:
                     raise TextTooLongError(
                         f"it has {len(text):,} characters, more than {STRETCH_CHARACTERS:,} of them in one stretch "
-                        "without a place where it can be divided, such as a space between words: split it"
+                        "without a place to divide it, such as a space between words: split it"
                     )
                 break
             yield text[start:cut]
@@ -76,7 +76,7 @@ class Divider:
         yield text[start:]
 
     def _cuts(self, text: str, start: int, end: int) -> Iterator[int]:
-        """Yield the places before whose character a text can be divided."""
+        """Yield the positions at which a text can be divided."""
         for match in self._boundary.finditer(text, start, end) if self._boundary else ():
             place = match.start()
             pair = text[place - 1 : place + 1].lower()
@@ -87,13 +87,13 @@ class Divider:
 def _boundaries(
     normalizers: list[dict[str, Any]], splitters: list[dict[str, Any]], added: list[dict[str, Any]]
 ) -> str | None:
-    """Return the pattern of the places where a tokenizer of these steps and added tokens always ends a word."""
+    """Return a pattern for places where a tokenizer with these steps and added tokens always ends a word."""
     if not all(map(_is_local, normalizers)):
         return None
     for token in added:
         content = token["content"]
         if any(map(str.isspace, content)) or (token["rstrip"] and content[-1:].isalnum()):
-            return None  # it may take in the space at which a text would be divided
+            return None  # it may absorb the space at which a text would be divided
     kinds = [step["type"] for step in splitters]
     if kinds == ["Metaspace"] and splitters[0].get("split", True):
         return f"(?<={_PLAIN})(?= {_PLAIN})"

@@ -1,8 +1,8 @@
-"""OpenAI's embeddings API as plain data: a request is read and checked, a reply put together. Knows no HTTP server.
+"""OpenAI's embeddings API as plain data: reads and checks a request, and makes the reply. Does not handle HTTP.
 
-Of requests, `input`, `model`, `encoding_format`, `dimensions` and `user` are OpenAI's
-(https://platform.openai.com/docs/api-reference/embeddings/create). `input_type` is Cohere's and says which prompt a
-text gets; `truncate` is "warn" (the reply counts the texts that were cut, in `truncated`) or "error".
+The keys `input`, `model`, `encoding_format`, `dimensions` and `user` of a request are OpenAI's
+(https://platform.openai.com/docs/api-reference/embeddings/create). `input_type` is Cohere's and chooses the prompt.
+`truncate` is our own: "warn" (the reply counts the texts that were cut, in `truncated`) or "error".
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import check_texts, json_type
 from .encoder import Encoder
-from .errors import InputTypeError, InputValueError, RequestError, TextTooLongError
-from .tokenizer import Role, TokenizedText, Tokenizer, check_texts
+from .errors import MOST_SHOWN, InputTypeError, InputValueError, RequestError, TextTooLongError
+from .tokenizer import Role, TokenizedText, Tokenizer
 
-_INPUT_TYPES: dict[str, Role] = {
+INPUT_TYPES: dict[str, Role] = {
     "query": "query",
     "document": "document",
     "raw": "raw",
@@ -30,24 +31,22 @@ _INPUT_TYPES: dict[str, Role] = {
     "classification": "query",
     "clustering": "query",
 }
-"""E5's card: symmetric tasks and features take the prompt of queries."""
-_MOST_SHOWN = 80
-"""Characters of what was sent that are repeated in a message."""
+"""The role of a text by `input_type`. As E5's card says, symmetric tasks and features use the prompt of queries."""
 _MOST_DIGITS = 100
 _KEYS = ("input", "model", "encoding_format", "dimensions", "user", "input_type", "truncate")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for; 2048 texts is OpenAI's own limit."""
+    """What one request may ask for. The only home of these defaults: the server's options take theirs from here."""
 
-    texts: int = 2048
+    texts: int = 2048  # OpenAI's own limit
     characters: int = 1_000_000
 
 
 @dataclass(frozen=True)
 class EmbeddingsRequest:
-    """A request that was checked."""
+    """A checked request."""
 
     texts: list[str]
     role: Role
@@ -56,18 +55,12 @@ class EmbeddingsRequest:
 
     @classmethod
     def from_json(
-        cls,
-        content: Any,
-        *,
-        model: str,
-        dimension: int,
-        default_role: Role = "document",
-        limits: Limits | None = None,
+        cls, content: Any, *, model: str, dimension: int, default_role: Role = "document", limits: Limits | None = None
     ) -> EmbeddingsRequest:
-        """Check the content of a request for the model of that name and dimension.
+        """Check the content of a request to the model of that name and dimension.
 
         Raises:
-            RequestError: it cannot be answered; the message says why.
+            RequestError: the request is wrong; the message says why.
 
         Example:
             >>> request = EmbeddingsRequest.from_json({"input": "text"}, model="e5", dimension=384)
@@ -75,30 +68,30 @@ class EmbeddingsRequest:
             (['text'], 'document')
         """
         if not isinstance(content, dict):
-            raise RequestError(f"the request must be a JSON object with the key 'input', got {kind_of(content)}")
+            raise RequestError(f"the request must be a JSON object with the key 'input', got {json_type(content)}")
         for name in content:
             if name not in _KEYS:
                 raise RequestError(f"unknown key {shown(name)}; known are {', '.join(_KEYS)}", param=name)
         wanted = content.get("model")
         if wanted is not None and not isinstance(wanted, str):
-            raise RequestError(f"'model' must be a string, got {kind_of(wanted)}", param="model")
+            raise RequestError(f"'model' must be a string, got {json_type(wanted)}", param="model")
         if wanted not in (None, model):
-            message = f"the model {shown(wanted)} is not here; this is {model!r}"
+            message = f"there is no model {shown(wanted)} here; this is {model!r}"
             raise RequestError(message, status=404, param="model", code="model_not_found")
-        if wrong := wrong_dimensions(content, dimension):
+        if wrong := dimensions_error(content, dimension):
             raise RequestError(wrong, param="dimensions")
         return cls(
             texts=_texts(content.get("input"), limits or Limits()),
-            role=_INPUT_TYPES[_choice(content, "input_type", tuple(_INPUT_TYPES), default_role)],
+            role=INPUT_TYPES[_choice(content, "input_type", tuple(INPUT_TYPES), default_role)],
             truncate="error" if _choice(content, "truncate", ("warn", "error"), "warn") == "error" else "warn",
             base64=_choice(content, "encoding_format", ("float", "base64"), "float") == "base64",
         )
 
     def tokenize(self, encoder: Encoder) -> list[TokenizedText]:
-        """Return the token ids of the texts with the prompt of their role.
+        """Return the token ids of the texts with their role's prompt.
 
         Raises:
-            RequestError: `truncate` is "error", and a text is too long.
+            RequestError: a text is too long, and `truncate` is "error".
         """
         tokenizer = encoder.tokenizer
         tokenized = tokenizer.tokenize(self.texts, tokenizer.prompt_for(self.role))
@@ -106,7 +99,7 @@ class EmbeddingsRequest:
         return tokenized
 
     def check(self, tokenized: Sequence[TokenizedText], tokenizer: Tokenizer) -> None:
-        """Raise :class:`RequestError` where `truncate` is "error", and a text is too long."""
+        """Raise :class:`RequestError` if a text is too long and `truncate` is "error"."""
         if self.truncate == "warn":
             return
         for position, text in enumerate(tokenized):
@@ -127,16 +120,16 @@ class EmbeddingsRequest:
 
         Args:
             vectors: `[texts, dimension]`.
-            tokenized: what :meth:`tokenize` returned.
+            tokenized: the result of :meth:`tokenize`.
             model: name of the model.
-            floats: makes of a vector what the caller's JSON library writes; base64 needs no such help.
+            floats: turns a vector into what the caller's JSON library writes; not used for base64.
         """
         tokens = sum(len(text.ids) for text in tokenized)
-        as_asked: Callable[[NDArray[np.float32]], Any] = _base64 if self.base64 else floats
+        encode: Callable[[NDArray[np.float32]], Any] = _encode_base64 if self.base64 else floats
         return {
             "object": "list",
             "data": [
-                {"object": "embedding", "index": index, "embedding": as_asked(vector)}
+                {"object": "embedding", "index": index, "embedding": encode(vector)}
                 for index, vector in enumerate(vectors)
             ],
             "model": model,
@@ -146,24 +139,26 @@ class EmbeddingsRequest:
 
 
 def parse_json(body: bytes) -> Any:
-    """Return the content of a request's body; raise :class:`RequestError` where it is not JSON in UTF-8.
+    """Return the content of a request's body; raise :class:`RequestError` if it is not JSON in UTF-8.
 
     Example:
         >>> parse_json(b'{"input": "text"}')
         {'input': 'text'}
     """
     try:
-        return json.loads(body.decode(), parse_constant=_refuse_constant, parse_int=_whole, object_pairs_hook=_object)
+        return json.loads(
+            body.decode(), parse_constant=_refuse_constant, parse_int=_parse_int, object_pairs_hook=_parse_object
+        )
     except UnicodeDecodeError as error:
         raise RequestError(f"the body is not UTF-8 text: {error}") from error
     except RecursionError as error:
-        raise RequestError("the body is not JSON that can be read: it is nested too deeply") from error
+        raise RequestError("the body is nested too deeply") from error
     except ValueError as error:
         raise RequestError(f"the body is not valid JSON: {error}") from error
 
 
 def shortest_floats(vector: NDArray[np.float32]) -> list[float]:
-    """Return the components such that JSON holds nine digits of each, which give back the same float32.
+    """Return the components rounded to nine digits, the fewest that always give back the same float32.
 
     Example:
         >>> shortest_floats(np.array([0.1], np.float32))
@@ -172,27 +167,13 @@ def shortest_floats(vector: NDArray[np.float32]) -> list[float]:
     return [float(f"{component:.9g}") for component in vector.tolist()]
 
 
-def _texts(given: Any, limits: Limits) -> list[str]:
-    if given is None:
-        raise RequestError("the key 'input' is missing: a text, or a list of texts", param="input")
-    texts = [given] if isinstance(given, str) else given
-    if not isinstance(texts, list):
-        raise RequestError(f"'input' must be a text or a list of texts, got {kind_of(given)}", param="input")
-    if not texts:
-        raise RequestError("'input' is an empty list; send at least one text", param="input")
-    check_all(texts, limits, "input", status=400)
-    return texts
-
-
-def check_all(texts: Sequence[Any], limits: Limits, param: str, *, status: int) -> None:
-    """Raise :class:`RequestError`: with that status for what is no text, with 413 for too many or too long ones."""
+def check_request_texts(texts: Sequence[Any], limits: Limits, param: str, *, status: int) -> None:
+    """Raise :class:`RequestError`: 413 for too many or too long texts, `status` for anything that is not a text."""
     if len(texts) > limits.texts:
         message = f"{param!r} has {len(texts)} texts, the limit is {limits.texts}: send several requests"
         raise RequestError(message, status=413, param=param)
     if texts and isinstance(texts[0], (int, list)) and not isinstance(texts[0], bool):
-        message = (
-            f"{param!r} holds token ids, which belong to the tokenizer of another model: send the texts themselves"
-        )
+        message = f"{param!r} holds token ids, which are those of another model's tokenizer: send the texts instead"
         raise RequestError(message, status=status, param=param)
     try:
         check_texts(texts)
@@ -207,6 +188,39 @@ def check_all(texts: Sequence[Any], limits: Limits, param: str, *, status: int) 
             raise RequestError(message, status=413, param=param)
 
 
+def dimensions_error(content: Mapping[str, Any], dimension: int) -> str | None:
+    """Return what is wrong with the key `dimensions` of a request; None if nothing is."""
+    wanted = content.get("dimensions")
+    if wanted is None or (wanted == dimension and not isinstance(wanted, bool)):
+        return None
+    return f"this model's vectors have {dimension} dimensions and cannot be shortened, got {shown(wanted)}"
+
+
+def shown(value: Any) -> str:
+    """Return a short form of a value for a message.
+
+    Example:
+        >>> shown("model"), shown({"a": 1})
+        ("'model'", 'an object')
+    """
+    if not isinstance(value, (str, int, float)):
+        return json_type(value)
+    text = repr(value[:MOST_SHOWN] if isinstance(value, str) else value)
+    return text if len(text) <= MOST_SHOWN + 2 else f"{text[:MOST_SHOWN]}…"
+
+
+def _texts(given: Any, limits: Limits) -> list[str]:
+    if given is None:
+        raise RequestError("the key 'input' is missing; it is a text or a list of texts", param="input")
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list):
+        raise RequestError(f"'input' must be a text or a list of texts, got {json_type(given)}", param="input")
+    if not texts:
+        raise RequestError("'input' is an empty list; send at least one text", param="input")
+    check_request_texts(texts, limits, "input", status=400)
+    return texts
+
+
 def _choice(content: dict[str, Any], name: str, choices: Sequence[str], default: str) -> str:
     given = content.get(name)
     if given is None:
@@ -216,67 +230,24 @@ def _choice(content: dict[str, Any], name: str, choices: Sequence[str], default:
     return given
 
 
-def wrong_dimensions(content: Mapping[str, Any], dimension: int) -> str | None:
-    """Return what is wrong with the wish for vectors of another dimension, if there is one."""
-    wanted = content.get("dimensions")
-    if wanted is None or (wanted == dimension and not isinstance(wanted, bool)):
-        return None
-    return f"this model's vectors have {dimension} dimensions and cannot be shortened, got {shown(wanted)}"
-
-
-def shown(value: Any) -> str:
-    """Return a value of a request for a message, short.
-
-    Example:
-        >>> shown("model"), shown({"a": 1})
-        ("'model'", 'an object')
-    """
-    if not isinstance(value, (str, int, float)):
-        return kind_of(value)
-    text = repr(value[:_MOST_SHOWN] if isinstance(value, str) else value)
-    return text if len(text) <= _MOST_SHOWN + 2 else f"{text[:_MOST_SHOWN]}…"
-
-
-def _base64(vector: NDArray[np.float32]) -> str:
+def _encode_base64(vector: NDArray[np.float32]) -> str:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode()
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
-    if len(content) < len(pairs):  # which of them counts, others would decide otherwise
+    if len(content) < len(pairs):  # parsers disagree on which of them counts
         names = Counter(name for name, _ in pairs)
         twice = next(name for name, times in names.items() if times > 1)
         raise ValueError(f"the key {shown(twice)} occurs twice in an object")
     return content
 
 
-def _whole(digits: str) -> int:
-    if len(digits) > _MOST_DIGITS:  # the time to read them grows with their square
+def _parse_int(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:  # parsing takes quadratic time
         raise ValueError(f"a number has {len(digits):,} digits")
     return int(digits)
 
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
-
-
-def kind_of(value: Any) -> str:
-    """Return the JSON name of a value's type.
-
-    Example:
-        >>> kind_of([1])
-        'a list'
-    """
-    for types, name in (
-        (type(None), "null"),
-        (bool, "a boolean"),
-        ((int, float), "a number"),
-        (str, "a string"),
-        (list, "a list"),
-    ):
-        if isinstance(value, types):
-            return name
-    return "an object"
-
-
-ROLES: tuple[Role, ...] = get_args(Role)

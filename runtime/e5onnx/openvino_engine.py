@@ -1,11 +1,11 @@
 """The engine `provider="openvino"`: OpenVINO on the portable graph, in bfloat16 where the processor has it.
 
-OpenVINO is called itself rather than through onnxruntime's plugin provider for it (onnxruntime-ep-openvino 1.8): the
-plugin finds no device on processors that are not Intel's (microsoft/onnxruntime#31981), is made for x86-64 alone, and
-does not say which precision it runs. The kernels are the same.
+OpenVINO is called directly, not through onnxruntime's plugin for it (onnxruntime-ep-openvino 1.8), which has the same
+kernels: the plugin finds no device on processors other than Intel's (microsoft/onnxruntime#31981), exists for x86-64
+only, and does not say which precision it runs.
 
-The portable graph, although OpenVINO 2026.4 reads the fused one too, at the same speed where there is no AMX: its heads
-have a size that AMX's tiles like, and older versions read it.
+OpenVINO 2026.4 reads the fused graph too, as fast without AMX. The portable graph is used because its heads have a size
+that suits AMX's tiles, and because older versions read it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,13 @@ from numpy.typing import NDArray
 from .errors import InferenceError, InputValueError, MissingDependencyError, ModelFolderError
 
 _OLDEST = 2026
-"""2025.3 to 2025.4.1 give wrong vectors in bf16 (cosine 0.2 to fp32)."""
+"""OpenVINO 2025.3 to 2025.4.1 gives wrong vectors in bf16 (their cosine to fp32 is 0.2)."""
 _NAMES = {"bf16": "bf16", "fp32": "f32"}
 _TYPES = {"i64": "tensor(int64)", "f32": "tensor(float)"}
 
 
 class OpenVinoEngine:
-    """A compiled graph. Threads may share it: each call takes a request of its own.
-
-    Attributes:
-        precision: "bf16" or "fp32", read back from OpenVINO.
-        inputs: type and shape of each input, as onnxruntime names them; "any" for an axis that is not fixed.
-        outputs: the same of the outputs.
-    """
+    """OpenVINO's CPU device; see :class:`e5onnx.engine.Engine`. Its `precision` is read back from OpenVINO."""
 
     def __init__(
         self, path: Path, *, threads: int, precision: str | None, compile_cache: str | os.PathLike[str] | None
@@ -42,21 +36,21 @@ class OpenVinoEngine:
 
         Args:
             path: a graph of standard ONNX operators.
-            threads: threads that one call uses. They are not pinned to processors, which other processes use, too.
-            precision: "bf16", "fp32", or None for bfloat16 where the processor has it.
-            compile_cache: folder where the compiled graph is kept for the next process; None to keep nothing.
+            threads: threads that one call uses. They are not pinned, as other processes use the processors too.
+            precision: "bf16", "fp32", or None for bf16 if the processor has it.
+            compile_cache: folder that keeps the compiled graph for the next process; None to keep nothing.
 
         Raises:
             MissingDependencyError: OpenVINO is not installed.
             InputValueError: this processor has no bfloat16.
-            ModelFolderError: OpenVINO cannot read the graph, or not write to `compile_cache`.
+            ModelFolderError: OpenVINO cannot read the graph, or cannot write to `compile_cache`.
         """
         openvino = _import_openvino()
         core = openvino.Core()
         has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bf16" and not has_bf16:
             name = core.get_property("CPU", "FULL_DEVICE_NAME")
-            raise InputValueError(f'this processor ({name}) has no bfloat16: use precision="fp32", or provider="cpu"')
+            raise InputValueError(f"this processor ({name}) has no bfloat16: use precision fp32, or provider cpu")
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
@@ -73,10 +67,10 @@ class OpenVinoEngine:
         self.precision = next((name for name, hint in _NAMES.items() if hint == used), used)
         self.inputs = {port.any_name: _signature(port) for port in self._model.inputs}
         self.outputs = {port.any_name: _signature(port) for port in self._model.outputs}
-        self._idle: list[Any] = []  # requests that no call uses at the moment; as many are made as callers there are
+        self._idle: list[Any] = []  # requests that no call is using; there are as many requests as simultaneous callers
 
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], output: str) -> NDArray[np.float32]:
-        """Return one output for token ids and mask `[batch, sequence]`; raise :class:`InferenceError`."""
+        """Run the graph; see :class:`e5onnx.engine.Engine`."""
         try:
             request = self._idle.pop()
         except IndexError:
@@ -91,7 +85,7 @@ class OpenVinoEngine:
 
 
 def _import_openvino() -> Any:
-    """Import OpenVINO without its usage reports: they would write a client's id to the home folder at import."""
+    """Import OpenVINO without its usage reports, which would write a client id to the home folder."""
     reports = "openvino_telemetry"
     blocked = "openvino" not in sys.modules and reports not in sys.modules
     if blocked:
@@ -99,7 +93,7 @@ def _import_openvino() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise MissingDependencyError("provider=\"openvino\" needs OpenVINO: pip install 'e5onnx[openvino]'") from error
+        raise MissingDependencyError("provider openvino needs OpenVINO: pip install 'e5onnx[openvino]'") from error
     finally:
         if blocked:
             del sys.modules[reports]
@@ -111,7 +105,7 @@ def _import_openvino() -> Any:
 
 
 def _signature(port: Any) -> tuple[str, list[int | str]]:
-    """Return type and shape of an input or output."""
+    """Return the type and shape of an input or output."""
     name = port.get_element_type().get_type_name()
     shape = ["any" if axis.is_dynamic else axis.get_length() for axis in port.get_partial_shape()]
     return _TYPES.get(name, name), shape

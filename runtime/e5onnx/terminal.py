@@ -1,4 +1,4 @@
-"""The standard streams: output arrives or is an error, notes do no harm, whatever the locale and the parent process."""
+"""The standard streams: lost output is an error, a lost note is not, whatever the locale and the parent process."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import TextIO
 
 
 class OutputClosedError(Exception):
-    """The reader of standard output has seen enough. Not an OSError: no other broken pipe may be taken for it."""
+    """The reader of standard output closed it. Not an OSError, to tell it from any other broken pipe."""
 
 
 def prepare() -> None:
-    """Make the standard streams usable: open those that are closed, and let no character be an error.
+    """Make the standard streams usable: reserve those that are closed, and escape characters they cannot write.
 
-    A closed stream is opened such that reading and writing fail, as they should, and no other file takes its number.
+    A closed stream is opened so that reading or writing still fails, and no other file gets its number.
     """
-    for number, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):  # notes may be lost, output may not
+    for number, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):  # notes may get lost, output may not
         try:
             os.fstat(number)
         except OSError:
@@ -33,9 +33,9 @@ def prepare() -> None:
 
 
 def use_utf8() -> None:
-    """Write UTF-8 to standard output from now on, as JSON asks for."""
+    """Write UTF-8 to standard output from now on, as JSON requires."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # The escape of a lone surrogate, as in a path that is not UTF-8, is JSON's as well.
+        # A lone surrogate, as in a path that is not UTF-8, is escaped as in JSON.
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
@@ -43,15 +43,15 @@ def print_line(text: str) -> None:
     """Write a line of output.
 
     Raises:
-        OutputClosedError: nobody reads it any more.
-        OSError: it could not be written, for example to a full disk.
+        OutputClosedError: the reader closed standard output.
+        OSError: writing failed, for example because the disk is full.
     """
     with _output_errors():
         print(text)  # noqa: T201
 
 
 def progress(text: str) -> None:
-    """Write a line about work that goes on when nobody reads it any more."""
+    """Write a line about progress; the work goes on if the reader closed standard output."""
     try:
         print_line(text)
         _flush()
@@ -60,7 +60,7 @@ def progress(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Write a line for people to standard error, if that is possible."""
+    """Write a line for people to standard error if possible."""
     try:
         print(f"e5onnx: {text}", file=sys.stderr, flush=True)  # noqa: T201
     except OSError:
@@ -69,7 +69,7 @@ def note(text: str) -> None:
 
 @contextmanager
 def written_output() -> Iterator[None]:
-    """See to it that all output is written at the end, also that of argparse, which exits; errors as in print_line."""
+    """Flush all output at the end, even if argparse exits, with the errors of :func:`print_line`."""
     try:
         yield
         _flush()
@@ -78,7 +78,7 @@ def written_output() -> Iterator[None]:
             _flush()
         raise
     finally:
-        # Python flushes once more when it ends, and would report an error that we have reported.
+        # Python flushes again as it ends, and would report the same error again.
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
@@ -102,6 +102,6 @@ def _output_errors() -> Iterator[None]:
 
 
 def _discard(stream: TextIO) -> None:
-    """Let what is written to a stream vanish."""
+    """Discard everything written to a stream from now on."""
     with suppress(OSError, ValueError):  # ValueError: not a real file
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

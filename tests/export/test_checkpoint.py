@@ -209,7 +209,7 @@ def test_a_prompt_of_null_is_empty_as_in_sentence_transformers(tmp_path: Path) -
         ({"prompts": {"query": ["q: "]}}, "prompts: query must be text"),
         ({"prompts": {"query": "\ud800"}}, "prompts holds the lone surrogate"),
         ({"prompts": {"query": "q: "}, "default_prompt_name": "other"}, "default_prompt_name is 'other'.* 'query'"),
-        ({"default_prompt_name": "query"}, "default_prompt_name is 'query'; the prompts are none"),
+        ({"default_prompt_name": "query"}, "default_prompt_name is 'query', but there are no prompts"),
         ({"prompts": {"query": "q: "}, "default_prompt_name": 1}, "default_prompt_name must be text, not 1"),
     ],
 )

@@ -52,12 +52,12 @@ def test_the_graph_keeps_the_contract(sample_model: Path) -> None:
 
 
 def test_a_row_of_padding_alone_gives_zeros(sample_model: Path) -> None:
-    session = Encoder(sample_model)._session
+    graph = Encoder(sample_model)._graph
     ids, mask = np.array([[101, 7592, 102], [0, 0, 0]]), np.array([[1, 1, 1], [0, 0, 0]])
     for output in ("sentence_embedding", "pooled_embedding"):
-        vectors = session.run(ids, mask, output)
+        vectors = graph.run(ids, mask, output)
         np.testing.assert_array_equal(vectors[1], np.zeros(384))
-        near(vectors[:1], session.run(ids[:1], mask[:1], output), 1e-6)
+        near(vectors[:1], graph.run(ids[:1], mask[:1], output), 1e-6)
 
 
 def test_the_folder_holds_what_its_manifest_says(sample_model: Path) -> None:

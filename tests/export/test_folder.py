@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_an_output_in_the_way_is_only_replaced_with_force(tmp_path: Path, tiny_c
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_force_never_replaces_what_is_no_model_folder(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_force_never_replaces_what_is_not_a_model_folder(tmp_path: Path, tiny_checkpoint: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home/precious.txt").write_text("precious")
     (tmp_path / "file").write_text("precious")
@@ -51,7 +51,7 @@ def test_an_empty_folder_and_missing_parents_are_fine(tmp_path: Path, tiny_check
 def test_a_folder_that_exists_stays_the_folder_it_is(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A caller's current folder is not taken away, nor the target of a symbolic link, nor who may read it."""
+    """The caller's current folder, the target of a symbolic link and the permissions all stay."""
     here = tmp_path / "here"
     here.mkdir(mode=0o711)
     (here / "lost+found").mkdir()  # of a new file system
@@ -97,41 +97,26 @@ def test_a_checkpoint_within_the_output_is_not_replaced(tmp_path: Path, tiny_che
     assert (checkpoint / "model.safetensors").read_bytes() == (tiny_checkpoint / "model.safetensors").read_bytes()
 
 
-def export(tiny_checkpoint: Path, output: Path, *options: str) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "e5onnx",
-        "export",
-        str(tiny_checkpoint),
-        str(output),
-        "--precision",
-        "fp32",
-        *options,
-    ]
-
-
 @linux
-@pytest.mark.parametrize("stage", ["onnx/model.onnx", "e5onnx.json"])
+@pytest.mark.parametrize(
+    ("killed_in", "done_before"),
+    [("export.write_manifest", "onnx/model.onnx"), ("validate.measure_parity", "e5onnx.json")],
+)
 def test_a_killed_export_leaves_no_half_folder(
-    tiny_checkpoint: Path, tiny_model: Path, tmp_path: Path, stage: str
+    tiny_checkpoint: Path, tiny_model: Path, tmp_path: Path, killed_in: str, done_before: str
 ) -> None:
     output = tmp_path / "model"
-    options: list[str] = []
-    if stage == "e5onnx.json":  # what is replaced must stay until the end
+    if done_before == "e5onnx.json":  # the old model must stay until the end
         shutil.copytree(tiny_model, output)
-        options = ["--force"]
-    process = subprocess.Popen(export(tiny_checkpoint, output, *options), stdout=subprocess.DEVNULL)
-    try:
-        until = time.monotonic() + 120
-        while not any(tmp_path.rglob(f".model.*.partial/new/{stage}")):
-            assert process.poll() is None
-            assert time.monotonic() < until
-            time.sleep(0.005)
-    finally:
-        process.kill()
-        process.wait()
-    if options:
+    program = f"""
+import os, signal
+from e5onnx_export import export, export_model, validate
+{killed_in} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+export_model({str(tiny_checkpoint)!r}, {str(output)!r}, precisions=["fp32"], force=True)
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -signal.SIGKILL
+    assert any(tmp_path.rglob(f".model.*.partial/new/{done_before}"))
+    if done_before == "e5onnx.json":
         assert ModelFolder.open(output).verify()
         assert ModelFolder.open(output).manifest == ModelFolder.open(tiny_model).manifest
     else:
@@ -181,7 +166,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_checkpoint: Path, tmp_p
 
 @linux
 def test_an_empty_mount_point_is_filled_and_filled_again(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """As a container's volume is: it cannot be renamed, nor can anything be moved to it from outside."""
+    """A container's volume is one: it cannot be renamed, nor can anything be moved into it from outside."""
     volume = tmp_path / "volume"
     command = ["export", str(tiny_checkpoint), str(volume), "--precision", "fp32"]
     program = in_one_process(command, [*command, "--force"], ["verify", str(volume)])
@@ -194,8 +179,8 @@ def test_an_empty_mount_point_is_filled_and_filled_again(tiny_checkpoint: Path, 
 @linux
 def test_a_read_only_place_is_refused_before_the_work(tiny_checkpoint: Path, tmp_path: Path) -> None:
     place = tmp_path / "place"
-    command = ["sh", "-c", f'mount -o remount,ro "{place}"; "$@"', "sh", *export(tiny_checkpoint, place / "a/model")]
+    export = ["export", str(tiny_checkpoint), str(place / "a/model")]
+    command = ["sh", "-c", f'mount -o remount,ro "{place}"; "$@"', "sh", *in_one_process(export)]
     done = subprocess.run([*mounted(place, "40m"), *command], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
+    assert done.stdout == "[1]\n"
     assert f"cannot be written: {place} is read-only" in done.stderr
-    assert "Exporting" not in done.stdout

@@ -103,7 +103,7 @@ def test_padding_has_no_weight_however_large_the_scores_are(tmp_path: Path, fact
     assert_graphs_give(model, reference(checkpoint))
 
 
-def test_the_fused_graph_holds_no_node_too_many(model: Path) -> None:
+def test_the_fused_graph_has_no_surplus_nodes(model: Path) -> None:
     graph = onnx.load(model / GRAPHS[0]).graph
     operators = Counter(node.op_type for node in graph.node)
     assert operators["MultiHeadAttention"] == operators["Gelu"] == LAYERS

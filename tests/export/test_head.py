@@ -41,7 +41,7 @@ def reference(pooling: Pooling, hidden: NDArray[Any], mask: NDArray[np.int64]) -
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 6))
-    # no subnormal lengths: their square is no normal float32
+    # no subnormal lengths: their squares underflow in float32
     numbers = st.floats(0.0009765625, 1000, width=32) | st.floats(-1000, -0.0009765625, width=32)
     hidden = draw(arrays.arrays(np.float32, (rows, columns, DIMENSION), elements=numbers))
     lengths = draw(st.lists(st.integers(0, columns), min_size=rows, max_size=rows))

@@ -14,13 +14,14 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from e5onnx import Encoder
-from e5onnx.model_folder import Manifest, ModelFolder
+from e5onnx.manifest import Manifest
+from e5onnx.model_folder import ModelFolder
 from helpers import near, write_json
 from hub_stand_in import HubStandIn
 
 WEIGHTS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
-# What repositories also hold, and an export has no use for: weights for other programs, and what goes with them.
+# What repositories also hold and an export does not need: weights for other programs, and what goes with them.
 OTHER_WEIGHTS = [
     "onnx/model.onnx",
     "openvino/openvino_model.bin",
@@ -169,7 +170,7 @@ def test_pickled_weights_are_fetched_where_there_are_no_safetensors(
 def test_weights_are_fetched_from_the_encoders_own_folder(
     hub: HubStandIn, export: Export, tmp_path: Path, tiny_checkpoint: Path, form: str
 ) -> None:
-    """Weights of others, a stray adapter among them, neither hide those of the encoder nor are they fetched."""
+    """Other weights, a stray adapter among them, are not fetched and do not hide the encoder's."""
     from transformers import BertModel
 
     checkpoint = tmp_path / "checkpoint"

@@ -95,7 +95,7 @@ def test_vectors_do_not_depend_on_threads_or_padding(sample_model: Path, int8: E
         input_ids = np.full((1, length), 7)  # padding may hold any token
         input_ids[0, : len(ids)] = ids
         mask = (np.arange(length) < len(ids)).astype(np.int64)[None]
-        padded = int8._session.run(input_ids, mask)
+        padded = int8._graph.run(input_ids, mask)
         near(padded[0], expected[0], 1e-6)
 
 

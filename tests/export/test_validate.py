@@ -1,4 +1,4 @@
-"""The checks of weights and of finished graphs notice what must not pass: NaN anywhere, and padding that leaks."""
+"""The checks of weights and finished graphs find NaN anywhere, and padding that leaks into vectors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def changed(exported: Path, folder: Path, file: str, tensor_name: str, change: Callable[[Any], None]) -> ModelFolder:
-    """Return a copy of a model folder in which a tensor of one graph is another, and the manifest agrees."""
+    """Return a copy of a model folder with one tensor of a graph changed, and a manifest that agrees."""
     shutil.copytree(exported, folder)
     graph = onnx.load(folder / file)
     (tensor,) = [tensor for tensor in graph.graph.initializer if tensor.name == tensor_name]
@@ -58,7 +58,7 @@ def fill(value: float) -> Callable[[NDArray[Any]], None]:
 
 
 def put_nan_in_a_row(values: NDArray[Any]) -> None:
-    """Change what only a text with the token 2003 meets."""
+    """Damage only the vectors of texts with the token 2003."""
     values[2003] = np.nan
 
 

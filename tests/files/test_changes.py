@@ -1,6 +1,6 @@
-"""Input that changes at any moment, comes back, and runs that are killed: what ends with success is right.
+"""Input that changes at any moment or comes back, and runs that are killed: whatever ends with success is right.
 
-Whenever a run returns, its output is that of the bytes now in the input.
+Whenever a run returns, its output matches the bytes now in the input.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e5onnx import Encoder
-from e5onnx.files import JobChangedError, embed, embed_files, inputs, local
+from corpora import near, only_linux, read_output, write_jsonl
+from e5onnx import Encoder, InputValueError
+from e5onnx.files import JobChangedError, embed, embed_files, engines, inputs
 from e5onnx.files.columns import Columns
 from e5onnx.files.inputs import describe_file, format_of
 from e5onnx.files.job import Job
-from e5onnx.files.parquet import read_batches
 from e5onnx.files.plan import plan_parts
-from e5onnx.files.records import read_records
+from e5onnx.files.records import read_batches, read_records
 
 PART_ROWS = 3
+
+
 VERSIONS = [
     [f"text {number}" for number in range(10)],
     [f"text {9 - number}" for number in range(10)],  # of the same size
@@ -42,15 +43,16 @@ VERSIONS = [
     [f"text {number}" for number in range(9)],
     [f"text {number}" for number in range(12)],
 ]
+
+
 PAD = "x" * 3000  # so that not all of a file is in a buffer from the first part on
+
+
 BLOCK = 1000
+
+
 Action = int | None
 """The number of a version that is written, or None: the process is killed."""
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_model: Path) -> Encoder:
-    return Encoder(tiny_model, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ class Killed(BaseException):
     pass
 
 
-def content(kind: str, texts: list[str], pad: str = PAD) -> bytes:
+def bytes_of(kind: str, texts: list[str], pad: str = PAD) -> bytes:
     if kind == "parquet":
         buffer = io.BytesIO()
         pq.write_table(
@@ -93,21 +95,23 @@ def write(path: Path, content: bytes, how: str) -> None:
 
 
 def check_output(folder: Path, texts: list[str], vectors: dict[str, Any]) -> None:
-    table = ds.dataset(sorted(map(str, folder.glob("part-*.parquet")))).to_table()
+    table = read_output(folder)
     assert table.column("text").to_pylist() == texts
     assert table.column("id").to_pylist() == list(range(len(texts)))
     found = np.array(table.column("embedding").to_pylist(), np.float32)
-    np.testing.assert_allclose(found, [vectors[text] for text in texts], rtol=0, atol=1e-6)
+    near(found, [vectors[text] for text in texts])
 
 
 POINTS: dict[str, tuple[Any, str]] = {  # before these are called
     "planned": (embed, "write_plan"),
-    "read": (local, "prepare"),
-    "run": (local, "embed"),
-    "written": (local, "write"),
+    "read": (engines, "prepare"),
+    "run": (engines, "embed"),
+    "written": (engines, "write"),
     "noted": (Job, "note"),
     "ended": (embed, "_finished"),
 }
+
+
 EVENTS = st.dictionaries(
     st.tuples(st.sampled_from(list(POINTS)), st.integers(0, 3)),
     st.none() | st.integers(0, len(VERSIONS) - 1),
@@ -137,7 +141,7 @@ def test_what_ends_with_success_is_right(
             nonlocal now
             with changing:
                 now = version
-                write(path, content(kind, VERSIONS[version]), how)
+                write(path, bytes_of(kind, VERSIONS[version]), how)
 
         def run(events: dict[tuple[str, int], Action]) -> bool:
             calls: Counter[str] = Counter()
@@ -159,7 +163,7 @@ def test_what_ends_with_success_is_right(
                 for point, (owner, function) in POINTS.items():
                     patch.setattr(owner, function, hooked(point, getattr(owner, function)))
                 try:
-                    embed_files(encoder, [str(path)], output, columns=Columns(keep=("text",)), part_rows=PART_ROWS)
+                    embed_files(encoder, [path], output, columns=Columns(keep=("text",)), part_rows=PART_ROWS)
                 except (JobChangedError, Killed):
                     return False
             if ("ended", 0) not in events:  # what changes once all was compared is none of this run's
@@ -183,24 +187,24 @@ def test_a_change_during_the_run_that_is_undone_is_noticed(
     encoder: Encoder, vectors: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.jsonl"
-    write(path, content("jsonl", VERSIONS[0]), "in place")
-    prepare = local.prepare
+    write(path, bytes_of("jsonl", VERSIONS[0]), "in place")
+    prepare = engines.prepare
 
     def change_and_prepare(*arguments: Any, **options: Any) -> Any:
-        write(path, content("jsonl", VERSIONS[2]), "in place")
+        write(path, bytes_of("jsonl", VERSIONS[2]), "in place")
         try:
             return prepare(*arguments, **options)
         finally:
-            write(path, content("jsonl", VERSIONS[0]), "in place")
+            write(path, bytes_of("jsonl", VERSIONS[0]), "in place")
 
     monkeypatch.setattr(inputs, "BLOCK", BLOCK)
-    monkeypatch.setattr(local, "prepare", change_and_prepare)
-    with pytest.raises(JobChangedError, match=r"a\.jsonl has changed since it was read first"):
-        embed_files(encoder, [str(path)], tmp_path / "out", columns=Columns(keep=("text",)), part_rows=PART_ROWS)
+    monkeypatch.setattr(engines, "prepare", change_and_prepare)
+    with pytest.raises(JobChangedError, match=r"a\.jsonl has changed since it was first read"):
+        embed_files(encoder, [path], tmp_path / "out", columns=Columns(keep=("text",)), part_rows=PART_ROWS)
     notes = sorted(note.name for note in (tmp_path / "out/_e5onnx/done").iterdir())
     assert notes == ["part-000000.json", "part-000001.json"]  # the third reads ahead into what changed
-    monkeypatch.setattr(local, "prepare", prepare)
-    embed_files(encoder, [str(path)], tmp_path / "out", columns=Columns(keep=("text",)), part_rows=PART_ROWS)
+    monkeypatch.setattr(engines, "prepare", prepare)
+    embed_files(encoder, [path], tmp_path / "out", columns=Columns(keep=("text",)), part_rows=PART_ROWS)
     check_output(tmp_path / "out", VERSIONS[0], vectors)
 
 
@@ -215,7 +219,7 @@ def read_all(path: Path, file: inputs.InputFile) -> Iterator[object]:
 def test_no_byte_of_a_file_may_change(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "BLOCK", 64)
     path = tmp_path / f"a.{kind}"
-    whole = content(kind, VERSIONS[0], pad="")
+    whole = bytes_of(kind, VERSIONS[0], pad="")
     path.write_bytes(whole)
     file = describe_file(path)
     plan_parts([file])
@@ -235,7 +239,7 @@ def test_no_byte_of_a_file_may_change(tmp_path: Path, kind: str, monkeypatch: py
 
 def test_a_link_may_lead_elsewhere_only_to_the_same(encoder: Encoder, vectors: dict[str, Any], tmp_path: Path) -> None:
     for name, version in (("a", 0), ("same", 0), ("other", 1)):
-        (tmp_path / name).write_bytes(content("jsonl", VERSIONS[version]))
+        (tmp_path / name).write_bytes(bytes_of("jsonl", VERSIONS[version]))
     link = tmp_path / "link.jsonl"
     link.symlink_to(tmp_path / "a")
 
@@ -255,7 +259,7 @@ def test_a_link_may_lead_elsewhere_only_to_the_same(encoder: Encoder, vectors: d
 
 def test_every_byte_is_read_once_to_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(content("jsonl", VERSIONS[0]) * 20)
+    path.write_bytes(bytes_of("jsonl", VERSIONS[0]) * 20)
     os.utime(path, (0, 0))
     monkeypatch.setattr(inputs, "_NEW_NS", -(10**18))  # as if it were old
     read: list[int] = []
@@ -276,9 +280,84 @@ def test_a_new_file_may_change_within_the_steps_of_the_clock(
     encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(content("jsonl", VERSIONS[0]))
+    path.write_bytes(bytes_of("jsonl", VERSIONS[0]))
     monkeypatch.setattr(inputs, "_state", lambda status: (status.st_size,))  # as if the clock stood still
-    embed_files(encoder, [str(path)], tmp_path / "out")
-    path.write_bytes(content("jsonl", VERSIONS[1]))
+    embed_files(encoder, [path], tmp_path / "out")
+    path.write_bytes(bytes_of("jsonl", VERSIONS[1]))
     with pytest.raises(JobChangedError, match="has changed since"):
-        embed_files(encoder, [str(path)], tmp_path / "out")
+        embed_files(encoder, [path], tmp_path / "out")
+
+
+ROWS = [{"text": f"row {number}"} for number in range(20)]
+
+
+@pytest.mark.parametrize("version", [1, 3, 4], ids=["other", "shorter", "longer"])
+def test_a_file_that_changes_during_the_run_is_noticed(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    path, output = tmp_path / "a.jsonl", tmp_path / "out"
+    path.write_bytes(bytes_of("jsonl", VERSIONS[0]))
+    run_locally = engines.run_locally
+
+    def change_and_run(*arguments: Any, **options: Any) -> Iterator[Any]:
+        path.write_bytes(bytes_of("jsonl", VERSIONS[version]))
+        return run_locally(*arguments, **options)
+
+    monkeypatch.setattr(engines, "run_locally", change_and_run)
+    for _ in range(2):
+        with pytest.raises(JobChangedError, match=r"a\.jsonl has changed since"):
+            embed_files(encoder, [path], output)
+        assert not (output / "_e5onnx/summary.json").exists()
+
+
+def test_a_file_that_changes_while_it_is_described_is_noticed(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(JobChangedError, match="changes while it is read"):
+        plan_parts([describe_file(path)], advance=lambda size: os.truncate(path, 10))
+
+
+@only_linux
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_change_with_the_old_date_is_noticed(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool, in_place: bool
+) -> None:
+    if not is_new:
+        monkeypatch.setattr(inputs, "_NEW_NS", 0)
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    embed_files(encoder, [path], tmp_path / "out")
+    status = path.stat()
+    other = write_jsonl(path if in_place else tmp_path / "other", [{"text": f"now {number}"} for number in range(20)])
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    with pytest.raises(JobChangedError, match="has changed since"):
+        embed_files(encoder, [path], tmp_path / "out")
+
+
+def test_what_changed_since_is_noticed(encoder: Encoder, sample_model: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+
+    def embed(with_encoder: Encoder = encoder, **options: Any) -> Any:
+        return embed_files(with_encoder, [str(path)], tmp_path / "out", **options)
+
+    first = embed()
+    path.touch()  # another date, the same bytes
+    assert embed() == first
+    other: dict[str, Any] = {
+        "role": "query",
+        "dtype": "int8",
+        "columns": Columns(title="t"),
+        "part_rows": 5,
+        "input_format": "jsonl",
+    }
+    for name, value in other.items():
+        with pytest.raises(JobChangedError, match=f"was started with other options.*{name}"):
+            embed(**{name: value})
+    with pytest.raises(JobChangedError, match="fingerprint"):
+        embed(Encoder(sample_model))
+    write_jsonl(path, ROWS[1:])
+    with pytest.raises(JobChangedError, match="has changed since"):
+        embed()
+    with pytest.raises(InputValueError, match="is not empty and is not an output folder of e5onnx"):
+        embed_files(encoder, [path], tmp_path)

@@ -1,48 +1,60 @@
-"""Killed at any moment, out of disk, or interrupted: the same command goes on, and ends with the same bytes."""
+"""Killed at any moment, out of disk, or interrupted: the same command resumes, and ends with the same bytes."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from corpora import only_linux, write_jsonl
+from e5onnx.cli import main
 from texts import TEXTS
 
 ROWS = 400
-PART = 16
+PART_ROWS = 16
+# Sends itself a signal before it syncs or renames a file, which it does six times a part, for so many times.
+SIGNALLED = """
+import os, sys
+from e5onnx import atomic, cli
+kind, moment, *arguments = sys.argv[1:]
+moments = iter(range(int(moment)))
+def before(call):
+    def called(*arguments):
+        if next(moments, None) is None:
+            os.kill(os.getpid(), int(kind))
+        return call(*arguments)
+    return called
+os.fsync = before(os.fsync)
+atomic.Path.replace = before(atomic.Path.replace)
+sys.exit(cli.main(arguments))
+"""
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.jsonl", ROWS)
-
-
-def write_corpus(path: Path, number_of_rows: int) -> Path:
     generator = random.Random(0)
     rows: list[dict[str, Any]] = [
-        {"id": f"row {number}", "text": generator.choice(TEXTS) + str(number)} for number in range(number_of_rows)
+        {"id": f"row {number}", "text": generator.choice(TEXTS) + str(number)} for number in range(ROWS)
     ]
     rows[37]["text"] = None
     rows[250]["text"] = 5
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_jsonl(tmp_path_factory.mktemp("corpus") / "corpus.jsonl", rows)
 
 
-def command(model: Path, corpus: Path, output: Path, *options: str) -> list[str]:
-    options = ("--id-column", "id", "--on-error", "skip", "--part-rows", str(PART), "--threads", "1", *options)
-    return [sys.executable, "-m", "e5onnx", "embed", str(model), str(corpus), "--output", str(output), *options]
+def arguments(model: Path, corpus: Path, output: Path, *options: str) -> list[str]:
+    options = ("--id-column", "id", "--on-error", "skip", "--part-rows", str(PART_ROWS), "--threads", "1", *options)
+    return ["embed", str(model), str(corpus), "--output", str(output), *options]
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """All files of an output folder, save what the plan knows of the input's age, and what names the plan."""
+    """All files of an output folder, except what the plan says about the age of the input, and what names the plan."""
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     plan = json.loads(files["_e5onnx/plan.json"])
     for file in plan["files"]:
@@ -55,51 +67,43 @@ def content(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def undisturbed(tiny_model: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("undisturbed") / "out"
-    subprocess.run(command(tiny_model, corpus, output), check=True, capture_output=True)
+    assert main(arguments(tiny_model, corpus, output)) == 0
     found = content(output)
-    assert len([name for name in found if name.endswith(".parquet")]) == ROWS // PART
+    assert len([name for name in found if name.endswith(".parquet")]) == ROWS // PART_ROWS
     assert len(found["_e5onnx/rejects.jsonl"].splitlines()) == 2
     return found
 
 
-# Each round kills once at a random moment, and lets the next run end.
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is POSIX")
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(
-    tiny_model: Path, corpus: Path, undisturbed: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize("moments", [(0, 3, 44), (1, 25, 40), (2, 22, 35)])
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(
+    tiny_model: Path, corpus: Path, undisturbed: dict[str, Any], tmp_path: Path, moments: Sequence[int]
 ) -> None:
-    generator = random.Random()
-    killed_between = 0
-    for number in range(6):
-        output = tmp_path / f"out{number}"
-        for _ in range(3):
-            process = subprocess.Popen(command(tiny_model, corpus, output), stderr=subprocess.DEVNULL)
-            until = time.monotonic() + 30
-            parts = len(list(output.glob("part-*.parquet")))
-            # after some more parts, and a moment that is no part's end
-            more = generator.randrange(8)
-            while process.poll() is None and len(list(output.glob("part-*.parquet"))) < parts + more:
-                assert time.monotonic() < until
-                time.sleep(0.001)
-            time.sleep(generator.uniform(0, 0.03))
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            killed_between += 0 < len(list(output.glob("part-*.parquet"))) < ROWS // PART
-        subprocess.run(command(tiny_model, corpus, output), check=True, capture_output=True)
-        assert content(output) == undisturbed
-    assert killed_between > 4
+    command = arguments(tiny_model, corpus, tmp_path / "out")
+    for moment in moments:
+        killed = [sys.executable, "-c", SIGNALLED, str(int(signal.SIGKILL)), str(moment), *command]
+        done = subprocess.run(killed, capture_output=True, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    assert main(command) == 0
+    assert content(tmp_path / "out") == undisturbed
 
 
-def test_a_damaged_part_and_a_lost_note_are_made_anew(
+def test_an_interrupt_stops_soon_and_keeps_what_is_done(
     tiny_model: Path, corpus: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    output = tmp_path / "out"
-    subprocess.run(command(tiny_model, corpus, output), check=True, capture_output=True)
-    (output / "_e5onnx/done/part-000003.json").unlink()
-    noted = output / "part-000007.parquet"
-    noted.write_bytes(noted.read_bytes()[:-9] + b"\0" + noted.read_bytes()[-8:])  # of the same size
-    assert content(output) != undisturbed
-    subprocess.run(command(tiny_model, corpus, output), check=True, capture_output=True)
-    assert content(output) == undisturbed
+    command = arguments(tiny_model, corpus, tmp_path / "out")
+    interrupted = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, str(int(signal.SIGINT)), "20", *command],
+        capture_output=True,
+        timeout=20,
+        check=False,
+        # a process started in the background is told to ignore interrupts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (interrupted.returncode, b"Traceback" in interrupted.stderr) == (130, False), interrupted.stderr
+    assert 1 <= len(list((tmp_path / "out/_e5onnx/done").glob("*.json"))) < ROWS // PART_ROWS
+    assert main(command) == 0
+    assert content(tmp_path / "out") == undisturbed
 
 
 def in_namespace(script: str) -> subprocess.CompletedProcess[str]:
@@ -107,9 +111,6 @@ def in_namespace(script: str) -> subprocess.CompletedProcess[str]:
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip(f"no file system can be mounted here: {done.stderr}")
     return done
-
-
-only_linux = pytest.mark.skipif(sys.platform != "linux", reason="small and read-only file systems are Linux'")
 
 
 @only_linux
@@ -128,7 +129,7 @@ def test_a_full_disk_is_one_line_that_names_a_file_and_nothing_is_lost(
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    run = " ".join(command(tiny_model, corpus, disk / "out"))
+    run = " ".join([sys.executable, "-m", "e5onnx", *arguments(tiny_model, corpus, disk / "out")])
     done = in_namespace(
         f"mount -t tmpfs -o size={size} none {disk} || exit 77; {' '.join([run, *options])}; echo code $?; "
         f"mount -o remount,size=50m {disk} && {run}; cp -r {disk}/out {tmp_path}/out"
@@ -144,74 +145,24 @@ def test_a_full_disk_is_one_line_that_names_a_file_and_nothing_is_lost(
 
 @only_linux
 def test_a_folder_that_cannot_be_written_to_is_not_called_locked(
-    tiny_model: Path, corpus: Path, undisturbed: dict[str, Any], tmp_path: Path
+    tiny_model: Path, corpus: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "disk/out"
     (output / "_e5onnx").mkdir(parents=True)
-    run = " ".join(command(tiny_model, corpus, output))
+    run = " ".join([sys.executable, "-m", "e5onnx", *arguments(tiny_model, corpus, output)])
     mount = f"mount --bind {output} {output} && mount -o remount,ro,bind {output} || exit 77; "
     done = in_namespace(f"{mount} {run}; echo code $?")
     assert done.stdout.startswith("code 1")
-    assert f"{output} cannot be locked, as it is while it is written: [Errno 30] Read-only file system" in done.stderr
+    assert f"{output} cannot be locked for writing: [Errno 30] Read-only file system" in done.stderr
     assert "another process" not in done.stderr
 
 
 def test_of_processes_that_begin_at_once_one_writes(
     tiny_model: Path, corpus: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    arguments = command(tiny_model, corpus, tmp_path / "out")
-    processes = [subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    command = [sys.executable, "-m", "e5onnx", *arguments(tiny_model, corpus, tmp_path / "out")]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     ended = [(process.communicate()[1], process.returncode) for process in processes]
     assert 0 in [code for _, code in ended]
     assert all("another process writes into" in error for error, code in ended if code != 0), ended
     assert content(tmp_path / "out") == undisturbed
-
-
-def test_an_interrupt_stops_soon_and_keeps_what_is_done(tiny_model: Path, tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus.jsonl", 20 * ROWS)  # so much that it is not done before
-    subprocess.run(command(tiny_model, corpus, tmp_path / "undisturbed"), check=True, capture_output=True)
-    output = tmp_path / "out"
-    process = subprocess.Popen(
-        command(tiny_model, corpus, output),
-        stderr=subprocess.PIPE,
-        # a process started in the background hands down that interrupts are ignored
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    while not list(output.glob("part-*.parquet")):
-        assert process.poll() is None
-        time.sleep(0.001)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert b"Traceback" not in stderr
-    subprocess.run(command(tiny_model, corpus, output), check=True, capture_output=True)
-    assert content(output) == content(tmp_path / "undisturbed")
-
-
-def test_the_command_says_what_it_did(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    done = subprocess.run(command(tiny_model, corpus, output, "--json"), capture_output=True, text=True, check=True)
-    summary = json.loads(done.stdout)
-    assert (summary["rows"], summary["rejected"], summary["parts"]) == (ROWS - 2, 2, ROWS // PART)
-    done = subprocess.run(command(tiny_model, corpus, output), capture_output=True, text=True, check=True)
-    assert "holds 398 embeddings of dimension 48 in 25 parts" in done.stderr
-    assert "2 rows were skipped" in done.stderr
-    stopped = [
-        option for option in command(tiny_model, corpus, tmp_path / "other") if option not in ("--on-error", "skip")
-    ]
-    failed = subprocess.run(stopped, capture_output=True, text=True, check=False)
-    assert failed.returncode == 1
-    assert failed.stderr.startswith(f"e5onnx: error: {corpus}, row 38: its text, column 'text', is null")
-
-
-@pytest.mark.parametrize("missing", ["pyarrow", "tqdm"])
-def test_without_the_extra_it_says_what_to_install(
-    tiny_model: Path, corpus: Path, tmp_path: Path, missing: str
-) -> None:
-    (tmp_path / f"{missing}.py").write_text(f"raise ModuleNotFoundError('no', name='{missing}')")
-    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    arguments = command(tiny_model, corpus, tmp_path / "out")
-    failed = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment)
-    assert failed.returncode == 1
-    assert failed.stderr == "e5onnx: error: embedding into a folder needs more: pip install 'e5onnx[bulk]'\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from corpora import write_jsonl
 from e5onnx import Encoder
 
 REPOSITORY = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ TEXTS = [
     line
     for line in (REPOSITORY / "export/e5onnx_export/calibration.txt").read_text(encoding="utf-8").splitlines()
     if line.strip()
-]
+][::4]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def folder(sample_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("databases")
     (folder / "models").mkdir()
     (folder / "models/e5-small-v2").symlink_to(sample_model)
-    (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    write_jsonl(folder / "corpus.jsonl", [{"text": text} for text in TEXTS])
     (command,) = re.findall(r"^e5onnx (embed .*)$", PAGE, re.MULTILINE)
     subprocess.run([sys.executable, "-m", "e5onnx", *command.split()], check=True, cwd=folder)
     return folder

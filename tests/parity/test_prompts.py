@@ -13,7 +13,8 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from e5onnx import Encoder, InputValueError
-from e5onnx.model_folder import MANIFEST, ModelFolder
+from e5onnx.manifest import MANIFEST
+from e5onnx.model_folder import ModelFolder
 from helpers import near
 
 E5 = {"query": "query: ", "document": "passage: "}

@@ -81,7 +81,7 @@ def test_a_generator_is_read_as_the_vectors_are_made(sample: Encoder, monkeypatc
     monkeypatch.setattr("e5onnx.encoder._WINDOW", 8)
     read = 0
     read_at_run: list[int] = []
-    run = sample._session.run
+    run = sample._graph.run
 
     def texts() -> Iterator[str]:
         nonlocal read
@@ -92,7 +92,7 @@ def test_a_generator_is_read_as_the_vectors_are_made(sample: Encoder, monkeypatc
         read_at_run.append(read)
         return run(*arguments)
 
-    monkeypatch.setattr(sample._session, "run", counting_run)
+    monkeypatch.setattr(sample._graph, "run", counting_run)
     embeddings = sample.encode(texts())
     assert embeddings.shape == (100, 384)
     assert read_at_run[0] == 8
@@ -153,7 +153,7 @@ def test_encode_without_prompts_warns_once(e5_model: Path) -> None:
         encoder.encode(["query: one", "passage: two"])
         encoder.encode("no prefix, on purpose", prompt="")
         encoder.encode_query("no prefix")
-    with pytest.warns(MissingPromptWarning, match="'query: ', 'passage: '") as caught:
+    with pytest.warns(MissingPromptWarning, match="'query: ' or 'passage: '") as caught:
         encoder.encode(["query: one", "two"])
     assert caught[0].filename == __file__
     with warnings.catch_warnings():
@@ -170,7 +170,7 @@ def test_a_model_without_prompts_never_warns_of_them(sample: Encoder) -> None:
 def test_an_unknown_prompt_name_lists_the_known_ones(e5: Encoder, sample: Encoder) -> None:
     with pytest.raises(InputValueError, match="no prompt named 'passage'; it has 'query', 'document'"):
         e5.encode("text", prompt_name="passage")
-    with pytest.raises(InputValueError, match="it has none at all"):
+    with pytest.raises(InputValueError, match="it has none"):
         sample.encode("text", prompt_name="passage")
 
 
@@ -280,7 +280,7 @@ def test_a_list_is_checked_before_anything_runs(sample: Encoder, monkeypatch: py
     def run(*_: Any) -> None:
         pytest.fail("the model ran before the list was checked")
 
-    monkeypatch.setattr(sample._session, "run", run)
+    monkeypatch.setattr(sample._graph, "run", run)
     with pytest.raises(InputTypeError, match="position 2000"):
         sample.encode(["text"] * 2000 + [None])  # type: ignore[list-item]
 
@@ -398,19 +398,19 @@ def test_only_tokenized_texts_are_run_as_such(sample: Encoder) -> None:
 def test_threads_and_precision_are_checked(sample_model: Path) -> None:
     with pytest.raises(InputValueError, match="at least 1, got 0"):
         Encoder(sample_model, threads=0)
-    with pytest.raises(InputValueError, match=r"threads must be at most [0-9]+ on this host of [0-9]+ processors"):
+    with pytest.raises(InputValueError, match=r"threads must be at most [0-9]+ on this host of [0-9]+ processor"):
         Encoder(sample_model, threads=5000)
     with pytest.raises(InputValueError, match="no graph with precision 'fp16'; it has 'fp32', 'int8'"):
         Encoder(sample_model, precision="fp16")  # type: ignore[arg-type]
-    with pytest.raises(InputValueError, match='bf16 needs provider="openvino"'):
+    with pytest.raises(InputValueError, match="bf16 needs provider openvino"):
         Encoder(sample_model, precision="bf16")
     with pytest.raises(InputValueError, match="must be 'cpu' or 'openvino', got 'cuda'"):
         Encoder(sample_model, provider="cuda")  # type: ignore[arg-type]
-    with pytest.raises(InputValueError, match="runs 'bf16' or 'fp32', not 'int8'"):
+    with pytest.raises(InputValueError, match="runs bf16 or fp32, not int8"):
         Encoder(sample_model, provider="openvino", precision="int8")
-    with pytest.raises(InputValueError, match="compile_cache is for"):
+    with pytest.raises(InputValueError, match="a compile cache needs provider openvino"):
         Encoder(sample_model, compile_cache="anywhere")
-    with pytest.raises(InputTypeError, match="compile_cache is a folder, got int"):
+    with pytest.raises(InputTypeError, match="compile_cache must be a folder, got int"):
         Encoder(sample_model, provider="openvino", compile_cache=3)  # type: ignore[arg-type]
 
 
@@ -513,13 +513,13 @@ def test_properties(e5: Encoder) -> None:
 
 def test_warmup_runs_the_model_and_warns_of_nothing(e5_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder(e5_model)
-    run, shapes = encoder._session.run, []
+    run, shapes = encoder._graph.run, []
 
     def noting_run(input_ids: Any, *arguments: Any) -> Any:
         shapes.append(input_ids.shape)
         return run(input_ids, *arguments)
 
-    monkeypatch.setattr(encoder._session, "run", noting_run)
+    monkeypatch.setattr(encoder._graph, "run", noting_run)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encoder.warmup()

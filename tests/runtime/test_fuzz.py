@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 from e5onnx import E5OnnxError, Encoder, InputTypeError, InputValueError
 from e5onnx.cli import main
-from e5onnx.model_folder import MANIFEST, ModelFolder, _digest
+from e5onnx.manifest import MANIFEST, _digest
+from e5onnx.model_folder import ModelFolder
 from folders import put_file
 from texts import TEXTS
 
@@ -107,6 +108,8 @@ def test_any_change_of_the_manifest(folder: Path, tiny_model: Path, data: st.Dat
 @given(st.data())
 def test_any_change_of_the_tokenizer(folder: Path, tiny_model: Path, data: st.DataObject) -> None:
     content = json.loads((tiny_model / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]  # a tenth is enough, and loads in a tenth of the time
+    content["model"]["vocab"] = {token: number for token, number in vocabulary.items() if number < 3000}
     path = data.draw(st.sampled_from(places(content)))
     content = changed(content, path, data.draw(_like(content, path)), data.draw(st.booleans()))
     put_file(folder, tiny_model, "tokenizer.json", json.dumps(content).encode())

@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 
 from e5onnx import Encoder, ModelNotFoundError, Tokenizer
-from e5onnx.model_folder import MANIFEST, FileRecord, GraphRecord, ModelFolder, is_hub_id
+from e5onnx.manifest import MANIFEST
+from e5onnx.model_folder import ModelFolder, file_record, is_hub_id
 from hub_stand_in import HubStandIn
 
 QUERIES = ["how much protein should a female eat", "summit define", ""]
@@ -116,23 +117,13 @@ def make_model(e5_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Make
         graphs = []
         for precision, file in GRAPHS.items():
             (folder / file).write_bytes(precision.encode() * 30_000)
-            record = FileRecord.of(folder, file)
+            record = file_record(folder, file)
             weights = None
             if precision == "fp32":
                 (folder / WEIGHTS).write_bytes(b"weights" * 30_000)
-                weights = FileRecord.of(folder, WEIGHTS)
-            graphs.append(
-                GraphRecord(
-                    file,
-                    record.sha256,
-                    record.size,
-                    precision=precision,
-                    portable=False,
-                    parity={},
-                    weights=weights,
-                    calibration=None,
-                )
-            )
+                weights = file_record(folder, WEIGHTS)
+            graph = replace(manifest.graphs[0], file=file, sha256=record.sha256, size=record.size)
+            graphs.append(replace(graph, precision=precision, weights=weights))
         prompts = {**manifest.prompts, "query": query_prompt}
         (folder / MANIFEST).write_text(replace(manifest, graphs=tuple(graphs), prompts=prompts).to_json(), "utf-8")
         (folder / "README.md").write_text("A card, which nobody needs to run the model.")
@@ -524,8 +515,8 @@ class TestMistypedPaths:
         with pytest.raises(ModelNotFoundError) as caught:
             is_hub_id("models/typo")
         assert str(caught.value) == (
-            f"there is no folder models/typo; models{os.sep} holds: {there}. (To load models/typo from the hub, start "
-            "where there is no folder models.)"
+            f"there is no folder models/typo; models{os.sep} holds: {there}. (To load models/typo from the hub, run "
+            "this where there is no folder models.)"
         )
         assert not any(is_hub_id(f"models/{folder}") for folder in folders)
 

@@ -24,8 +24,9 @@ from e5onnx import (
     Tokenizer,
     model_folder,
 )
-from e5onnx.engine import OnnxRuntimeEngine, Session
-from e5onnx.model_folder import MANIFEST, FileRecord, GraphRecord, Manifest, ModelFolder, OpenedGraph
+from e5onnx.engine import LoadedGraph, OnnxRuntimeEngine
+from e5onnx.manifest import MANIFEST, FileRecord, GraphRecord, Manifest
+from e5onnx.model_folder import ModelFolder, OpenedGraph, file_record
 
 PATH = Path("models/some/e5onnx.json")
 GRAPH = "onnx/model.onnx"
@@ -622,7 +623,7 @@ def replace_graph(folder: Path, content: bytes) -> None:
     """Put another graph into a model folder, and rewrite the manifest to fit."""
     (folder / GRAPH).write_bytes(content)
     manifest = ModelFolder.open(folder).manifest
-    measured = FileRecord.of(folder, GRAPH)
+    measured = file_record(folder, GRAPH)
     graph = replace(manifest.graph("fp32"), sha256=measured.sha256, size=measured.size)
     (folder / MANIFEST).write_text(replace(manifest, graphs=(graph,)).to_json())
     ModelFolder.open(folder).verify()
@@ -658,7 +659,7 @@ def test_a_graph_of_another_contract_is_refused(copied_model: Path, graph: bytes
 
 def test_a_dimension_other_than_the_graph_has_is_refused(tiny_model: Path) -> None:
     with pytest.raises(ModelFolderError, match=r"expected .*\['any', 384\]"):
-        Session(
+        LoadedGraph(
             OpenedGraph(tiny_model / GRAPH, lambda: None),
             dimension=384,
             load=partial(OnnxRuntimeEngine, threads=1, precision="fp32"),

@@ -71,7 +71,7 @@ def test_a_text_and_a_list_are_taken_with_openais_other_keys() -> None:
         ({"input": ["a", "\ud800"]}, r"position 1 holds the lone surrogate U\+D800", "input", 400),
         ({"input": ["a"] * 4}, "has 4 texts, the limit is 3", "input", 413),
         ({"input": ["a", "b" * 101]}, "position 1 has 101 characters, the limit is 100", "input", 413),
-        ({"input": "a", "model": "gpt"}, "'gpt' is not here; this is 'e5'", "model", 404),
+        ({"input": "a", "model": "gpt"}, "there is no model 'gpt' here; this is 'e5'", "model", 404),
         ({"input": "a", "model": 1}, "'model' must be a string", "model", 400),
         ({"input": "a", "dimensions": 256}, "384 dimensions and cannot be shortened, got 256", "dimensions", 400),
         ({"input": "a", "dimensions": True}, "cannot be shortened", "dimensions", 400),
@@ -142,7 +142,7 @@ def test_a_key_that_occurs_twice_is_found_without_comparing_all_with_all() -> No
 
     names = [Key(f"{number:05}") for number in range(3000)]
     with pytest.raises(ValueError, match="the key '02999' occurs twice in an object"):
-        openai_api._object([(name, 1) for name in [*names, Key("02999")]])
+        openai_api._parse_object([(name, 1) for name in [*names, Key("02999")]])
     assert compared < 3000
 
 

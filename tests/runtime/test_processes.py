@@ -186,7 +186,7 @@ def test_another_model_in_the_folder_of_a_pickled_encoder_is_noticed(
     pickled = pickle.dumps(Encoder(folder))
     shutil.rmtree(folder)
     shutil.copytree(sample_model, folder)
-    with pytest.raises(ModelFolderError, match=f"{folder} holds another model than when this encoder was pickled"):
+    with pytest.raises(ModelFolderError, match=f"{folder} changed after this encoder was pickled"):
         pickle.loads(pickled)
 
 

@@ -286,7 +286,7 @@ def test_the_prompts_are_the_models_own(e5: Tokenizer, sample: Tokenizer) -> Non
 def test_an_unknown_prompt_is_refused_with_those_there_are(e5: Tokenizer, sample: Tokenizer) -> None:
     with pytest.raises(InputValueError, match="no prompt named 'passage'; it has 'query', 'document'"):
         e5.count_tokens("text", prompt_name="passage")
-    with pytest.raises(InputValueError, match="no prompt named 'passage'; it has none at all"):
+    with pytest.raises(InputValueError, match="no prompt named 'passage'; it has none"):
         sample.count_tokens("text", prompt_name="passage")
 
 
@@ -355,7 +355,7 @@ def test_a_lone_surrogate_is_named_by_position_and_character(
 
 def test_what_is_tokenised_is_checked_as_what_is_counted(e5: Tokenizer) -> None:
     for method in (e5.tokenize, e5.tokens):
-        with pytest.raises(InputTypeError, match="an iterable of str, got one str: put it into a list"):
+        with pytest.raises(InputTypeError, match="an iterable of str, got one str: put it in a list"):
             method("text")
         with pytest.raises(InputTypeError, match="ordered iterable of str, got NoneType"):
             method(None)  # type: ignore[arg-type]
@@ -388,7 +388,7 @@ def test_no_weights_are_needed(folder_without_weights: Path, reference: Referenc
 def test_a_tokenizer_that_cannot_be_read_is_refused(folder_without_weights: Path, content: bytes) -> None:
     put_file(folder_without_weights, folder_without_weights, "tokenizer.json", content)
     path = folder_without_weights / "tokenizer.json"
-    with pytest.raises(ModelFolderError, match=f"{path} is not a tokenizer that tokenizers [0-9.]+ reads"):
+    with pytest.raises(ModelFolderError, match=f"tokenizers [0-9.]+ cannot read {path}"):
         Tokenizer(folder_without_weights)
 
 

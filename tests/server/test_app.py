@@ -1,120 +1,29 @@
-"""The application without a socket: what fails inside it, and long texts beside short ones."""
+"""The application: with the clients that people use, over sockets and without."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
+import json
+import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 
 from e5onnx import Encoder, ModelFolderError
-from e5onnx.errors import QueueFullError
-from e5onnx.openai_api import Limits
-from e5onnx.server import tokenizing
-from e5onnx.server.app import Service, Settings
+from e5onnx.server.app import Service
+from e5onnx.server.options import ServerOptions
 from e5onnx.server.scheduler import Run
-from e5onnx.server.tokenizing import Tokenizing
-
-
-@pytest.fixture
-def service(tiny_model: Path) -> Iterator[Service]:
-    service = Service(Encoder(tiny_model, threads=1), Settings(request_timeout=0.5, max_body=200_000, limits=Limits()))
-    yield service
-    service.close()
-
-
-def answers(service: Service, *requests: tuple[str, Any]) -> list[httpx.Response]:
-    """Send requests at the same time, without a socket."""
-
-    async def run() -> list[httpx.Response]:
-        transport = httpx.ASGITransport(service.app())
-        async with httpx.AsyncClient(transport=transport, base_url="http://e5") as client:
-            return await asyncio.gather(*(client.post(path, json=content) for path, content in requests))
-
-    return asyncio.run(run())
-
-
-@pytest.mark.parametrize("error", [MemoryError("secret"), KeyError("secret"), ModelFolderError("cannot: 'secret'")])
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/embed"])
-def test_a_defect_is_a_500_that_is_counted_and_quotes_nothing(
-    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception, path: str
-) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(service.encoder.tokenizer, "tokenize", fail)
-    with caplog.at_level(logging.INFO, "e5onnx.server"):
-        (reply,) = answers(service, (path, {"input": "a"} if path.startswith("/v1") else {"inputs": "a"}))
-    assert reply.status_code == 500
-    assert (
-        reply.json()["error_type"] == "Backend" if path == "/embed" else reply.json()["error"]["type"] == "server_error"
-    )
-    page = service.metrics.page().decode()
-    assert f'e5onnx_requests_total{{path="{path}",status="500"}} 1.0' in page
-    assert "e5onnx_requests_in_flight 0.0" in page
-    messages: list[Any] = [record.msg for record in caplog.records]
-    failed, request = messages
-    assert (failed["event"], failed["error"]) == ("failure", type(error).__name__)
-    assert (request["event"], request["status"], request["id"]) == ("request", 500, failed["id"])
-    assert "secret" not in caplog.text
-    assert "secret" not in reply.text
-
-
-def test_what_fails_outside_all_routes_is_a_500_too(service: Service) -> None:
-    async def fails(*_: Any) -> None:
-        raise ValueError("secret")
-
-    front: Any = service.app()
-    front._app._app = fails
-
-    async def get() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(front), base_url="http://e5") as client:
-            return await client.get("/health")
-
-    reply = asyncio.run(get())
-    assert (reply.status_code, reply.json()["error"]["type"]) == (500, "server_error")
-    assert "secret" not in reply.text
-
-
-def test_tokenising_counts_against_the_timeout(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizing, "_PIECE_CHARACTERS", 1000)
-    begun = []
-    ended = threading.Event()
-    tokenize = service.encoder.tokenizer.tokenize
-
-    def slow(texts: Sequence[str], prompt: str, *, start: int) -> Any:
-        begun.append(len(texts))
-        ended.wait(1)
-        return tokenize(texts, prompt, start=start)
-
-    monkeypatch.setattr(service.encoder.tokenizer, "tokenize", slow)
-    (reply,) = answers(service, ("/v1/embeddings", {"input": ["word " * 200] * 30}))
-    ended.set()
-    assert reply.status_code == 503
-    assert reply.headers["retry-after"] == "1"
-    assert len(begun) < 30  # the rest is not begun
-
-
-@pytest.mark.parametrize("path", ["/v1/embeddings", "/embed", "/similarity"])
-def test_a_full_queue_says_when_to_come_again(service: Service, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    async def full(*_: Any, **__: Any) -> None:
-        raise QueueFullError(3, 4000, 7)
-
-    monkeypatch.setattr(service.scheduler, "embed", full)
-    sentences = {"source_sentence": "a", "sentences": ["b"]}
-    contents = {"/v1/embeddings": {"input": "a"}, "/embed": {"inputs": "a"}, "/similarity": {"inputs": sentences}}
-    (reply,) = answers(service, (path, contents[path]))
-    assert (reply.status_code, reply.headers["retry-after"]) == (429, "7")
-    assert "3 requests with 4,000 tokens are waiting already; try again in 7 s" in reply.text
+from helpers import near
+from serving import Server, answers, connect, running, serving, wait_for
+from texts import TEXTS
 
 
 def test_a_model_that_was_replaced_while_it_is_loaded_is_not_served(
@@ -126,58 +35,27 @@ def test_a_model_that_was_replaced_while_it_is_loaded_is_not_served(
     shutil.rmtree(folder)
     shutil.copytree(sample_model, folder)
     with pytest.raises(ModelFolderError, match="model was replaced by another model while the server was loading it"):
-        Service(encoder, Settings())
-
-
-def test_bodies_in_memory_are_bounded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    large = ("/v1/embeddings", {"input": ["word " * 300] * 120})  # 180,000 bytes
-    statuses = [reply.status_code for reply in answers(service, *[large] * 20)]
-    assert 429 in statuses
-    assert set(statuses) <= {200, 429, 503}
-    for _ in range(3):  # they are forgotten with their replies
-        assert answers(service, large)[0].status_code in (200, 503)
+        Service(encoder, ServerOptions())
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_worker_that_died_turns_health_red(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def get(path: str) -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(service.app()), base_url="http://e5") as client:
-            return await client.get(path)
-
     def fail(run: Run) -> None:
         raise ValueError("a defect")
 
-    assert asyncio.run(get("/ping")).status_code == 200
+    assert answers(service, ("/ping", None))[0].status_code == 200
     monkeypatch.setattr(service.metrics, "observe", fail)
     answers(service, ("/embed", {"inputs": "a"}))
     (worker,) = service.scheduler._threads
     worker.join(60)
-    for path in ("/ping", "/health"):
-        reply = asyncio.run(get(path))
+    for reply in answers(service, ("/ping", None), ("/health", None)):
         assert (reply.status_code, reply.json()) == (503, {"status": "failed"})
-
-
-def test_runs_are_counted_with_their_padding(tiny_model: Path) -> None:
-    service = Service(Encoder(tiny_model, threads=1), Settings())
-    assert answers(service, ("/embed", {"inputs": ["a", "a b c"]}))[0].status_code == 200  # 3 and 5 tokens
-    service.close()
-    page = service.metrics.page().decode()
-    for line in (
-        "texts_total 2",
-        "tokens_total 8",
-        "padding_tokens_total 2",
-        "run_seconds_count 1",
-        "batch_texts_sum 2",
-    ):
-        assert f"\ne5onnx_{line}.0\n" in page
-    assert "\ne5onnx_batch_tokens_sum 8.0\n" in page
-    assert "\ne5onnx_queue_seconds_count 1.0\n" in page
 
 
 def test_vectors_have_the_length_that_was_asked_for(tiny_model: Path) -> None:
     encoder = Encoder(tiny_model, threads=1)
     assert not encoder.manifest.normalize
-    service = Service(encoder, Settings())
+    service = Service(encoder, ServerOptions())
     texts = ["one", "a second text"]
     *embed, v1 = answers(
         service,
@@ -191,76 +69,6 @@ def test_vectors_have_the_length_that_was_asked_for(tiny_model: Path) -> None:
     service.close()
 
 
-@pytest.mark.parametrize(
-    ("path", "key"), [("/v1/embeddings", "input"), ("/embed", "inputs"), ("/tokenize", "inputs"), ("/", "inputs")]
-)
-def test_a_text_that_cannot_be_divided_is_refused(tiny_model: Path, path: str, key: str) -> None:
-    service = Service(Encoder(tiny_model, threads=1), Settings(limits=Limits(characters=2**21)))
-    texts = ["word " * 12_000, "word " * 12_000, "a" * 1_200_000]
-    (reply,) = answers(service, (path, {key: texts, "truncate": "warn" if path[1:2] == "v" else True}))
-    if path == "/tokenize":
-        assert reply.status_code == 422  # it has no "truncate"
-        (reply,) = answers(service, (path, {key: texts}))
-    assert reply.status_code == 413
-    assert "1,200,0" in reply.text
-    assert "characters, more than 1,048,576 of them in one stretch" in reply.text
-    if path != "/tokenize":
-        assert "the text at position 2 cannot be tokenised" in reply.text
-    service.close()
-
-
-@given(
-    texts=st.lists(st.text(max_size=30), max_size=40),
-    size=st.integers(1, 60),
-    inline=st.integers(0, 60),
-    each=st.integers(0, 9),
-)
-def test_pieces_are_all_there_and_in_order(texts: list[str], size: int, inline: int, each: int) -> None:
-    checked: list[str] = []
-
-    async def run(tokenize: Callable[[Sequence[str], int], list[str]]) -> list[str]:
-        in_pieces = Tokenizing()
-        try:
-            return await in_pieces.run(texts, tokenize, checked.extend)
-        finally:
-            in_pieces.close()
-
-    calls: list[int] = []
-    threads: set[threading.Thread] = set()
-
-    def tokenize(piece: Sequence[str], start: int) -> list[str]:
-        assert texts[start : start + len(piece)] == list(piece)
-        calls.append(sum(len(text) + each for text in piece[:-1]))
-        threads.add(threading.current_thread())
-        return [text.upper() for text in piece]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizing, "_PIECE_CHARACTERS", size)
-        patch.setattr(tokenizing, "_INLINE_CHARACTERS", inline)
-        patch.setattr(tokenizing, "_TEXT_CHARACTERS", each)
-        assert asyncio.run(run(tokenize)) == checked == [text.upper() for text in texts]
-    if sum(len(text) + each for text in texts) > inline:
-        assert all(cost < size for cost in calls)
-        assert threading.current_thread() not in threads  # which has the event loop
-    else:
-        assert threads == {threading.current_thread()}
-
-
-def test_many_tiny_texts_are_not_tokenised_in_the_event_loop(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads: dict[int, threading.Thread] = {}
-    tokenize = service.encoder.tokenizer.tokenize
-
-    def watched(texts: Sequence[str], *arguments: Any, **named: Any) -> Any:
-        threads[len(texts)] = threading.current_thread()
-        return tokenize(texts, *arguments, **named)
-
-    monkeypatch.setattr(service.encoder.tokenizer, "tokenize", watched)
-    for number in (1, 200):
-        assert answers(service, ("/embed", {"inputs": ["a"] * number}))[0].status_code in (200, 503)
-    assert threads[1] is threading.current_thread()
-    assert threads[200] is not threading.current_thread()
-
-
 def test_tokens_that_are_sent_are_bounded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     def tokenized(*numbers: int) -> list[int]:
         requests = [("/tokenize", {"inputs": ["a " * 20] * number}) for number in numbers]
@@ -268,7 +76,218 @@ def test_tokens_that_are_sent_are_bounded(service: Service, monkeypatch: pytest.
 
     (reply,) = answers(service, ("/tokenize", {"inputs": ["a " * 20] * 10}))
     size = len(reply.content)  # and a bracket or a comma beside every item
-    monkeypatch.setattr("e5onnx.server.app._MOST_TOKENIZED", size - 11)
+    monkeypatch.setattr("e5onnx.server.app._MOST_TOKEN_BYTES", size - 11)
     assert tokenized(10) == [200]
     assert tokenized(11) == [413]
     assert tokenized(10) == [200]
+
+
+def test_the_openai_client_gets_the_encoders_vectors(server: Server, encoder: Encoder) -> None:
+    client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    name = client.models.list().data[0].id
+    assert client.models.retrieve(name).id == name
+    reply = client.embeddings.create(model=name, input=TEXTS)  # base64, by default
+    near([item.embedding for item in reply.data], encoder.encode_document(TEXTS))
+    reply = client.embeddings.create(
+        model=name, input="a question", encoding_format="float", extra_body={"input_type": "query"}
+    )
+    near(reply.data[0].embedding, encoder.encode_query("a question"))
+    assert reply.usage.total_tokens == encoder.count_tokens("query: a question")
+    with pytest.raises(BadRequestError, match="token ids"):
+        client.embeddings.create(model=name, input=[1, 2, 3])
+    with pytest.raises(BadRequestError, match="384 dimensions"):
+        client.embeddings.create(model=name, input="a", dimensions=128)
+    with pytest.raises(NotFoundError, match="is not here"):
+        client.embeddings.create(model="text-embedding-3-small", input="a")
+
+
+def test_the_readmes_example_runs(server: Server, encoder: Encoder) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (example,) = (each for each in re.findall(r"```py\n(.*?)```", readme, re.DOTALL) if "openai" in each)
+    names: dict[str, Any] = {}
+    exec(example.replace("http://127.0.0.1:8080", server.url).replace("intfloat/", ""), names)
+    near(names["query"].data[0].embedding, encoder.encode_query("how much protein"))
+    near(names["reply"].data[1].embedding, encoder.encode_document("the top of a hill"))
+
+
+def test_the_asynchronous_client_sends_many_at_once(server: Server, encoder: Encoder) -> None:
+    async def requests() -> list[Any]:
+        async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+            calls = [client.embeddings.create(model="e5-small-v2", input=text) for text in TEXTS * 3]
+            return await asyncio.gather(*calls)
+
+    vectors = [reply.data[0].embedding for reply in asyncio.run(requests())]
+    near(vectors, np.tile(encoder.encode_document(TEXTS), (3, 1)), 1e-6)
+
+
+def test_langchain_embeds_queries_and_documents(server: Server, encoder: Encoder) -> None:
+    langchain = pytest.importorskip("langchain_openai")
+    options = {"model": "e5-small-v2", "base_url": f"{server.url}/v1", "api_key": "none"}
+    embeddings = langchain.OpenAIEmbeddings(**options, check_embedding_ctx_length=False)
+    near(embeddings.embed_documents(TEXTS), encoder.encode_document(TEXTS))
+    queries = langchain.OpenAIEmbeddings(
+        **options, check_embedding_ctx_length=False, model_kwargs={"extra_body": {"input_type": "query"}}
+    )
+    near(queries.embed_query("a question"), encoder.encode_query("a question"))
+
+
+def test_another_provider_serves_its_own_vectors(sample_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    expected = Encoder(sample_model, provider="openvino", precision="fp32").encode_document(TEXTS)
+    with serving(sample_model, tmp_path / "log", "--provider", "openvino", "--precision", "fp32") as running:
+        assert httpx.get(f"{running.url}/info").json()["provider"] == "openvino"
+        near(httpx.post(f"{running.url}/embed", json={"inputs": TEXTS}, timeout=60).json(), expected)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/embeddings", b"", 400),
+        ("/v1/embeddings", b"{", 400),
+        ("/v1/embeddings", b'{"input": NaN}', 400),
+        ("/v1/embeddings", b'{"input": "\\ud800"}', 400),
+        ("/v1/embeddings", b'{"input": "a", "\\ud800": 1}', 400),
+        ("/v1/embeddings", json.dumps({"input": "a", "model": "m" * 100_000}).encode(), 404),
+        ("/v1/embeddings", json.dumps({"input": "a", "dimensions": [[]] * 10_000}).encode(), 400),
+        ("/v1/embeddings", json.dumps({"input": "a", "dimensions": [[]] * 100_000}).encode(), 413),
+        ("/v1/embeddings", b'{"input": "\xff"}', 400),
+        ("/v1/embeddings", b'{"input": "a", "input": "b"}', 400),
+        ("/v1/embeddings", b"[" * 20_000, 400),
+        ("/v1/embeddings", b"[" * 200_000, 413),
+        ("/v1/embeddings", b'{"input": ["a", 1]}', 400),
+        ("/v1/embeddings", json.dumps({"input": ["a"] * 101}).encode(), 413),
+        ("/v1/embeddings", json.dumps({"input": "a" * 100_001}).encode(), 413),
+        ("/v1/embeddings", b" " * 2_000_001, 413),
+        ("/v1/embeddings", json.dumps({"input": "word " * 600, "truncate": "error"}).encode(), 400),
+        ("/embed", b"{}", 422),
+        ("/embed", b'{"inputs": []}', 422),
+        ("/embed", b'{"inputs": "a", "truncate": "yes"}', 422),
+        ("/embed", b'{"inputs": "a", "prompt_name": "other"}', 422),
+        ("/embed", json.dumps({"inputs": "a", "prompt_name": "n" * 100_000}).encode(), 422),
+        ("/embed", b'{"inputs": "a", "unknown": 1}', 422),
+        ("/embed", json.dumps({"inputs": "word " * 600}).encode(), 413),
+        ("/similarity", b'{"inputs": {"source_sentence": "a"}}', 422),
+        ("/similarity", json.dumps({"inputs": {"source_sentence": "a", "sentences": ["word " * 600]}}).encode(), 413),
+        ("/similarity", b'{"inputs": [], "parameters": []}', 422),
+        *(
+            (path, b'{"inputs": {"source_sentence": "a", "sentences": "b"}, "parameters": %b}' % parameters, 422)
+            for path in ("/similarity", "/")
+            for parameters in (b'{"truncation_direction": "left"}', b"[]", b"0", b"false", b'""')
+        ),
+        ("/tokenize", b'{"inputs": null}', 422),
+        ("/nothing", b"{}", 404),
+        ("/embed/", b"{}", 404),  # a redirect would go to a host that the client names
+        ("/info", b"{}", 405),
+    ],
+)
+def test_what_is_wrong_is_said_and_the_server_lives_on(http: httpx.Client, path: str, body: bytes, status: int) -> None:
+    reply = http.post(path, content=body, headers={"content-type": "application/json"})
+    assert reply.status_code == status, reply.text
+    assert len(reply.content) < 1000  # what was sent is not sent back
+    error = reply.json()["error"]
+    assert error if isinstance(error, str) else error["message"]
+    assert http.get("/health").status_code == 200
+
+
+def test_what_is_exactly_at_a_limit_is_answered(http: httpx.Client, encoder: Encoder) -> None:
+    words = 512 - encoder.count_tokens("passage: ")
+    for path, content in (
+        ("/v1/embeddings", {"input": "a" * 100_000}),
+        ("/v1/embeddings", {"input": ["a"] * 100}),
+        ("/v1/embeddings", {"input": "word " * words, "truncate": "error"}),
+        ("/embed", {"inputs": "word " * words}),
+        ("/tokenize", {"inputs": ["a"] * 100}),
+    ):
+        assert http.post(path, json=content).status_code == 200
+    for size, status in ((2_000_000, 200), (2_000_001, 413)):
+        body = b'{"inputs": "a"}'.ljust(size)
+        for sent in (body, iter([body[:1000], body[1000:]])):  # with a Content-Length, and without
+            reply = http.post("/embed", content=sent, headers={"content-type": "application/json"})
+            assert reply.status_code == status
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"content-type": "text/plain"}, {"content-type": "application/json", "content-encoding": "gzip"}],
+)
+def test_only_json_is_read(http: httpx.Client, headers: dict[str, str]) -> None:
+    reply = http.post("/v1/embeddings", content=b'{"input": "a"}', headers=headers)
+    assert reply.status_code == 415
+    assert reply.headers["connection"] == "close"
+
+
+def test_no_other_origin_is_let_in(http: httpx.Client) -> None:
+    reply = http.options("/v1/embeddings", headers={"origin": "https://example.org"})
+    assert not [name for name in reply.headers if name.startswith("access-control")]
+
+
+# --- load, and clients that leave
+
+
+class Held:
+    """A service, when its model has begun to run, and whether it may go on."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.entered = threading.Semaphore(0)
+        self.open = threading.Event()
+
+
+@pytest.fixture
+def held(service: Service, monkeypatch: pytest.MonkeyPatch) -> Held:
+    """The service, whose runs wait until they are let through."""
+    held, run = Held(service), service.encoder.encode_tokenized
+
+    def encode(*arguments: Any, **named: Any) -> Any:
+        held.entered.release()
+        assert held.open.wait(60)
+        return run(*arguments, **named)
+
+    monkeypatch.setattr(service.encoder, "encode_tokenized", encode)
+    return held
+
+
+def test_a_full_queue_is_429_and_the_others_get_their_vectors(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held.service.scheduler._queue, "_max_requests", 1)
+    with running(held.service.app(), []) as url, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(httpx.post, f"{url}/embed", json={"inputs": TEXTS[0]}, timeout=60)
+        assert held.entered.acquire(timeout=60)
+        second = pool.submit(httpx.post, f"{url}/embed", json={"inputs": TEXTS[1]}, timeout=60)
+        wait_for(lambda: held.service.scheduler.waiting_requests)
+        refused = httpx.post(f"{url}/v1/embeddings", json={"input": "a"}, timeout=60)
+        held.open.set()
+        vectors = [reply.result().json()[0] for reply in (first, second)]
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert "connection" not in refused.headers  # it stays open: a busy server has no time for new ones
+    near(vectors, held.service.encoder.encode_document(TEXTS[:2], normalize_embeddings=True), 1e-6)
+
+
+def test_a_request_that_takes_too_long_is_503(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held.service, "options", ServerOptions(request_timeout=0.1))
+    (reply,) = answers(held.service, ("/v1/embeddings", {"input": "a"}))
+    assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+    assert "not done within" in reply.json()["error"]["message"]
+    held.open.set()
+    monkeypatch.setattr(held.service, "options", ServerOptions())
+    assert answers(held.service, ("/v1/embeddings", {"input": "a"}))[0].status_code == 200
+
+
+def test_the_work_of_clients_that_left_is_dropped(held: Held) -> None:
+    body = json.dumps({"inputs": ["word " * 500] * 50, "truncate": True}).encode()
+    head = "POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with running(held.service.app(), []) as url:
+        with connect(url) as leaving:
+            leaving.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            assert held.entered.acquire(timeout=60)
+        wait_for(lambda: not held.service.scheduler.waiting_tokens)
+        wait_for(lambda: 'path="/embed",status="499"} 1.0' in held.service.metrics.page().decode())
+        held.open.set()
+
+
+def test_slow_clients_hold_nobody_up(http: httpx.Client, server: Server) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(50):
+            head = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            stack.enter_context(connect(server.url)).sendall(head + b"Content-Length: 100\r\n\r\n{")
+        assert http.post("/v1/embeddings", json={"input": "a"}).status_code == 200

@@ -1,13 +1,12 @@
-"""Bodies: how many are held, and how many values their JSON has."""
+"""Bodies: how many are in memory, and how many JSON values they hold."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,9 +14,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from e5onnx import Encoder
-from e5onnx.openai_api import Limits, parse_json
-from e5onnx.server.app import Service, Settings
+from e5onnx.openai_api import parse_json
+from e5onnx.server.app import Service
 from e5onnx.server.body import _Values
 
 _SIZE = 200_000
@@ -49,23 +47,14 @@ def test_values_are_counted_outside_of_strings_however_they_come(
     assert counts == sorted(counts)
 
 
-@pytest.fixture
-def service(tiny_model: Path) -> Iterator[Service]:
-    settings = Settings(max_body=_SIZE, limits=Limits(texts=100), body_timeout=30)
-    service = Service(Encoder(tiny_model, threads=1), settings)
-    yield service
-    service.close()
-
-
 @pytest.mark.parametrize(
     "filler", [b"[]", b"{}", b"1", b'""', b'{"a":1}', b"[[[[]]]]", b"null", b'"\\\\"', b'"\\"",'[:-1]]
 )
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/embed"])
 def test_bodies_of_too_many_values_are_refused_before_they_are_parsed(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, path: str, filler: bytes
+    service: Service, monkeypatch: pytest.MonkeyPatch, path: str, filler: bytes
 ) -> None:
-    monkeypatch.setattr("e5onnx.server.body._MOST_VALUES", 1000)
-    service = Service(Encoder(tiny_model, threads=1), Settings(limits=Limits(texts=100)))
+    monkeypatch.setattr(service._bodies, "_max_values", 1100)
     parsed: list[int] = []
     monkeypatch.setattr("e5onnx.server.body.parse_json", lambda body: parsed.append(len(body)))
 
@@ -82,7 +71,6 @@ def test_bodies_of_too_many_values_are_refused_before_they_are_parsed(
     assert len(parsed) == 1
     assert asyncio.run(post(exact + 1)) == 413
     assert len(parsed) == 1
-    service.close()
 
 
 @pytest.mark.parametrize("body", [b'{"inputs": "a"}', b"{", b'{"inputs": "a"}'.ljust(10_000), b"{".ljust(10_000)])
@@ -117,7 +105,7 @@ def test_others_have_their_turn_between_bodies_that_come_together(
         task = asyncio.create_task(other())
         transport = httpx.ASGITransport(service.app())
         async with httpx.AsyncClient(transport=transport, base_url="http://e5") as client:
-            content = {"inputs": ["a"] * 101 + ["word " * 1000]}
+            content = {"inputs": ["a"] * 201 + ["word " * 1000]}
             replies = await asyncio.gather(*(client.post("/embed", json=content) for _ in range(20)))
         task.cancel()
         assert [reply.status_code for reply in replies] == [413] * 20

@@ -1,31 +1,25 @@
-"""Who is let in: which host a request is meant for, and who has a key. Every route, also those added later."""
+"""Hosts and keys, for every route, including those added later."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from e5onnx import Encoder
-from e5onnx.server.app import OPEN_PATHS, Service, Settings
-from serving import serving
+from e5onnx.server.app import OPEN_PATHS, Service
+from e5onnx.server.options import ServerOptions
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY")
 _BODIES = ({"inputs": "a"}, {"input": "a"}, {"inputs": {"source_sentence": "a", "sentences": ["b"]}})
 
 
-@pytest.fixture(scope="module")
-def encoder(tiny_model: Path) -> Encoder:
-    return Encoder(tiny_model, threads=1)
-
-
 @pytest.fixture
-def locked(encoder: Encoder) -> Iterator[Service]:
-    service = Service(encoder, Settings(api_keys=["key"]))
+def locked(tiny_encoder: Encoder) -> Iterator[Service]:
+    service = Service(tiny_encoder, ServerOptions(api_keys=["key"]))
     yield service
     service.close()
 
@@ -100,14 +94,8 @@ _NONSENSE = [
     "localhost/",
     ".",
 ]
-_NONSENSE += [
-    "localhost, evil.example",
-    "localhost evil.example",
-    "localhost?",
-    "localhost#",
-    "localhost..",
-    "[localhost]",
-]
+_NONSENSE += ["localhost, evil.example", "localhost evil.example", "localhost?", "localhost#", "localhost.."]
+_NONSENSE += ["[localhost]"]
 _FOREIGN = ["evil.example", "evil.example:80", "localhost.evil.example", "evil.localhost", "127.0.0.1.evil.example"]
 
 
@@ -122,19 +110,14 @@ _FOREIGN = ["evil.example", "evil.example:80", "localhost.evil.example", "evil.l
             [*_ADDRESSES, *_NONSENSE, *_FOREIGN, "b.api.example.org", "example.net", "aexample.net"],
         ),
         (False, [], [*_LOOPBACK, *_ADDRESSES, *_NONSENSE, *_FOREIGN], []),
-        (
-            False,
-            ["api.example.org."],
-            [*_LOOPBACK, *_ADDRESSES, "api.example.org", "api.example.org."],
-            [*_NONSENSE, *_FOREIGN],
-        ),
+        (False, ["a.example."], [*_LOOPBACK, *_ADDRESSES, "a.example", "a.example."], [*_NONSENSE, *_FOREIGN]),
         (True, ["*"], [*_LOOPBACK, *_FOREIGN], []),
     ],
 )
 def test_only_its_own_hosts_are_answered(
-    encoder: Encoder, loopback: bool, listed: list[str], accepted: list[str], refused: list[str]
+    tiny_encoder: Encoder, loopback: bool, listed: list[str], accepted: list[str], refused: list[str]
 ) -> None:
-    service = Service(encoder, Settings(loopback=loopback, allowed_hosts=listed))
+    service = Service(tiny_encoder, ServerOptions(allowed_hosts=listed), loopback=loopback)
     for host in accepted:
         assert status(service, [(b"host", host.encode())]) == 200, host
     for host in refused:
@@ -147,28 +130,8 @@ def test_only_its_own_hosts_are_answered(
     service.close()
 
 
-def test_the_hosts_go_with_the_address_it_listens_on(tiny_model: Path, tmp_path: Path) -> None:
-    def answered(url: str, host: str) -> int:
-        return httpx.post(f"{url}/embed", json={"inputs": "a"}, headers={"host": host}).status_code
-
-    with serving(tiny_model, tmp_path / "here") as here:
-        assert answered(here.url, "evil.example") == 400
-        refused = httpx.get(f"{here.url}/v1/models", headers={"host": "evil.example"}).json()["error"]
-        assert (refused["code"], "--allowed-hosts" in refused["message"]) == ("invalid_host", True)
-    with serving(tiny_model, tmp_path / "mapped", "--host", "::ffff:127.0.0.1") as mapped:
-        assert mapped.url.startswith("http://[::ffff:127.0.0.1]:")
-        url = mapped.url.replace("[::ffff:127.0.0.1]", "127.0.0.1")
-        assert [answered(url, host) for host in ("[::ffff:127.0.0.1]", "localhost", "evil.example")] == [200, 200, 400]
-    with serving(tiny_model, tmp_path / "listed", "--allowed-hosts", "one.example, *.two.example") as listed:
-        found = [answered(listed.url, host) for host in ("one.example", "a.two.example", "localhost", "evil.example")]
-        assert found == [200, 200, 200, 400]
-    with serving(tiny_model, tmp_path / "everywhere", "--host", "0.0.0.0") as everywhere:
-        url = everywhere.url.replace("0.0.0.0", "127.0.0.1")
-        assert [answered(url, host) for host in ("evil.example", "10.0.0.7:8080")] == [200, 200]
-
-
-def test_a_host_that_is_no_name_breaks_no_reply(encoder: Encoder) -> None:
-    service = Service(encoder, Settings())
+def test_a_host_that_is_not_a_name_breaks_no_reply(tiny_encoder: Encoder) -> None:
+    service = Service(tiny_encoder, ServerOptions())
     for host in ("[", "[::1", "a/b", "a?b"):
         assert status(service, [(b"host", host.encode())], path="/nothing") == 404
         assert status(service, [(b"host", host.encode())], path="/embed") == 405

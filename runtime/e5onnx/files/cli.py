@@ -1,4 +1,4 @@
-"""The command `e5onnx embed`: its options, and what they mean. Needs the extra `bulk` only for corpora."""
+"""The command `e5onnx embed`: its options and its output. Only an output folder needs the extra `bulk`."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from ..errors import TextTooLongError
 from ..terminal import note, print_line
 from ..tokenizer import TokenizedText
 from .columns import Columns, named_types
-from .texts import Reject, open_texts, tokenized
+from .records import Reject
+from .texts import open_texts, tokenized
 
 _TEXTS_AT_ONCE = 1024
 _CHARACTERS_AT_ONCE = 2**24
 
 
 def add_arguments(embed: argparse.ArgumentParser) -> None:
-    """Add the options of the command, save those of the model."""
+    """Add the options of the command, except those of the model."""
     embed.add_argument(
         "files",
         metavar="FILE",
         nargs="*",
         default=[],
-        help="JSON lines, CSV, TSV, Parquet or text, one text a line, compressed or not; a folder of such files, or a "
-        "quoted glob; - or none: standard input, which is text unless --input-format says otherwise",
+        help="JSON lines, CSV, TSV, Parquet or text with one text per line, compressed or not; a folder of such files, "
+        "or a quoted glob; - or no FILE: standard input, which is text unless --input-format says otherwise",
     )
     embed.add_argument(
         "--as",
@@ -46,58 +47,64 @@ def add_arguments(embed: argparse.ArgumentParser) -> None:
         "--output",
         metavar="X.npy|FOLDER",
         type=Path,
-        help="X.npy: a float32 array [texts, dimension]; any other name: a folder for files of any size; "
+        help="X.npy: a float32 array [texts, dimension]; any other name: a folder, for input of any size; "
         "default: JSON lines on standard output",
     )
     embed.add_argument(
-        "--input-format", choices=["jsonl", "csv", "tsv", "parquet", "text"], help="default: by the file's name"
+        "--input-format", choices=["jsonl", "csv", "tsv", "parquet", "text"], help="of all files (default: by suffix)"
     )
-    embed.add_argument("--text-column", default="text", metavar="NAME", help="what to embed (default: text)")
-    embed.add_argument("--title-column", metavar="NAME", help="put before the text, with a space in between")
+    embed.add_argument("--text-column", default="text", metavar="NAME", help="the column to embed (default: text)")
+    embed.add_argument("--title-column", metavar="NAME", help="a column to put before the text, separated by a space")
     embed.add_argument(
         "--on-error",
         choices=["stop", "skip"],
         default="stop",
-        help="what a row without a text does: stop, or be skipped and noted, with --output FOLDER in rejects.jsonl, "
-        "or else on standard error (default: stop)",
+        help="at a row that cannot be embedded: stop, or skip it and note it in rejects.jsonl with --output FOLDER, "
+        "otherwise on standard error (default: stop)",
     )
-    embed.add_argument("--truncate", choices=["warn", "error"], default="warn", help="what to do with too long texts")
-    embed.add_argument("--json", action="store_true", help="with --output: say what was written as JSON")
+    embed.add_argument(
+        "--truncate",
+        choices=["warn", "error"],
+        default="warn",
+        help="for texts that are too long: cut them and warn, or "
+        "treat them as rows that cannot be embedded (default: warn)",
+    )
+    embed.add_argument("--json", action="store_true", help="with --output: report as JSON")
 
     folder = embed.add_argument_group(
         "with --output FOLDER (extra: e5onnx[bulk])",
-        "Standard input and pipes are not read. The same command after a crash goes on where it stood.",
+        "Input must be files, not pipes. After a crash, the same command resumes where it stopped.",
     )
     actions = [
         folder.add_argument(
-            "--id-column", metavar="NAME[:TYPE]", help="becomes `id` (default: the row's number, from 0)"
+            "--id-column",
+            metavar="NAME[:TYPE]",
+            help="the column that becomes `id` (default: the number of the row, from 0)",
         ),
         folder.add_argument(
             "--keep-columns",
             action="append",
             default=[],
             metavar="NAME[:TYPE]",
-            help="a column to keep beside the vectors; repeat it for more. TYPE is Arrow's, such as int64 or "
-            "'list<string>', or json, which makes text of anything; string makes text of numbers (default: that of the "
-            "file, or of the first rows)",
+            help="a column to keep beside the vectors; repeat it for more. TYPE is an Arrow type such as int64 or "
+            "'list<string>', or json, which turns anything into text; string turns numbers into text (default: the "
+            "type in the file or of the first rows)",
         ),
-        folder.add_argument("--format", choices=["parquet", "npy"], default="parquet", help="of the output"),
+        folder.add_argument("--format", choices=["parquet", "npy"], default="parquet", help="of the parts"),
         folder.add_argument(
             "--dtype", choices=["float32", "float16", "int8"], default="float32", help="of the vectors"
         ),
         folder.add_argument(
-            "--part-rows", type=int, default=10_000, metavar="N", help="rows of a part (default: 10000)"
+            "--part-rows", type=int, default=10_000, metavar="N", help="rows per part (default: 10000)"
         ),
         folder.add_argument("--engine", choices=["local", "ray"], default="local", help="ray: extra e5onnx[ray]"),
-        folder.add_argument(
-            "--address", help="of a Ray cluster; --threads are then the processors of an actor (default: 1)"
-        ),
+        folder.add_argument("--address", help="of a Ray cluster; --threads sets the processors per actor (default: 1)"),
     ]
     embed.set_defaults(folder_options={action.dest: (action.option_strings[0], action.default) for action in actions})
 
 
 def run(options: argparse.Namespace, load: Callable[[], Encoder]) -> None:
-    """Embed with the model that `load` returns."""
+    """Run the command with the model that `load` returns."""
     if options.output is not None and options.output.suffix != ".npy":
         _embed_files(options, load)
         return
@@ -106,7 +113,7 @@ def run(options: argparse.Namespace, load: Callable[[], Encoder]) -> None:
             options.usage_error(f"{option} needs --output FOLDER")
     files = options.files or ["-"]
     if "-" in files and sys.stdin is not None and sys.stdin.isatty():
-        note("reading from standard input, one text a line; end with Ctrl-D")
+        note("reading one text per line from standard input; end with Ctrl-D")
     texts = _Texts(options, files)
     try:
         if options.output is not None:
@@ -114,7 +121,7 @@ def run(options: argparse.Namespace, load: Callable[[], Encoder]) -> None:
             return
         for some, embeddings in texts.embedded(load()):
             for text, embedding in zip(some, embeddings, strict=True):
-                # nine digits give back the same float32
+                # nine digits restore the same float32
                 numbers = ", ".join(f"{component:.9g}" for component in embedding.tolist())
                 print_line(f'{{"text": {json.dumps(text, ensure_ascii=False)}, "embedding": [{numbers}]}}')
     finally:
@@ -135,17 +142,17 @@ class _Texts:
         self._truncated = self._longest = self._max_tokens = 0
 
     def embedded(self, encoder: Encoder) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
-        """Yield texts and their vectors, some at a time."""
+        """Yield batches of texts and their vectors."""
         prompt = encoder.tokenizer.prompt_for(self._options.role)
         self._max_tokens = encoder.max_tokens
         texts: list[str] = []
         tokens: list[TokenizedText] = []
         characters = 0
-        for text, file, row in self._texts:
+        for text, source, row in self._texts:
             try:
-                tokens.append(tokenized(encoder.tokenizer, text, prompt, self._options.truncate))
+                tokens.append(tokenized(encoder.tokenizer, text, prompt, self._options.truncate, "--truncate warn"))
             except TextTooLongError as error:
-                self._reject(Reject(file, row, str(error)))
+                self._reject(Reject.of(source, row, str(error)))
                 continue
             texts.append(text)
             characters += len(text)
@@ -156,12 +163,9 @@ class _Texts:
             yield self._run(encoder, texts, tokens)
 
     def note_truncation(self) -> None:
-        """Say what was cut so far."""
+        """Warn about texts that have been cut."""
         if self._truncated:
-            note(
-                f"warning: {self._truncated} texts were longer than the model's {self._max_tokens} tokens and were cut "
-                f"(the longest has {self._longest}); use --truncate error to refuse them"
-            )
+            _warn_of_cut(self._truncated, self._max_tokens, f" (the longest has {self._longest} tokens)")
 
     def _run(
         self, encoder: Encoder, texts: list[str], tokens: list[TokenizedText]
@@ -179,8 +183,10 @@ class _Texts:
 
 def _write_array(options: argparse.Namespace, load: Callable[[], Encoder], texts: _Texts) -> None:
     if options.output.is_dir():
-        raise IsADirectoryError(f"{options.output} is a folder: name a file, or a folder that does not end in .npy")
-    # begun before the model runs, so that a folder that is missing, or cannot be written to, is noticed
+        raise IsADirectoryError(
+            f"{options.output} is a folder: name a file, or a folder whose name does not end in .npy"
+        )
+    # opened before the model is loaded, to notice early that it cannot be written
     with written_whole(options.output) as path, path.open("xb") as stream:
         encoder = load()
         arrays = [embeddings for _, embeddings in texts.embedded(encoder)]
@@ -191,14 +197,14 @@ def _write_array(options: argparse.Namespace, load: Callable[[], Encoder], texts
             json.dumps({"output": str(options.output), "shape": matrix.shape, "fingerprint": encoder.fingerprint})
         )
     else:
-        note(f"wrote {matrix.shape[0]} embeddings of dimension {matrix.shape[1]} to {options.output}")
+        note(f"wrote {_counted(matrix.shape[0], 'embedding')} of dimension {matrix.shape[1]} to {options.output}")
 
 
 def _embed_files(options: argparse.Namespace, load: Callable[[], Encoder]) -> None:
     if not options.files:
         options.usage_error("--output FOLDER needs at least one FILE")
     if options.part_rows < 1:
-        options.usage_error(f"--part-rows is at least 1, got {options.part_rows}")
+        options.usage_error(f"--part-rows must be at least 1, got {options.part_rows}")
     if options.address is not None and options.engine != "ray":
         options.usage_error("--address needs --engine ray")
     from . import embed_files
@@ -231,13 +237,20 @@ def _embed_files(options: argparse.Namespace, load: Callable[[], Encoder]) -> No
         return
     seconds = time.perf_counter() - start
     note(
-        f"{options.output} holds {summary.rows:,} embeddings of dimension {summary.dimension} in {summary.parts:,} "
-        f"parts ({seconds:,.1f} s)"
+        f"{options.output} holds {_counted(summary.rows, 'embedding')} of dimension {summary.dimension} in "
+        f"{_counted(summary.parts, 'part')} ({seconds:,.1f} s)"
     )
     if summary.rejected:
-        note(f"warning: {summary.rejected:,} rows were skipped; {options.output}/_e5onnx/rejects.jsonl says why")
+        reasons = f"{options.output}/_e5onnx/rejects.jsonl says why"
+        note(f"warning: skipped {_counted(summary.rejected, 'row')}; {reasons}")
     if summary.truncated:
-        note(
-            f"warning: {summary.truncated:,} texts were longer than the model's {encoder.max_tokens} tokens and were "
-            "cut; use --truncate error to refuse them"
-        )
+        _warn_of_cut(summary.truncated, encoder.max_tokens)
+
+
+def _warn_of_cut(texts: int, most: int, longest: str = "") -> None:
+    cut = f"cut {_counted(texts, 'text')} longer than the model's {most} tokens{longest}"
+    note(f"warning: {cut}; use --truncate error to refuse such texts")
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'s' * (number != 1)}"

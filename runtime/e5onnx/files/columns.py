@@ -1,4 +1,4 @@
-"""Which columns of the input mean what, and the types of those that are in the output."""
+"""What each column of the input is for: text, title, id, or kept; and the types of those in the output."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ..checks import json_type
 from ..errors import InputValueError
+from .records import Parsed
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 ID = "id"
-"""The column of ids: a column of the input, or the row's number in all the input, from 0."""
+"""The column of ids in the output: a column of the input, or the number of the row in the whole input, from 0."""
 _JSON = "json"
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns mean what; the types are those of the ids and the kept columns.
+    """What each column is for. `types` holds the types of the ids and the kept columns.
 
-    `as_text` are columns whose type was given as text, so that numbers in them become text; elsewhere they are wrong.
-    `as_json` are those whose values become JSON text.
+    In `as_text` are the columns whose given type is text: numbers in them become text, while elsewhere a number in
+    place of a text is an error. In `as_json` are the columns whose values become JSON text.
     """
 
     text: str = "text"
@@ -37,20 +39,33 @@ class Columns:
         """Return the columns that make up the texts, each once."""
         return list(dict.fromkeys(name for name in (self.text, self.title) if name is not None))
 
-    def read(self) -> list[str]:
-        """Return the columns to be read, each once."""
-        return list(dict.fromkeys((*self.embedded(), *self.stored())))
-
     def stored(self) -> list[str]:
-        """Return the columns of the input that are in the output."""
+        """Return the columns of the input that are in the output, each once."""
         return list(dict.fromkeys((*([self.id] if self.id is not None else []), *self.keep)))
 
+    def read(self) -> list[str]:
+        """Return the columns to read, each once."""
+        return list(dict.fromkeys((*self.embedded(), *self.stored())))
+
+    def text_of(self, content: Parsed) -> str:
+        """Return the text to embed: the title, if there is one, a space and the text.
+
+        Raises:
+            ValueError: there is no text, or it is not valid.
+        """
+        if isinstance(content, Exception):
+            raise content
+        text = _text(content, self.text)
+        if self.title is not None and content.get(self.title) is not None:
+            text = f"{_text(content, self.title)} {text}"
+        return text
+
     def kinds(self) -> dict[str, pa.DataType | None]:
-        """Return the types by column, None for JSON text."""
+        """Return the type of each stored column, None for JSON text."""
         return {name: None if name in self.as_json else kind for name, kind in self.types}
 
     def with_types(self, types: Mapping[str, pa.DataType | None], given: Mapping[str, str]) -> Columns:
-        """Return the columns with types, None for JSON text, of which some were given by name."""
+        """Return these columns with types, None for JSON text; `given` holds the names of types that users chose."""
         import pyarrow as pa
 
         from .values import is_text
@@ -66,7 +81,7 @@ class Columns:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as values of JSON, the types as Arrow writes a schema."""
+        """Return a value that JSON can hold, with the types as a serialised Arrow schema."""
         import pyarrow as pa
 
         schema = pa.schema(self.types).serialize().to_pybytes()
@@ -74,7 +89,7 @@ class Columns:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Columns:
-        """Return what :meth:`to_json` wrote."""
+        """Read what :meth:`to_json` returned."""
         import pyarrow as pa
 
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(content["types"])))
@@ -97,10 +112,10 @@ def named_types(columns: Sequence[str], types: dict[str, str]) -> list[str]:
 
 
 def type_named(name: str, column: str) -> pa.DataType | None:
-    """Return the type of a name, one of Arrow's simple types or a `list<...>` of them; None for `json`.
+    """Return the Arrow type with a name: a simple type, or a `list<...>` of one; None for `json`.
 
     Raises:
-        InputValueError: there is none.
+        InputValueError: no type has this name.
     """
     if name == _JSON:
         return None
@@ -108,7 +123,7 @@ def type_named(name: str, column: str) -> pa.DataType | None:
         return _arrow_type(name)
     except ValueError as error:
         raise InputValueError(
-            f"column {column!r}: {name!r} is not the name of a type, such as int64, string, list<string> or json"
+            f"column {column!r}: {name!r} is not a type; int64, string, list<string> and json are examples"
         ) from error
 
 
@@ -122,7 +137,7 @@ def is_type(name: str) -> bool:
 
 
 def name_of(kind: pa.DataType | None) -> str:
-    """Return the name of a type as options take it, or as Arrow shows it if they take none."""
+    """Return the name of a type as options take it, or Arrow's own if they do not take it."""
     import pyarrow as pa
 
     if kind is None:
@@ -136,3 +151,17 @@ def _arrow_type(name: str) -> pa.DataType:
     if name.startswith("list<") and name.endswith(">"):
         return pa.list_(_arrow_type(name[len("list<") : -1]))
     return pa.type_for_alias(name)
+
+
+def _text(content: dict[str, Any], column: str) -> str:
+    text = content.get(column)
+    if text is None:
+        raise ValueError(f"its text, column {column!r}, is {'null' if column in content else 'missing'}")
+    if not isinstance(text, str):
+        kind = "binary" if isinstance(text, bytes) else json_type(text)
+        raise ValueError(f"column {column!r} is {kind}, not a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"column {column!r} is not valid Unicode: {error.reason} at {error.start}") from error
+    return text

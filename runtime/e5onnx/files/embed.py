@@ -1,10 +1,10 @@
-"""`embed_files`: files in, vectors out, from where the last run stood."""
+"""`embed_files`: embed files into an output folder, and resume where the last run stopped."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,18 +12,18 @@ from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
-from ..cpu import whole_number
+from ..checks import whole_number
 from ..encoder import Encoder
 from ..errors import InputTypeError, InputValueError, JobChangedError
 from ..tokenizer import Role
-from . import local, ray_engine
+from . import engines
 from .columns import Columns
+from .engines import Advance, OnError
 from .inputs import Format, InputFile, describe_file, find_files, warn_of_ignored
-from .job import Done, Job, Plan, Settings, check_unchanged, opened_folder, read_plan, write_plan
-from .local import OnError
+from .job import Job, JobOptions, Plan, check_unchanged, opened_folder, read_plan, write_plan
 from .outputs import DType, OutputFormat
-from .plan import PART_ROWS, Part, plan_parts
-from .schema import check_columns, typed_columns
+from .plan import PART_ROWS, plan_parts
+from .rows import check_columns, typed_columns
 
 Engine = Literal["local", "ray"]
 Truncate = Literal["warn", "error"]
@@ -31,7 +31,7 @@ Truncate = Literal["warn", "error"]
 
 @dataclass(frozen=True)
 class Summary:
-    """What an output folder holds once all is done. `tokens` are those of the texts, prompts included."""
+    """The content of a complete output folder. `tokens` counts those of all texts, prompts included."""
 
     rows: int
     rejected: int
@@ -60,33 +60,33 @@ def embed_files(
     address: str | None = None,
     show_progress_bar: bool = False,
 ) -> Summary:
-    """Embed the rows of files into an output folder; go on where an earlier run of the same stood.
+    """Embed the rows of files into an output folder. The same call after a crash resumes where the last run stopped.
 
     Args:
-        encoder: the model. For Ray: its folder and precision are what the actors load, its threads what each holds.
+        encoder: the model. On Ray, each actor loads the same folder and precision, with as many threads.
         inputs: files, globs and folders of JSON lines, CSV, Parquet and text, compressed (gz, bz2, xz, zst) or not.
-        output: a folder; see the layout in `job.py`.
-        columns: which columns hold texts, titles and ids, and which are kept.
-        column_types: Arrow types, by name, of ids and kept columns whose type the first part does not show.
+        output: a folder; `job.py` shows its layout.
+        columns: the columns of texts, titles and ids, and those to keep.
+        column_types: Arrow types, by name, of ids and kept columns, if the first part does not reveal them.
         role: which of the model's prompts to put before each text.
-        input_format: of files whose name does not say it.
-        output_format: "parquet", or "npy" with ids and kept columns as JSON lines beside it.
-        dtype: of the vectors; "int8" has a scale a row, "embedding_scale".
-        truncate: "error" rejects texts that are longer than the model's maximum.
-        on_error: what a row that cannot be embedded does: "stop" raises, "skip" notes it in `rejects.jsonl`.
-        part_rows: most records of a part.
-        engine: "ray" for a cluster.
+        input_format: of all files; by default the suffix of each decides.
+        output_format: "parquet", or "npy" with ids and kept columns in JSON lines beside it.
+        dtype: of the vectors; "int8" adds a scale per row, "embedding_scale".
+        truncate: "error" rejects texts longer than the model's maximum.
+        on_error: what to do about a row that cannot be embedded: "stop" raises, "skip" notes it in `rejects.jsonl`.
+        part_rows: maximum number of records of a part.
+        engine: "local" for this machine, "ray" for a cluster.
         address: of the Ray cluster.
-        show_progress_bar: rows, tokens/s and the time left, on standard error.
+        show_progress_bar: show rows, tokens/s and the time left on standard error.
 
     Returns:
-        What the folder holds.
+        The content of the folder.
 
     Raises:
-        RowError: a row cannot be embedded; what was done is kept.
-        JobChangedError: the folder was begun with other input, another model or other options.
+        RowError: a row cannot be embedded; finished parts are kept.
+        JobChangedError: the folder was started with another input, another model or other options.
         InputTypeError: an argument has the wrong type.
-        InputValueError: an option is impossible, or a file damaged.
+        InputValueError: an option has an impossible value, or a file is damaged.
         OSError: a file cannot be read or written.
 
     Example:
@@ -103,12 +103,12 @@ def embed_files(
     if input_format is not None:
         _check_choice("input_format", input_format, Format)
     if isinstance(inputs, str | os.PathLike):
-        raise InputTypeError(f"inputs must be a list of names, got one: put {os.fspath(inputs)!r} into a list")
+        raise InputTypeError(f"inputs must be a list of names, got a single name: use [{os.fspath(inputs)!r}]")
     part_rows = whole_number("part_rows", part_rows)
     if part_rows < 1:
-        raise InputValueError(f"a part has at least 1 row, got {part_rows}")
+        raise InputValueError(f"part_rows must be at least 1, got {part_rows}")
     output = Path(output)
-    wanted = Settings(
+    options = JobOptions(
         checkpoint=encoder.manifest.checkpoint,
         revision=encoder.manifest.revision,
         fingerprint=encoder.fingerprint,
@@ -122,26 +122,17 @@ def embed_files(
         dtype=dtype,
         part_rows=part_rows,
     )
-    unknown = set(column_types or ()).difference(wanted.columns.stored())
+    unknown = set(column_types or ()).difference(options.columns.stored())
     if unknown:
-        raise InputValueError(f"column_types names {', '.join(map(repr, unknown))}, neither an id nor a kept column")
+        raise InputValueError(f"column_types names {', '.join(map(repr, unknown))}, which is neither the id nor kept")
     found = find_files([os.fspath(each) for each in inputs])
     warn_of_ignored(found.ignored)
     with opened_folder(output):
-        plan = _planned(output, found.files, wanted, column_types or {}, show_progress_bar)
-        with _bar(show_progress_bar, "Finding parts", len(plan.parts), "part") as bar:
+        plan = _planned(output, found.files, options, column_types or {}, show_progress_bar)
+        with _bar(show_progress_bar, "Checking parts", len(plan.parts), "part") as bar:
             job = Job(output, plan, advance=bar.update)
-        todo = job.todo()
-        if todo:
-            job.remove_summary()
-        try:
-            rows = sum(part.rows for part in todo)
-            with _progress(show_progress_bar, rows, sum(part.rows for part in plan.parts)) as advance:
-                for done in _run(encoder, job, todo, on_error, engine, address, advance):
-                    job.note(done)
-        finally:
-            job.write_rejects()
-        if todo:
+        if job.todo():
+            _run(encoder, job, on_error, engine, address, show_progress_bar)
             _check_files(plan.files, output)
         return _finished(job)
 
@@ -153,68 +144,52 @@ def _check_choice(name: str, given: object, literal: Any) -> None:
 
 
 def _planned(
-    output: Path,
-    paths: Sequence[Path],
-    wanted: Settings,
-    types: Mapping[str, str],
-    show_progress_bar: bool,
+    output: Path, paths: Sequence[Path], wanted: JobOptions, types: Mapping[str, str], show_progress_bar: bool
 ) -> Plan:
-    """Return the plan of the folder, which is made and written if there is none."""
+    """Return the plan of the folder; make and write it if there is none."""
     plan = read_plan(output)
     if plan is None:
         files = [describe_file(path, wanted.input_format) for path in paths]
         check_columns(files, wanted.columns)
         with _bar(show_progress_bar, "Reading input", sum(file.size for file in files), "B") as bar:
             parts = plan_parts(files, part_rows=wanted.part_rows, advance=bar.update)
-        settings = replace(wanted, columns=typed_columns(wanted.columns, types, files, parts[0]))
-        return write_plan(output, files, parts, settings)
+        options = replace(wanted, columns=typed_columns(wanted.columns, types, files, parts[0]))
+        return write_plan(output, files, parts, options)
     if list(map(os.path.realpath, paths)) != [os.path.realpath(file.path) for file in plan.files]:
-        raise JobChangedError(f"{output} was begun with other input files: name another output folder")
+        raise JobChangedError(f"{output} was started with other input files: name another output folder")
     _check_files(plan.files, output)
-    planned = plan.settings.columns
-    begun = replace(wanted.columns, as_text=planned.as_text)
-    check_unchanged(output, plan.settings, replace(wanted, columns=begun.with_types(planned.kinds(), types)))
+    planned = plan.options.columns
+    columns = replace(wanted.columns, as_text=planned.as_text).with_types(planned.kinds(), types)
+    check_unchanged(output, plan.options, replace(wanted, columns=columns))
     return plan
-
-
-def _bar(show: bool, description: str, total: int, unit: str) -> tqdm:
-    return tqdm(total=total, desc=description, unit=unit, unit_scale=True, disable=None if show else True)
 
 
 def _check_files(files: Sequence[InputFile], output: Path) -> None:
     for file in files:
         if not file.is_unchanged():
-            raise JobChangedError(f"{file.path} has changed since {output} was begun: name another output folder")
+            raise JobChangedError(f"{file.path} has changed since {output} was started: name another output folder")
 
 
 def _run(
-    encoder: Encoder,
-    job: Job,
-    todo: Sequence[Part],
-    on_error: OnError,
-    engine: Engine,
-    address: str | None,
-    advance: Callable[[int, int], object],
-) -> Iterator[Done]:
-    if not todo:
-        return
-    if engine == "local":
-        yield from local.run_parts(
-            encoder, job.plan.files, todo, job.folder, job.plan.settings, on_error=on_error, advance=advance
-        )
-        return
-    parts = ray_engine.run_parts(
-        encoder.arguments(),
-        job.plan,
-        todo,
-        job.folder,
-        on_error=on_error,
-        address=address,
-        processors=encoder.threads,
-    )
-    for done in parts:
-        advance(done.rows + len(done.rejects), done.tokens)
-        yield done
+    encoder: Encoder, job: Job, on_error: OnError, engine: Engine, address: str | None, show_progress_bar: bool
+) -> None:
+    """Write the parts that are missing, and note each."""
+    todo = job.todo()
+    job.remove_summary()
+    try:
+        rows = sum(part.rows for part in job.plan.parts)
+        with _progress(show_progress_bar, rows - sum(part.rows for part in todo), rows) as advance:
+            parts = (
+                engines.run_locally(encoder, job.plan, todo, job.folder, on_error=on_error, advance=advance)
+                if engine == "local"
+                else engines.run_on_ray(
+                    encoder, job.plan, todo, job.folder, on_error=on_error, advance=advance, address=address
+                )
+            )
+            for done in parts:
+                job.note(done)
+    finally:
+        job.write_rejects()
 
 
 def _finished(job: Job) -> Summary:
@@ -222,19 +197,21 @@ def _finished(job: Job) -> Summary:
     for done in job.done():
         rows, rejected, parts = rows + done.rows, rejected + len(done.rejects), parts + 1
         truncated, tokens = truncated + done.truncated, tokens + done.tokens
-    settings = job.plan.settings
-    summary = Summary(rows, rejected, truncated, tokens, parts, settings.dimension, settings.fingerprint)
-    job.write_summary({**asdict(summary), "settings": settings.to_json()})
+    options = job.plan.options
+    summary = Summary(rows, rejected, truncated, tokens, parts, options.dimension, options.fingerprint)
+    job.write_summary({**asdict(summary), "settings": options.to_json()})
     return summary
 
 
+def _bar(show: bool, description: str, total: int, unit: str, *, done: int = 0) -> tqdm:
+    disable = None if show else True  # None: only show it on a terminal
+    return tqdm(total=total, initial=done, desc=description, unit=unit, unit_scale=True, disable=disable)
+
+
 @contextmanager
-def _progress(show: bool, rows: int, of: int) -> Iterator[Callable[[int, int], object]]:
-    if not show:
-        yield lambda rows, tokens: None
-        return
+def _progress(show: bool, done: int, rows: int) -> Iterator[Advance]:
     start, tokens_run = time.monotonic(), 0
-    with tqdm(total=of, initial=of - rows, desc="Embedding", unit="row", unit_scale=True, disable=None) as bar:
+    with _bar(show, "Embedding", rows, "row", done=done) as bar:
 
         def advance(rows: int, tokens: int) -> None:
             nonlocal tokens_run

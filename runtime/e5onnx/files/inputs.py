@@ -1,7 +1,7 @@
-"""Files in: which ones a user means, what their format is, and that what is read of them stays the same.
+"""Finding the input files, telling their formats, and making sure that their bytes stay the same.
 
-Planning reads every byte once and notes the SHA-256 of each block. Whatever reads a file later, be it its header or
-its rows, here or on another machine, reads whole blocks, and gets their bytes only if their SHA-256 is the noted one.
+Planning reads every byte once and notes the SHA-256 of each block. Every later read, of a header or of rows, here or on
+another machine, reads whole blocks and returns their bytes only if the SHA-256 still matches.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ _SUFFIXES: dict[str, Format] = {
     ".text": "text",
 }
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-_READ_TWICE = "a run that can be resumed reads its input twice, so write it to a file first"
+_READ_TWICE = "a run that can be resumed reads its input twice; write it to a file first"
 STANDARD_INPUT = "standard input"
 BLOCK = 2**20
-"""Bytes that have one SHA-256."""
+"""Bytes per SHA-256."""
 _RECENT_BLOCKS = 8
-"""Blocks that an open file keeps: columns of Parquet are read in turns."""
+"""Blocks that an open file keeps: Parquet is read column by column."""
 _NEW_NS = 2 * 10**9
-"""A file changed twice within the steps of its clock, 2 s for some file systems, may have the same times."""
+"""Two changes within one tick of the file system's clock, up to 2 s, may leave the same times."""
 JOB_FOLDER = "_e5onnx"
-"""What an output folder holds beside the parts, and is known by."""
+"""The folder inside every output folder, which also identifies one."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """A file that is read once, from its beginning to its end; it may be a pipe, or standard input."""
+    """A file that is read once from start to end; it may be a pipe or standard input."""
 
     path: str
     format: Format
@@ -59,10 +59,10 @@ class Stream:
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file, and the SHA-256 of the blocks that were read of it, by their number.
+    """A file, and the SHA-256 of each block read so far, by number.
 
-    `path` is absolute, so that it means the same wherever a process runs. `state` notices most changes without reading;
-    it is None if the file was so new that another change might leave the same times.
+    `path` is absolute, so it means the same in every process. `state` reveals most changes without reading the file; it
+    is None if the file was so new that another change might leave the same times.
     """
 
     path: str
@@ -72,25 +72,25 @@ class InputFile:
     blocks: dict[int, str] = field(default_factory=dict)
 
     def opened(self) -> IO[bytes]:
-        """Open it for reading; what is no longer what it was is a JobChangedError."""
+        """Open it for reading; reading a changed block raises JobChangedError."""
         return io.BufferedReader(self._checked(), BLOCK)
 
     def bytes_noted(self) -> int:
-        """Return how many bytes the noted blocks have, if they are the first ones."""
+        """Return the size of the noted blocks, assuming that they are the first ones."""
         return min(self.size, len(self.blocks) * BLOCK)
 
     def note_rest(self) -> None:
-        """Read the blocks that were not read yet.
+        """Read the blocks that have not been read yet.
 
         Raises:
-            JobChangedError: the file changes meanwhile.
+            JobChangedError: the file changes while it is read.
         """
         self._read(number for number in self._numbers() if number not in self.blocks)
         if not self.is_unchanged():
-            raise JobChangedError(f"{self.path} changes while it is read: begin when it is complete")
+            raise JobChangedError(f"{self.path} changes while it is read: start when it is complete")
 
     def is_unchanged(self) -> bool:
-        """Tell whether it is what it was; its bytes are read only if its state is another."""
+        """Tell whether the file is the same as before; its bytes are read only if its state differs."""
         status = Path(self.path).stat()
         if self.state is not None and self.state == _state(status):
             return True
@@ -103,12 +103,12 @@ class InputFile:
         return True
 
     def to_json(self) -> list[Any]:
-        """Return it as values of JSON."""
+        """Return a value that JSON can hold."""
         return [self.path, self.format, self.size, self.state, [self.blocks[number] for number in self._numbers()]]
 
     @classmethod
     def from_json(cls, content: Sequence[Any]) -> InputFile:
-        """Return what :meth:`to_json` wrote."""
+        """Read what :meth:`to_json` returned."""
         path, kind, size, state, blocks = content
         return cls(path, kind, size, None if state is None else tuple(state), dict(enumerate(blocks)))
 
@@ -125,7 +125,7 @@ class InputFile:
 
 
 class _CheckedFile(io.RawIOBase):
-    """The bytes of a file; every block is compared with what is noted of it, and noted if nothing is."""
+    """The bytes of a file. The hash of each block is compared with the noted one, or noted if there is none yet."""
 
     def __init__(self, file: InputFile, stream: IO[bytes]) -> None:
         self._file, self._stream = file, stream
@@ -162,7 +162,7 @@ class _CheckedFile(io.RawIOBase):
             digest = hashlib.sha256(block).hexdigest()
             if len(block) < size or self._file.blocks.setdefault(number, digest) != digest:
                 raise JobChangedError(
-                    f"{self._file.path} has changed since it was read first: name another output folder, or restore it"
+                    f"{self._file.path} has changed since it was first read: restore it, or name another output folder"
                 )
             if len(self._recent) == _RECENT_BLOCKS:
                 del self._recent[next(iter(self._recent))]
@@ -171,28 +171,28 @@ class _CheckedFile(io.RawIOBase):
 
 
 class Found(NamedTuple):
-    """Input files, by absolute paths, and how many files of folders were ignored."""
+    """The absolute paths of input files, and how many files in folders were ignored."""
 
     files: list[Path]
     ignored: int
 
 
 def find_files(inputs: Sequence[str]) -> Found:
-    """Return the files that are meant by paths, globs and folders, each once, those of a glob or folder sorted.
+    """Return the files for paths, globs and folders: each file once, sorted within a glob or folder.
 
-    Of a folder these are the files below it with a known suffix, unless a name on the way begins with `.` or `_`; links
-    to folders are followed. Output folders of e5onnx are input only where they are named themselves: what lies in one
-    below a folder, or behind a wildcard, is the output of an earlier run.
+    A folder stands for all files below it with a known suffix, unless a name on the way begins with `.` or `_`; links
+    to folders are followed. An output folder of e5onnx is input only if it is named itself: below a folder or behind a
+    wildcard, it is the output of an earlier run.
 
     Raises:
-        InputValueError: nothing is meant, or something that is not a file.
+        InputValueError: there is no such file, or it is not a regular file.
         OSError: a folder cannot be read.
     """
-    files: dict[str, Path] = {}  # real path -> as it was named
+    files: dict[str, Path] = {}  # real path -> path as given
     ignored = 0
     for given in inputs:
         if not given or "\0" in given:
-            raise InputValueError(f"{given!r} is not the name of a file")
+            raise InputValueError(f"{given!r} is not a file name")
         if given == "-":
             raise InputValueError(f"standard input is not a regular file: {_READ_TWICE}")
         path = Path(given)
@@ -206,32 +206,30 @@ def find_files(inputs: Sequence[str]) -> Found:
             found = _matching(path)
         if not found:
             known = " ".join(_SUFFIXES)
-            raise InputValueError(f"there are no files at {given} (in folders, those that end in {known} count)")
+            raise InputValueError(f"there are no files at {given} (in a folder, names must end in {known})")
         for each in found:
             if each != path and not each.is_file():
-                raise InputValueError(f"{each} is not a regular file, or a link that leads to none: remove it")
-            files.setdefault(
-                os.path.realpath(each), each.absolute()
-            )  # Path.resolve raises where links lead in a circle
+                raise InputValueError(f"{each} is not a regular file or a link to one: remove it")
+            files.setdefault(os.path.realpath(each), each.absolute())  # Path.resolve raises for circular links
     return Found(list(files.values()), ignored)
 
 
 def warn_of_ignored(files: int) -> None:
-    """Warn the caller's caller that files of folders were ignored."""
+    """Warn the caller's caller that files in folders were ignored."""
     if files:
-        message = f"files ignored in input folders, as their names do not say a format: {files:,}"
+        message = f"files ignored in input folders because of their suffix: {files:,}"
         warnings.warn(message, IgnoredFilesWarning, stacklevel=3)
 
 
 def describe_file(path: Path, given: Format | None = None) -> InputFile:
-    """Return what is known of a file before its bytes are read.
+    """Return a file without hashes yet.
 
     Args:
         path: the file.
-        given: its format, if its name does not say it.
+        given: its format; by default the suffix decides.
 
     Raises:
-        InputValueError: the format cannot be told from the name, and is not given; or it is not a regular file.
+        InputValueError: the format is unknown, or it is not a regular file.
         OSError: there is no such file.
     """
     status = path.stat()
@@ -242,34 +240,34 @@ def describe_file(path: Path, given: Format | None = None) -> InputFile:
 
 
 def format_of(path: Path, given: Format | None) -> Format:
-    """Return the format of a file.
+    """Return the given format of a file, or the one that its suffix stands for.
 
     Raises:
-        InputValueError: it cannot be told from the name, and is not given.
+        InputValueError: the suffix is unknown and no format is given.
     """
     kind = given or _SUFFIXES.get(suffixes(path)[0])
     if kind is None:
         formats = ", ".join(get_args(Format))
         raise InputValueError(
-            f"the format of {path} cannot be told from its name: name it by --input-format ({formats})"
+            f"the name of {path} does not tell its format: choose one with --input-format ({formats})"
         )
     return kind
 
 
 def suffixes(path: Path) -> tuple[str, str]:
-    """Return the suffix that says the format, and that of the compression, "" for none."""
+    """Return the suffix of the format and that of the compression, "" for none."""
     names = [suffix.lower() for suffix in path.suffixes]
     compression = names.pop() if names and names[-1] in _COMPRESSIONS else ""
     return (names[-1] if names else ""), compression
 
 
 def _state(status: os.stat_result) -> tuple[int, ...]:
-    """Return what another content of a file changes; the time of the last change of its state cannot be set back."""
+    """Return what changes with the content of a file; ctime cannot be set back."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Yield what is below a folder, save folders."""
+    """Yield everything below a folder except folders."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -286,7 +284,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _matching(pattern: Path) -> list[Path]:
-    """Return what a glob means, save folders."""
+    """Return everything that matches a glob except folders."""
     try:
         found = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
     except (ValueError, NotImplementedError) as error:

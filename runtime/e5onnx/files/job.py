@@ -1,14 +1,14 @@
-"""The output folder: its plan, its lock, notes of the parts that are done, and what a run after a crash finds there.
+"""The output folder: its plan, its lock, a note for each finished part, and how a run resumes from them.
 
     FOLDER/part-000000.parquet ...          the output
-    FOLDER/_e5onnx/plan.json                what is embedded how, which records make up which part, and their bytes
-    FOLDER/_e5onnx/done/part-000000.json    a note for every part that is done
+    FOLDER/_e5onnx/plan.json                the options, the input with its hashes, and the records of each part
+    FOLDER/_e5onnx/done/part-000000.json    a note for each finished part
     FOLDER/_e5onnx/rejects.jsonl            rows that could not be embedded
-    FOLDER/_e5onnx/summary.json             at the end
+    FOLDER/_e5onnx/summary.json             written at the end
 
-A part is done when its note is there, which is written after the part is on the disk. It names the plan by its SHA-256,
-and holds the SHA-256 of the part's files, which are read again when a run goes on. Plan and notes hold their own. What
-is not as noted is written anew, and comes out the same.
+A part is done once its note exists, which is written after the part is on disk. The note holds the SHA-256 of the plan
+and of the part's files, which a resumed run reads and compares. Plan and notes each end with their own SHA-256. A part
+that differs from its note is written again, with the same bytes.
 """
 
 from __future__ import annotations
@@ -30,15 +30,14 @@ from .columns import Columns
 from .inputs import JOB_FOLDER, Format, InputFile
 from .outputs import DType, OutputFormat, sha256_of, sync
 from .plan import Part, Piece
-from .records import Place
-from .texts import Reject
+from .records import Place, Reject
 
 _FORMAT = 3
 
 
 @dataclass(frozen=True)
-class Settings:
-    """All that decides on the bytes of the output, beside the input."""
+class JobOptions:
+    """Everything besides the input that determines the bytes of the output."""
 
     checkpoint: str
     revision: str | None
@@ -54,22 +53,22 @@ class Settings:
     part_rows: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as values of JSON."""
+        """Return a value that JSON can hold."""
         return {**asdict(replace(self, columns=Columns())), "columns": self.columns.to_json()}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Settings:
-        """Return what :meth:`to_json` wrote."""
+    def from_json(cls, content: Mapping[str, Any]) -> JobOptions:
+        """Read what :meth:`to_json` returned."""
         return cls(**{**content, "columns": Columns.from_json(content["columns"])})
 
     def readable(self) -> dict[str, object]:
-        """Return every setting by the name that a message gives it."""
+        """Return every option by its name in messages."""
         columns = {f"columns.{name}": value for name, value in vars(self.columns).items()}
         types = ", ".join(f"{name}: {kind}" for name, kind in self.columns.types)
         return {**vars(self), "columns": None, **columns, "columns.types": types}
 
     def metadata(self) -> dict[str, str]:
-        """Return what a Parquet file says of its vectors."""
+        """Return the metadata of a Parquet file of vectors."""
         return {
             "e5onnx.checkpoint": self.checkpoint,
             "e5onnx.revision": self.revision or "",
@@ -82,17 +81,17 @@ class Settings:
 
 
 class Plan(NamedTuple):
-    """What is embedded, which records make up which part, and how; `sha256` is that of all this."""
+    """The input, its parts and the options; `sha256` covers all of it."""
 
     files: list[InputFile]
     parts: list[Part]
-    settings: Settings
+    options: JobOptions
     sha256: str
 
 
 @dataclass(frozen=True)
 class Done:
-    """A part that is done: rows, tokens, texts cut, the rows that were rejected, and the SHA-256 of its files."""
+    """A finished part: its rows, tokens, cut texts and rejects, and the SHA-256 of each of its files."""
 
     part: int
     rows: int
@@ -103,26 +102,26 @@ class Done:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Done:
-        """Return what `asdict` made JSON of."""
+        """Read what `asdict` returned."""
         return cls(**{**content, "rejects": tuple(Reject(**each) for each in content["rejects"])})
 
 
 def part_name(number: int) -> str:
-    """Return the name of a part's files, without suffix."""
+    """Return the name of a part's files, without a suffix."""
     return f"part-{number:06d}"
 
 
 class Job:
-    """One output folder, while a process writes into it: made within :func:`opened_folder`, with its plan written."""
+    """An output folder that this process writes into, within :func:`opened_folder` and after :func:`write_plan`."""
 
     def __init__(self, folder: Path, plan: Plan, *, advance: Callable[[int], object] = lambda parts: None) -> None:
-        """Find the parts that are done; `advance` is told of them."""
+        """Find the parts that are done; `advance` is called for each."""
         self.folder = folder
         self.plan = plan
         notes = _inside(folder) / "done"
         notes.mkdir(exist_ok=True)
         for where in (folder, _inside(folder), notes):
-            for left_behind in where.glob(".*.partial"):  # by a process that was killed
+            for left_behind in where.glob(".*.partial"):  # by a killed process
                 left_behind.unlink(missing_ok=True)
         self._done: set[int] = set()
         for part in plan.parts:
@@ -140,30 +139,24 @@ class Job:
             yield Done.from_json(_read_sealed(self._note(number))["done"])
 
     def note(self, done: Done) -> None:
-        """Write that a part is done, and have it on the disk."""
+        """Write the note of a part to disk."""
         _write_sealed(self._note(done.part), {"plan": self.plan.sha256, "done": asdict(done)})
         self._done.add(done.part)
 
-    def write_rejects(self) -> Path | None:
-        """Write the rows that were rejected so far, in the order of the input; None if there are none."""
+    def write_rejects(self) -> None:
+        """Write the rows rejected so far, in input order, if there are any."""
         path = _inside(self.folder) / "rejects.jsonl"
-        number = 0
         with written_whole(path) as temporary, temporary.open("x", encoding="utf-8") as stream:
-            for done in self.done():
-                for reject in done.rejects:
-                    stream.write(reject.line())
-                    number += 1
-        if number:
-            return path
-        path.unlink()
-        return None
+            stream.writelines(reject.to_line() for done in self.done() for reject in done.rejects)
+        if not path.stat().st_size:
+            path.unlink()
 
     def write_summary(self, content: dict[str, Any]) -> None:
-        """Write the summary, which says that all is done."""
+        """Write the summary, which marks the folder as complete."""
         _write_json(_inside(self.folder) / "summary.json", content)
 
     def remove_summary(self) -> None:
-        """Remove the summary, as not all is done."""
+        """Remove the summary while parts are missing."""
         (_inside(self.folder) / "summary.json").unlink(missing_ok=True)
 
     def _note(self, number: int) -> Path:
@@ -183,19 +176,19 @@ class Job:
 
 @contextmanager
 def opened_folder(folder: Path) -> Iterator[Path]:
-    """Make an output folder where there is none, and keep other processes out of it meanwhile.
+    """Create an output folder if there is none, and keep other processes out of it inside the block.
 
     Raises:
-        JobRunningError: another process is in it.
+        JobRunningError: another process writes into it.
         JobLockError: it cannot be locked.
-        InputValueError: the folder holds something else.
+        InputValueError: it contains something else.
     """
     inside = _inside(folder)
     if not inside.is_dir():
         if folder.exists() and (not folder.is_dir() or any(each.name != JOB_FOLDER for each in folder.iterdir())):
-            raise InputValueError(f"{folder} is not an output folder of e5onnx, and not empty: name another one")
+            raise InputValueError(f"{folder} is not empty and is not an output folder of e5onnx: name another folder")
         inside.mkdir(parents=True, exist_ok=True)
-    # a soft lock, which file systems without locks would get, outlives a process that is killed
+    # the soft lock for file systems without locks would outlive a killed process
     lock = FileLock(inside / "lock", timeout=0, fallback_to_soft=False)
     try:
         lock.acquire()
@@ -203,8 +196,7 @@ def opened_folder(folder: Path) -> Iterator[Path]:
         raise JobRunningError(f"another process writes into {folder}: wait for it, or name another folder") from error
     except (OSError, NotImplementedError) as error:
         raise JobLockError(
-            f"{folder} cannot be locked, as it is while it is written: {error}: make it writable, or name a folder on "
-            "another file system"
+            f"{folder} cannot be locked for writing: {error}: make it writable, or name a folder on another file system"
         ) from error
     try:
         yield folder
@@ -216,8 +208,8 @@ def read_plan(folder: Path) -> Plan | None:
     """Return the plan of an output folder; None if it has none yet.
 
     Raises:
-        InputValueError: the plan is damaged, or lost.
-        JobChangedError: another version wrote it.
+        InputValueError: the plan is damaged or missing.
+        JobChangedError: another version of e5onnx wrote it.
     """
     path = _inside(folder) / "plan.json"
     try:
@@ -227,10 +219,10 @@ def read_plan(folder: Path) -> Plan | None:
             Part(number, first, tuple(Piece(file, Place(*place), rows) for file, place, rows in pieces))
             for number, (first, pieces) in enumerate(content["parts"])
         ]
-        return Plan(files, parts, Settings.from_json(content["settings"]), content["sha256"])
+        return Plan(files, parts, JobOptions.from_json(content["settings"]), content["sha256"])
     except FileNotFoundError:
         if any(folder.glob("part-*")):
-            raise InputValueError(f"{folder} holds parts, and {path} is lost: name another output folder") from None
+            raise InputValueError(f"{folder} has parts but {path} is missing: name another output folder") from None
         return None
     except JobChangedError:
         raise
@@ -238,25 +230,25 @@ def read_plan(folder: Path) -> Plan | None:
         raise InputValueError(f"{path} is damaged: name another output folder") from error
 
 
-def write_plan(folder: Path, files: Sequence[InputFile], parts: Sequence[Part], settings: Settings) -> Plan:
+def write_plan(folder: Path, files: Sequence[InputFile], parts: Sequence[Part], options: JobOptions) -> Plan:
     """Write the plan of an output folder, and return it."""
     content = {
-        "settings": settings.to_json(),
+        "settings": options.to_json(),
         "files": [file.to_json() for file in files],
         "parts": [[part.first, part.pieces] for part in parts],
     }
-    return Plan(list(files), list(parts), settings, _write_sealed(_inside(folder) / "plan.json", content))
+    return Plan(list(files), list(parts), options, _write_sealed(_inside(folder) / "plan.json", content))
 
 
-def check_unchanged(folder: Path, planned: Settings, settings: Settings) -> None:
-    """Raise JobChangedError if the settings are not those of the plan."""
+def check_unchanged(folder: Path, planned: JobOptions, options: JobOptions) -> None:
+    """Raise JobChangedError if the options differ from those of the plan."""
     begun = planned.readable()
     changed = [
-        f"{name}: {begun[name]!r}, now {value!r}" for name, value in settings.readable().items() if begun[name] != value
+        f"{name}: {begun[name]!r}, now {value!r}" for name, value in options.readable().items() if begun[name] != value
     ]
     if changed:
         raise JobChangedError(
-            f"{folder} was begun with other options ({'; '.join(changed)}): name another output folder"
+            f"{folder} was started with other options ({'; '.join(changed)}): name another output folder"
         )
 
 
@@ -265,7 +257,7 @@ def _inside(folder: Path) -> Path:
 
 
 def _read_sealed(path: Path) -> dict[str, Any]:
-    """Return JSON that holds its own SHA-256.
+    """Read JSON that contains its own SHA-256.
 
     Raises:
         ValueError, TypeError, KeyError: it is damaged.
@@ -274,7 +266,7 @@ def _read_sealed(path: Path) -> dict[str, Any]:
     if content["format"] != _FORMAT:
         raise JobChangedError(f"{path} was written by another version of e5onnx: name another output folder")
     if content["sha256"] != _seal(content):
-        raise ValueError("its SHA-256 is another one")
+        raise ValueError("its SHA-256 is wrong")
     return content
 
 

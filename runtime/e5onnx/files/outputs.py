@@ -1,4 +1,4 @@
-"""Parts out: Parquet with the vectors as lists of fixed size, or .npy with ids and kept columns beside it."""
+"""Writing a part: Parquet with vectors as fixed-size lists, or .npy beside JSON lines of ids and kept columns."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ DType = Literal["float32", "float16", "int8"]
 
 
 def quantized(vectors: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Return vectors `[rows, dimension]` in int8, and the scale of each: a vector is about its scale times its int8.
+    """Return vectors `[rows, dimension]` as int8, and the scale of each: scale times int8 approximates the vector.
 
-    The scale is the largest component's magnitude over 127, so every row uses the whole range.
+    The scale is the largest magnitude in the row divided by 127, so every row uses the whole range.
     """
     scales = (np.abs(vectors).max(axis=1, initial=0) / 127).astype(np.float32)
     divisors = np.where(scales > 0, scales, 1)[:, None]
@@ -46,11 +46,11 @@ def write_part(
 ) -> dict[str, str]:
     """Write a part, and return the SHA-256 of each of its files.
 
-    Every file appears whole, and is on the disk, before the next is begun.
+    Each file appears whole and is on disk before the next one is started.
 
     Raises:
-        InputValueError: a vector has a component that the type cannot hold, or a kept value cannot be written.
-        OSError: it cannot be written.
+        InputValueError: a component is too large for the type, or a kept value cannot be written.
+        OSError: a file cannot be written.
     """
     scales: NDArray[np.float32] | None = None
     stored: NDArray[Any] = vectors
@@ -60,7 +60,9 @@ def write_part(
         with np.errstate(over="ignore"):
             stored = vectors.astype(np.float16)
         if not np.isfinite(stored).all():
-            raise InputValueError("a vector has a component that float16 cannot hold: use float32, in a new folder")
+            raise InputValueError(
+                "a component of a vector is too large for float16: use float32, in a new output folder"
+            )
     if output_format == "npy":
         arrays = {f"{name}.npy": stored} | ({} if scales is None else {f"{name}.scale.npy": scales})
         writers: dict[str, Callable[[Path], None]] = {f"{name}.jsonl": lambda path: _write_json_lines(path, columns)}
@@ -97,8 +99,8 @@ def sha256_of(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Have a file or folder written to the disk."""
-    if path.is_dir() and os.name == "nt":  # folders cannot be opened there
+    """Flush a file or folder to disk."""
+    if path.is_dir() and os.name == "nt":  # cannot open folders
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
@@ -109,13 +111,13 @@ def sync(path: Path) -> None:
 
 def _write_parquet(path: Path, table: pa.Table) -> None:
     others = [name for name in table.column_names if name != "embedding"]
-    with path.open("xb") as stream:  # pyarrow opens no names that are not UTF-8
+    with path.open("xb") as stream:  # pyarrow cannot open names that are not UTF-8
         pq.write_table(
             table,
             stream,
             row_group_size=max(1, table.num_rows),
             use_dictionary=False,
-            # vectors do not compress, and nobody looks for the smallest
+            # vectors do not compress, and nobody asks for their minimum
             compression={**dict.fromkeys(others, "zstd"), "embedding.list.element": "none"},
             write_statistics=others,
         )
@@ -134,9 +136,9 @@ def _write_json_lines(path: Path, columns: pa.Table) -> None:
 
 
 def _json_value(value: Any) -> Any:
-    """Return a value with null for floats that are no numbers, or infinite: JSON has none of these."""
+    """Return a value with null for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {name: _json_value(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):  # maps have tuples
+    if isinstance(value, list | tuple):  # maps consist of tuples
         return [_json_value(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

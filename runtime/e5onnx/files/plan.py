@@ -1,24 +1,24 @@
 """Which records make up which part of the output.
 
-The plan is made once, by reading all input, of which every byte is noted: a part has up to so many records, or so many
-bytes, across files if they are small. It depends on the input alone, so every engine, and every run after a crash,
+A part has up to `part_rows` records or `part_bytes` bytes, and small files share one. Planning reads the whole input
+once and notes the hash of every byte. The plan depends only on the input, so every engine, and every run after a crash,
 writes the same parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from .inputs import InputFile
-from .records import Place, read_records
+from .records import Place, read_extents
 
 PART_ROWS = 10_000
 PART_BYTES = 64 * 2**20
 
 
 class Piece(NamedTuple):
-    """Consecutive records of a file: its position among the files, where the first one begins, how many."""
+    """Consecutive records of a file: the position of the file, the place of the first record, and how many."""
 
     file: int
     place: Place
@@ -26,7 +26,7 @@ class Piece(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What one part of the output is made of. `first` is the number, from 0, of its first record in all the input."""
+    """The pieces of one part of the output. `first` is the number of its first record in the whole input, from 0."""
 
     number: int
     first: int
@@ -45,17 +45,17 @@ def plan_parts(
     part_bytes: int = PART_BYTES,
     advance: Callable[[int], object] = lambda size: None,
 ) -> list[Part]:
-    """Divide the records of files into parts; one without any if there are none, so that the output can be read.
+    """Divide the records of files into parts. Without records, one empty part keeps the output readable.
 
     Args:
-        files: the input, whose bytes are noted.
-        part_rows: most records of a part.
-        part_bytes: most bytes of a part of more than one record.
-        advance: is told of bytes that were read.
+        files: the input, whose hashes are noted.
+        part_rows: maximum number of records of a part.
+        part_bytes: maximum size of a part of more than one record.
+        advance: called with the number of bytes read since the last call.
 
     Raises:
         InputValueError: a file is damaged.
-        JobChangedError: a file changes meanwhile.
+        JobChangedError: a file changes while it is read.
     """
     parts: list[Part] = []
     pieces: list[Piece] = []
@@ -71,7 +71,7 @@ def plan_parts(
     for position, file in enumerate(files):
         begun: Piece | None = None
         blocks = noted = 0
-        for place, length in _extents(file):
+        for place, length in read_extents(file):
             if len(file.blocks) > blocks:
                 advance(file.bytes_noted() - noted)
                 blocks, noted = len(file.blocks), file.bytes_noted()
@@ -88,14 +88,3 @@ def plan_parts(
         advance(file.size - noted)
     end_part()
     return parts
-
-
-def _extents(file: InputFile) -> Iterator[tuple[Place, int]]:
-    """Yield place and length in bytes of every record."""
-    if file.format == "parquet":
-        from .parquet import read_extents
-
-        yield from ((Place(row, row), length) for row, length in enumerate(read_extents(file), 1))
-        return
-    for record in read_records(file):
-        yield record.place, record.length

@@ -1,8 +1,7 @@
-"""Files of lines and CSV -> records, in order; those of Parquet are in `parquet.py`.
+"""Files -> records, in order: lines of JSON or text, rows of CSV, tables of Parquet.
 
-A record is what one row is made of: a line of JSON or text, not yet looked into, or the fields of a CSV row. Records
-can be read from the middle of a file on; where a file cannot be entered there (compressed ones), what comes before is
-read and dropped.
+A record becomes one row: a line that is not parsed yet, or the fields of a CSV row. Reading may start in the middle of
+a file; in a compressed file, everything before that point is read and dropped. Only Parquet and .zst need pyarrow.
 """
 
 from __future__ import annotations
@@ -11,29 +10,39 @@ import bz2
 import csv
 import gzip
 import io
+import json
 import lzma
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import InputValueError, JobChangedError, MissingDependencyError
+from ..checks import json_type
+from ..errors import InputValueError, JobChangedError, MissingDependencyError, RowError
 from .inputs import InputFile, Stream, suffixes
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
 Source = InputFile | Stream
-_DAMAGED = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, csv.Error, UnicodeError)
+Parsed = dict[str, Any] | Exception
+"""A record's columns, or the error that rejects the record."""
 RECORD_BYTES = 64 * 2**20
-"""Most bytes of a line or CSV row: a quote that is never closed would take in the rest of the file."""
+"""Maximum size of a line or CSV row: an unclosed quote would swallow the rest of the file."""
+_DAMAGED = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, csv.Error, UnicodeError)
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _TOO_LONG = f"it has more than {RECORD_BYTES >> 20} MiB"
+_BATCH_ROWS = 1024
 
-csv.field_size_limit(2**31 - 1)  # a text may be longer than the module's 128 KiB
+csv.field_size_limit(2**31 - 1)  # a text may exceed the module's limit of 128 KiB
 
 
 class Place(NamedTuple):
-    """Where a record begins: `row`, from 1 (the line, or the row without the header), the line, and the byte."""
+    """Where a record begins: its row from 1 (the line, or the row below the header), its line and its byte."""
 
     row: int = 1
     line: int = 1
@@ -44,9 +53,9 @@ _BEGINNING = Place()
 
 
 class Record(NamedTuple):
-    """What a row is made of, and its length in bytes and lines.
+    """The content of a row, with its length in bytes and lines.
 
-    `content` is bytes of a line, a mapping of CSV fields, or an error that is the row's own.
+    `content` is the bytes of a line, a mapping of CSV fields, or the error that rejects the row.
     """
 
     place: Place
@@ -55,8 +64,33 @@ class Record(NamedTuple):
     lines: int = 1
 
 
-class Reader:
-    """Reads stretches of files. A file stays open as long as each begins where the last one ended, or is compressed."""
+@dataclass(frozen=True)
+class Reject:
+    """A row that cannot be embedded, and why. `unit` says what `row` counts: lines, or rows of CSV and Parquet."""
+
+    file: str
+    row: int
+    reason: str
+    unit: str = "row"
+
+    @classmethod
+    def of(cls, file: Source, row: int, reason: str) -> Reject:
+        """Reject a row of a file."""
+        return cls(file.path, row, reason, "line" if file.format in ("jsonl", "text") else "row")
+
+    def to_line(self) -> str:
+        """Return a line of JSON with file, row and reason."""
+        content = asdict(self)
+        del content["unit"]
+        return json.dumps(content) + "\n"
+
+    def error(self) -> RowError:
+        """Return the error to raise."""
+        return RowError(f"{self.file}, {self.unit} {self.row}: {self.reason}")
+
+
+class RecordReader:
+    """Reads stretches of files. A file stays open while each stretch starts where the last ended, or is compressed."""
 
     def __init__(self, files: Sequence[InputFile]) -> None:
         self.files = files
@@ -65,82 +99,230 @@ class Reader:
         self._following: Record | None = None
 
     def read(self, file: int, place: Place, rows: int) -> Iterator[Record]:
-        """Yield so many records of a file, by its position, from a place on.
+        """Yield `rows` records of the file at this position in the list, starting at a place.
 
         Raises:
             InputValueError: the file is damaged.
             JobChangedError: it has changed.
         """
-        if self._file != file or not self._goes_on_at(place, bool(suffixes(Path(self.files[file].path))[1])):
+        if self._file != file or not self._continues_at(place, bool(suffixes(Path(self.files[file].path))[1])):
             self._file, self._records, self._following = file, read_records(self.files[file], place), None
         for _ in range(rows):
             record = self._following or next(self._records, None)
             if record is None:
-                raise JobChangedError(f"{self.files[file].path} has fewer rows than planned: name another folder")
+                raise _fewer_rows(self.files[file])
             self._following = None
             yield record
 
-    def _goes_on_at(self, place: Place, drop: bool) -> bool:
-        """Tell whether the record at a place comes next, once those before it are dropped, if they may be."""
+    def _continues_at(self, place: Place, drop: bool) -> bool:
+        """Tell whether the record at a place comes next, after dropping those before it if `drop` is set."""
         self._following = self._following or next(self._records, None)
         while drop and self._following is not None and self._following.place < place:
             self._following = next(self._records, None)
         return self._following is not None and self._following.place == place
 
 
+class TableReader:
+    """Reads stretches of Parquet files. A file stays open while each stretch starts where the last ended."""
+
+    def __init__(self, files: Sequence[InputFile], columns: Sequence[str]) -> None:
+        """Read these columns of these files."""
+        self.files = files
+        self._columns = columns
+        self._next: tuple[int, int] | None = None  # file, row
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._left: pa.RecordBatch | None = None
+
+    def read(self, file: int, row: int, rows: int) -> pa.Table:
+        """Return `rows` rows of the file at this position in the list, starting at a row.
+
+        Raises:
+            InputValueError: the file is damaged.
+            JobChangedError: it has changed.
+        """
+        import pyarrow as pa
+
+        if self._next != (file, row):
+            self._batches, self._left = read_batches(self.files[file], self._columns, row), None
+        batches: list[pa.RecordBatch] = []
+        missing = rows
+        while missing:
+            batch = next(self._batches, None) if self._left is None else self._left
+            if batch is None:
+                raise _fewer_rows(self.files[file])
+            batches.append(batch.slice(0, missing))
+            self._left = batch.slice(missing) if batch.num_rows > missing else None
+            missing -= batches[-1].num_rows
+        self._next = file, row + rows
+        return pa.Table.from_batches(batches)
+
+
 def read_header(file: Source) -> list[str]:
-    """Return the columns that a CSV file names.
+    """Return the column names in the header of a CSV file.
 
     Raises:
-        InputValueError: the file is damaged, or names one twice.
+        InputValueError: the file is damaged, or two columns have the same name.
     """
-    with explained(file), _opened(file, 0) as stream:
+    with _explained(file), _opened(file, 0) as stream:
         return _header(file, _csv_reader(file, _CsvLines(stream, _BEGINNING)))
 
 
-def read_records(file: Source, place: Place = _BEGINNING) -> Iterator[Record]:
-    """Yield the records of a file.
+def read_schema(file: Source) -> pa.Schema:
+    """Return the names and types of the columns of a Parquet file.
 
-    Args:
-        file: the file.
-        place: of the first record wanted.
+    Raises:
+        InputValueError: the file is damaged, or two columns have the same name.
+    """
+    with _opened_parquet(file) as parquet:
+        schema = parquet.schema_arrow
+    _check_names(file, schema.names)
+    return schema
+
+
+def read_records(file: Source, place: Place = _BEGINNING) -> Iterator[Record]:
+    """Yield the records of a file of lines or CSV, starting at a place.
 
     Raises:
         InputValueError: the file is damaged.
     """
     read = _csv_records if file.format in ("csv", "tsv") else _line_records
-    with explained(file), _opened(file, place.offset) as stream:
+    with _explained(file), _opened(file, place.offset) as stream:
         yield from read(file, stream, place)
 
 
-def decoded(line: bytes, row: int) -> str:
-    """Return a line as text, without its end, and the first one without the mark that says it is UTF-8."""
-    return line.decode("utf-8-sig" if row == 1 else "utf-8").rstrip("\r\n")
+def read_batches(file: Source, columns: Sequence[str], row: int = 1) -> Iterator[pa.RecordBatch]:
+    """Yield these columns of a Parquet file, starting at a row.
+
+    Raises:
+        InputValueError: the file is damaged.
+    """
+    with _opened_parquet(file) as parquet:
+        first = 1
+        groups: list[int] = []
+        for group in range(parquet.num_row_groups):
+            rows = parquet.metadata.row_group(group).num_rows
+            if groups or first + rows > row:
+                groups.append(group)
+            else:
+                first += rows
+        if not groups:
+            return
+        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=columns):
+            if first + batch.num_rows > row:
+                yield batch.slice(max(0, row - first))
+            first += batch.num_rows
+
+
+def read_extents(file: InputFile) -> Iterator[tuple[Place, int]]:
+    """Yield the place and the bytes of every record; for Parquet, the average bytes of a row in its row group.
+
+    Raises:
+        InputValueError: the file is damaged.
+    """
+    if file.format != "parquet":
+        yield from ((record.place, record.length) for record in read_records(file))
+        return
+    with _opened_parquet(file) as parquet:
+        next(parquet.iter_batches(1), None)
+        metadata = parquet.metadata
+    row = 1
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for _ in range(group.num_rows):
+            yield Place(row, row), group.total_byte_size // group.num_rows
+            row += 1
+
+
+def parsed(record: Record, file: Source, text_column: str) -> Parsed:
+    """Return a record's columns, or the error that rejects it; the line of a text file is its text column."""
+    content = record.content
+    if not isinstance(content, bytes):
+        return content
+    try:
+        # only the first line of a file may begin with a byte order mark
+        line = content.decode("utf-8-sig" if record.place.row == 1 else "utf-8").rstrip("\r\n")
+        return {text_column: _whole_line(line)} if file.format == "text" else _json_object(line)
+    except ValueError as error:
+        return error
+
+
+def parsed_table(table: pa.Table | pa.RecordBatch, columns: Sequence[str]) -> Iterator[Parsed]:
+    """Yield these columns of each row of a table, or the error that rejects the row."""
+    table = table.select([name for name in columns if name in table.schema.names])
+    try:
+        contents = table.to_pylist()
+    except (ValueError, OverflowError):  # reading Parquet does not validate strings
+        contents = map(_parsed_row, (table.slice(position, 1) for position in range(table.num_rows)))
+    yield from contents
+
+
+def reason_of(error: Exception, record: Record) -> str:
+    """Return why a record is rejected."""
+    reason = f"it is not valid UTF-8: {error}" if isinstance(error, UnicodeDecodeError) else str(error)
+    if record.lines == 1:
+        return reason
+    line = record.place.line  # a stray quote may have swallowed other rows
+    return f"{reason} (lines {line} to {line + record.lines - 1} of the file)"
+
+
+def _parsed_row(row: pa.Table | pa.RecordBatch) -> Parsed:
+    try:
+        (content,) = row.to_pylist()
+    except UnicodeDecodeError as error:
+        return error
+    except (ValueError, OverflowError) as error:
+        return ValueError(f"one of its values cannot be read: {error}")
+    return dict(content)
+
+
+def _whole_line(line: str) -> str:
+    if "\r" in line:
+        raise ValueError("it contains a carriage return, an old line ending: remove it or replace it by a line feed")
+    return line
+
+
+def _json_object(line: str) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"it is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"it is {json_type(content)}, not a JSON object")
+    return content
 
 
 @contextmanager
-def explained(file: Source) -> Iterator[None]:
-    """Have errors name the file, and say when it is damaged."""
+def _explained(file: Source) -> Iterator[None]:
+    """Name the file in errors, and turn decoding errors into one that says the file is damaged."""
     try:
         yield
     except (InputValueError, MissingDependencyError):
         raise
     except OSError as error:
-        if error.errno is None:  # a decompressor's
-            raise damaged(file, error) from error
+        if error.errno is None:  # from a decompressor
+            raise _damaged(file, error) from error
         error.filename = error.filename or file.path
         raise
     except _DAMAGED as error:
-        raise damaged(file, error) from error
+        raise _damaged(file, error) from error
 
 
-def damaged(file: Source, error: Exception) -> InputValueError:
-    """Return the error that says so."""
-    return InputValueError(f"{file.path} is damaged, or is not what its name says: {error}")
+def _damaged(file: Source, error: Exception) -> InputValueError:
+    return InputValueError(f"{file.path} is damaged, or its name gives the wrong format: {error}")
+
+
+def _fewer_rows(file: InputFile) -> JobChangedError:
+    return JobChangedError(f"{file.path} has fewer rows than planned: name another output folder")
+
+
+def _check_names(file: Source, names: Sequence[str]) -> None:
+    if len(set(names)) != len(names):
+        raise InputValueError(f"{file.path} has two columns with the same name: {', '.join(names)}")
 
 
 def _lines(stream: IO[bytes]) -> Iterator[tuple[bytes, int]]:
-    """Yield lines with their length; of too long ones only the beginning, which is longer than `RECORD_BYTES`."""
+    """Yield lines and their lengths; a line longer than `RECORD_BYTES` is cut to just above that."""
     read_line = partial(stream.readline, RECORD_BYTES + 1)
     while line := read_line():
         length, end = len(line), line
@@ -159,7 +341,7 @@ def _line_records(file: Source, stream: IO[bytes], place: Place) -> Iterator[Rec
         if not (is_json and line.isspace()):
             if is_json and not begun and _begins_array(line):
                 raise InputValueError(
-                    f"{file.path} is one JSON array; what is wanted is an object a line (jq -c '.[]' makes that)"
+                    f"{file.path} is one JSON array, not one object per line: convert it (jq -c '.[]')"
                 )
             begun = True
             yield Record(place, line if len(line) <= RECORD_BYTES else ValueError(_TOO_LONG), length)
@@ -167,13 +349,13 @@ def _line_records(file: Source, stream: IO[bytes], place: Place) -> Iterator[Rec
 
 
 def _begins_array(line: bytes) -> bool:
-    """Tell whether the first line of a file is that of an array of objects, and not just a row that is wrong."""
+    """Tell whether the first line of a file opens an array of objects, rather than being one bad row."""
     line = line.removeprefix(b"\xef\xbb\xbf").strip()
     return line.startswith(b"[") and line[1:].lstrip()[:1] in (b"", b"{")
 
 
 def _csv_records(file: Source, stream: IO[bytes], place: Place) -> Iterator[Record]:
-    """Yield mappings of fields; bytes that are not UTF-8 stay in them as lone surrogates."""
+    """Yield mappings of fields; bytes that are not UTF-8 become lone surrogates."""
     lines = _CsvLines(stream, place)
     reader = _csv_reader(file, lines)
     header = _header(file, reader) if place.offset == 0 else read_header(file)
@@ -184,7 +366,7 @@ def _csv_records(file: Source, stream: IO[bytes], place: Place) -> Iterator[Reco
             fields = next(reader)
         except StopIteration:
             return
-        except csv.Error as error:  # the reader goes on with the next line
+        except csv.Error as error:  # the reader continues with the next line
             content: dict[str, Any] | Exception = ValueError(f"not valid CSV: {error}")
         else:
             if not fields:
@@ -192,20 +374,20 @@ def _csv_records(file: Source, stream: IO[bytes], place: Place) -> Iterator[Reco
             if len(fields) == len(header):
                 content = dict(zip(header, fields, strict=True))
             else:
-                content = ValueError(f"it has {len(fields)} fields, the header has {len(header)}")
+                content = ValueError(f"its number of fields is {len(fields)}, not {len(header)} as in the header")
         number = lines.line - place.line
         if number > 1 and isinstance(content, Exception):
             raise InputValueError(
-                f"{file.path}, row {row}: {content}. It takes in {number:,} lines, {place.line} to {lines.line - 1}, "
-                "as a quote that is not closed does. Which rows those are cannot be told, so they are not skipped: "
-                "correct the file"
+                f"{file.path}, row {row}: {content}. It spans {number:,} lines, {place.line} to {lines.line - 1}, "
+                "probably because a quote is not closed. The rows inside cannot be told apart, so they cannot be "
+                "skipped: correct the file"
             )
         yield Record(place, content, lines.offset - place.offset, number)
         row += 1
 
 
 class _CsvLines:
-    """Lines of a CSV file as text; says where the next one begins, and ends a record that is too long."""
+    """The lines of a CSV file as text. Knows where the next one begins, and stops a record that is too long."""
 
     def __init__(self, stream: IO[bytes], place: Place) -> None:
         self._lines = _lines(stream)
@@ -221,7 +403,6 @@ class _CsvLines:
 
     def __next__(self) -> str:
         line, length = next(self._lines)
-        # only the very first line of the file may have the mark
         text = line.decode("utf-8-sig" if self.offset == 0 else "utf-8", errors="surrogateescape")
         self.line, self.offset = self.line + 1, self.offset + length
         if self.offset - self._begun > RECORD_BYTES:
@@ -235,10 +416,32 @@ def _csv_reader(file: Source, lines: Iterator[str]) -> Any:
 
 def _header(file: Source, reader: Iterator[list[str]]) -> list[str]:
     header = next(reader, [])
-    "".join(header).encode()  # fails where it is not valid Unicode
-    if len(set(header)) != len(header):
-        raise InputValueError(f"{file.path} names a column twice in its header: {', '.join(header)}")
+    "".join(header).encode()  # fails if it is not valid Unicode
+    _check_names(file, header)
     return header
+
+
+@contextmanager
+def _opened_parquet(file: Source) -> Iterator[pq.ParquetFile]:
+    """Open a file so that large row groups are read piece by piece, even if its name is not UTF-8."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError("reading Parquet needs more: pip install 'e5onnx[bulk]'") from error
+    with _explained(file):
+        try:
+            with file.opened() as stream:
+                if not stream.seekable():
+                    raise InputValueError(
+                        f"{file.path} is a pipe, but Parquet is read from its end: write it to a file"
+                    )
+                with pq.ParquetFile(
+                    stream, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True
+                ) as parquet:
+                    yield parquet
+        except pa.ArrowException as error:
+            raise _damaged(file, error) from error
 
 
 @contextmanager
@@ -265,7 +468,7 @@ def _zstd(stream: IO[bytes]) -> IO[bytes]:
 
 
 class _Streams(io.RawIOBase):
-    """What one or more bz2 or xz streams hold. bz2.open and lzma.open take damage after the first one for the end."""
+    """One or more bz2 or xz streams. bz2.open and lzma.open take damage after the first stream for the end."""
 
     def __init__(self, begin: Callable[[], Any], compressed: IO[bytes]) -> None:
         self._begin, self._compressed = begin, compressed
@@ -292,7 +495,7 @@ class _Streams(io.RawIOBase):
         return len(found)
 
     def _next_beginning(self) -> bytes:
-        """Return the first bytes of the next stream, b"" if there is none; zeros in between are padding."""
+        """Return the first bytes of the next stream, b"" if there is none; zeros between streams are padding."""
         given: bytes = self._stream.unused_data.lstrip(b"\0")
         while not given:
             block = self._compressed.read(_COMPRESSED_BLOCK)
@@ -309,4 +512,4 @@ _DECOMPRESSORS: dict[str, Callable[[IO[bytes]], Any]] = {
     ".xz": lambda stream: io.BufferedReader(_Streams(lzma.LZMADecompressor, stream)),
     ".zst": _zstd,
 }
-"""Compression, by the end of a name -> how it is opened."""
+"""The suffix of a compression -> the function that opens it."""

@@ -1,7 +1,7 @@
-"""Values -> Arrow arrays that hold just these values. Only floats may lose digits, as they do in any narrower type.
+"""Values -> Arrow arrays with exactly these values. Only floats may lose digits, as they do in any narrower type.
 
-What Arrow holds already is passed on as it is. Values of JSON and CSV, and those of a Parquet column whose type is not
-the wanted one, are converted and compared.
+Arrow arrays of the wanted type pass through unchanged. Values from JSON and CSV, and Parquet columns of another type,
+are converted and compared with the result.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import pyarrow.compute as pc
 
 _WRONG = (pa.ArrowException, ValueError, TypeError, OverflowError, RecursionError)
 _DEPTH = 16
-"""Most levels of lists and objects: readers of Parquet refuse more than a few dozen."""
+"""Maximum nesting of lists and objects: Parquet readers refuse more than a few dozen levels."""
 Values: TypeAlias = "Sequence[Any] | pa.Array"
 
 
 def array_of(values: Values, wanted: pa.DataType | None, *, as_text: bool = False) -> tuple[pa.Array, list[int]]:
-    """Return values as an array, and the positions of those that are not of the type, where the array has nulls.
+    """Return values as an array, and the positions of values of another type, which are null in the array.
 
     Args:
-        values: an array of Arrow, or values as JSON and CSV have them; texts, as CSV has nothing else, may say what
-            another type holds.
+        values: an Arrow array, or values from JSON or CSV; a text may spell a value of another type, as CSV has
+            only texts.
         wanted: the type; None for JSON text.
-        as_text: numbers become text, if text is wanted.
+        as_text: if text is wanted, numbers become text.
     """
     try:
         return _array(values, wanted, as_text), []
@@ -41,7 +41,7 @@ def array_of(values: Values, wanted: pa.DataType | None, *, as_text: bool = Fals
 
 
 def inferred(values: Sequence[Any]) -> pa.DataType | None:
-    """Return the type of values: text if they have none in common; None if JSON text alone holds what is nested."""
+    """Return the common type of values: text if there is none; None if they are nested and only JSON text fits."""
     present = [value for value in values if value is not None]
     nested = any(isinstance(value, list | dict) for value in present)
     try:
@@ -57,9 +57,9 @@ def inferred(values: Sequence[Any]) -> pa.DataType | None:
 
 
 def storable(kind: pa.DataType) -> pa.DataType:
-    """Return the type in which a column is stored: dictionaries are decoded, and what is all null counts as text.
+    """Return the type in which a column is stored: dictionaries are decoded, and a column of nulls is text.
 
-    All fields may be null, as they may be in other files.
+    Every field may be null, since it may be null in another file.
     """
     if pa.types.is_dictionary(kind):
         return kind.value_type
@@ -67,18 +67,18 @@ def storable(kind: pa.DataType) -> pa.DataType:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Tell whether a type is one of Arrow's for text."""
+    """Tell whether a type is one of Arrow's text types."""
     return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
 
 def coarse(array: pa.Array) -> pa.Array:
-    """Return an array with microseconds for nanoseconds, which Python has only where pandas is installed."""
+    """Return an array in microseconds instead of nanoseconds, which Python only has with pandas installed."""
     kind = _coarse(array.type)
     return array if kind == array.type else array.cast(kind, safe=False)
 
 
 def printable(array: pa.Array) -> pa.Array:
-    """Return an array with text for dates and times, also for those that Python does not have."""
+    """Return an array with dates and times as text, since Python cannot represent all of them."""
     kind = _mapped(array.type, lambda leaf: pa.string() if pa.types.is_temporal(leaf) else leaf)
     return array if kind == array.type else array.cast(kind)
 
@@ -95,10 +95,10 @@ def _array(values: Values, wanted: pa.DataType | None, as_text: bool) -> pa.Arra
         if pa.types.is_dictionary(values.type):
             values = values.dictionary_decode()
         if values.type == wanted:
-            values.validate(full=True)  # nothing looked into strings of Parquet before
+            values.validate(full=True)  # reading Parquet does not validate strings
             return values
         if wanted is not None and _coarse(values.type) == _coarse(wanted):
-            return values.cast(wanted)  # fails where nanoseconds are lost
+            return values.cast(wanted)  # fails if nanoseconds are lost
         values = values.to_pylist()
     if wanted is None:
         given = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
@@ -108,19 +108,19 @@ def _array(values: Values, wanted: pa.DataType | None, as_text: bool) -> pa.Arra
     if not any(isinstance(value, str) for value in values):
         return _compared(values, wanted)
     others = [None if isinstance(value, str) else value for value in values]
-    # an empty field of CSV says that there is nothing
+    # an empty CSV field means null
     texts = pa.array([value or None if isinstance(value, str) else None for value in values], pa.string())
-    if pa.types.is_floating(wanted):  # with all digits, so that what is too large for a narrow float is noticed
+    if pa.types.is_floating(wanted):  # via float64, to notice numbers too large for a narrow float
         numbers = texts.cast(pa.float64()).to_pylist()
         return _compared([one if two is None else two for one, two in zip(others, numbers, strict=True)], wanted)
     return pc.coalesce(texts.cast(wanted), _compared(others, wanted))
 
 
 def _compared(values: Sequence[Any], wanted: pa.DataType) -> pa.Array:
-    # Arrow cuts what does not fit: 2.5 to 2 in integers, the time off a date
+    # Arrow truncates silently: 2.5 to 2 for integers, a time to its date
     array = pa.array(values, wanted)
     if not all(map(_is_same, values, coarse(array).to_pylist())):
-        raise ValueError(f"not all of it is {wanted}")
+        raise ValueError(f"not every value is {wanted}")
     return array
 
 
@@ -138,12 +138,12 @@ def _is_same(given: Any, stored: Any) -> bool:
     if isinstance(given, float | np.floating) and isinstance(stored, float | np.floating):
         return math.isfinite(given) == math.isfinite(stored)
     if isinstance(given, int) and isinstance(stored, datetime.date | datetime.time | datetime.timedelta):
-        return True  # a number of the type's units
+        return True  # a number in units of the type
     return bool(given == stored)
 
 
 def _is_known(kind: pa.DataType, depth: int = 0) -> bool:
-    """Tell whether Parquet takes an inferred type: `[]` says nothing of its elements, `{}` has no fields."""
+    """Tell whether Parquet can store an inferred type: `[]` has no element type, and `{}` has no fields."""
     if pa.types.is_struct(kind):
         return depth < _DEPTH and kind.num_fields > 0 and all(_is_known(field.type, depth + 1) for field in kind)
     if pa.types.is_list(kind):
@@ -152,7 +152,7 @@ def _is_known(kind: pa.DataType, depth: int = 0) -> bool:
 
 
 def _has_all_keys(value: Any, kind: pa.DataType) -> bool:
-    """Tell whether the objects in a value have all fields of their type, so that none is taken for null."""
+    """Tell whether the objects in a value have every field of their type, so that none would turn into null."""
     if isinstance(value, list):
         return all(_has_all_keys(each, kind.value_type) for each in value)
     if isinstance(value, dict):
@@ -161,7 +161,7 @@ def _has_all_keys(value: Any, kind: pa.DataType) -> bool:
 
 
 def _mapped(kind: pa.DataType, leaf: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
-    """Return a type with other leaves, all of which may be null."""
+    """Return a type with its leaves replaced; every field may be null."""
 
     def mapped(field: pa.Field) -> pa.Field:
         return field.with_type(_mapped(field.type, leaf)).with_nullable(True)

@@ -1,17 +1,19 @@
 """The embedding server, `e5onnx serve`: extra `serve` (Starlette, uvicorn, prometheus-client, orjson).
 
-turns.py        what waits, whose turn it is, and which texts run together
-scheduler.py    the threads that run the model on it
-tokenizing.py   texts -> tokens beside the event loop
-app.py          the HTTP interface
-openapi.py      its document
-tei.py          text-embeddings-inference's requests, as data
-body.py         bodies of requests, within limits
-middleware.py   what surrounds every request: its connection, id, log line, host, key
-replies.py      JSON, errors, the files of the page
-metrics.py      what Prometheus is told
-protocol.py     uvicorn's HTTP on h11, with limits on what a client can hold
-logs.py         the log's lines
-run.py          sockets, signals, the end
-cli.py          the command's options
+cli.py            the options of the command
+options.py        their defaults
+serve.py          socket, signals, shutdown
+protocol.py       uvicorn's HTTP on h11, with timeouts
+middleware.py     connections, request ids, log lines, errors, memory, hosts, keys
+app.py            the routes, and what connects them to the model
+tei.py            the API of text-embeddings-inference
+body.py           reads request bodies within limits
+tokenization.py   text -> tokens beside the event loop
+queue.py          whose turn it is, and which texts run together
+scheduler.py      the threads that run the model
+responses.py      JSON and errors
+pages.py          the files of page/: the page to try the model, the OpenAPI document
+request_state.py  what the server notes about a request
+metrics.py        the metrics for Prometheus
+logs.py           the log lines
 """

@@ -1,4 +1,4 @@
-"""The options of `e5onnx serve`, and what they mean. Needs the extra only when it serves."""
+"""The options of `e5onnx serve`. The extra is needed only once it serves."""
 
 from __future__ import annotations
 
@@ -6,113 +6,98 @@ import argparse
 import os
 import re
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, get_args
 
 from ..encoder import Encoder
 from ..errors import InputValueError, MissingDependencyError
-from ..openai_api import Limits
+from ..tokenizer import Role
+from .options import ServerOptions
 
 
 def add_arguments(serve: argparse.ArgumentParser) -> None:
-    """Add the options of the command, save those of the model."""
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    serve.add_argument("--port", type=_port, default=8080, help="0 for any that is free (default: %(default)s)")
+    """Add the options of the command, except those of the model."""
+
+    def add(name: str, help: str, **how: Any) -> None:
+        flag, default = f"--{name.replace('_', '-')}", getattr(ServerOptions, name)
+        serve.add_argument(flag, default=default, help=f"{help} (default: %(default)s)", **how)
+
+    add("host", "address to listen on")
+    add("port", "port to listen on; 0 picks a free one", type=_port, metavar="N")
+    add("default_role", "whose prompt texts get if their request names none", choices=get_args(Role))
     serve.add_argument(
-        "--default-role",
-        choices=["query", "document", "raw"],
-        default="document",
-        help="which prompt texts get whose request does not say (default: document)",
-    )
-    serve.add_argument(
-        "--api-key-file", metavar="FILE", type=Path, help="keys, one a line (or: E5ONNX_API_KEY); default: none needed"
+        "--api-key-file",
+        metavar="FILE",
+        type=Path,
+        help="file of API keys, one per line; E5ONNX_API_KEY adds one (default: no key is needed)",
     )
     serve.add_argument(
         "--allowed-hosts",
-        type=_hosts,
-        default=(),
         metavar="HOSTS",
-        help="names that requests may be sent to, with commas between them; *.example.org and * are possible "
-        "(default: on a loopback address its own names only, on any other address every name)",
+        type=_hosts,
+        default=ServerOptions.allowed_hosts,
+        help="host names that the server answers to, separated by commas, such as *.example.org or * "
+        "(default: on a loopback address only its own names, on other addresses every name)",
     )
-    serve.add_argument(
-        "--max-texts", type=_count, default=2048, metavar="N", help="of a request (default: %(default)s)"
-    )
-    serve.add_argument(
-        "--max-characters", type=_count, default=1_000_000, metavar="N", help="of a text (default: %(default)s)"
-    )
-    serve.add_argument("--max-body", type=_count, default=8 * 2**20, metavar="BYTES", help="default: %(default)s")
-    serve.add_argument(
-        "--max-waiting-tokens", type=_count, default=65_536, metavar="N", help="beyond it: 429 (default: %(default)s)"
-    )
-    serve.add_argument(
-        "--max-waiting-requests", type=_count, default=512, metavar="N", help="beyond it: 429 (default: %(default)s)"
-    )
-    serve.add_argument(
-        "--request-timeout", type=_seconds, default=60.0, metavar="S", help="seconds until 503 (default: %(default)s)"
-    )
-    serve.add_argument(
-        "--drain-seconds",
+    add("max_texts", "most texts in a request", type=_count, metavar="N")
+    add("max_characters", "most characters in a text", type=_count, metavar="N")
+    add("max_body", "most bytes in the body of a request", type=_count, metavar="BYTES")
+    add("max_waiting_tokens", "most tokens that wait before new requests get 429", type=_count, metavar="N")
+    add("max_waiting_requests", "most requests that wait before new ones get 429", type=_count, metavar="N")
+    add("request_timeout", "seconds that a request may take before it gets 503", type=_seconds, metavar="S")
+    add(
+        "drain_seconds",
+        "seconds after SIGTERM in which the server still takes requests while /health is red",
         type=_seconds,
-        default=2.0,
         metavar="S",
-        help="after SIGTERM, how long requests are still taken while /health is red (default: %(default)s)",
     )
 
 
 def run(options: argparse.Namespace, load: Callable[[], Encoder]) -> None:
     """Serve the model that `load` returns."""
     try:
-        from .app import Settings
-        from .run import serve
+        from .serve import serve
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("e5onnx"):
             raise
         raise MissingDependencyError("the command `serve` needs more: pip install 'e5onnx[serve]'") from error
-    settings = Settings(
-        default_role=options.default_role,
-        max_body=options.max_body,
-        limits=Limits(texts=options.max_texts, characters=options.max_characters),
-        max_waiting_tokens=options.max_waiting_tokens,
-        max_waiting_requests=options.max_waiting_requests,
-        request_timeout=options.request_timeout,
-        api_keys=_api_keys(options.api_key_file),
-        allowed_hosts=options.allowed_hosts,
-    )
-    serve(load(), settings, host=options.host, port=options.port, drain_seconds=options.drain_seconds)
+    given = {field.name: getattr(options, field.name) for field in fields(ServerOptions) if field.name in options}
+    server_options = ServerOptions(**given, api_keys=_api_keys(options.api_key_file))
+    serve(load(), server_options)
 
 
 def _api_keys(file: Path | None) -> list[str]:
-    """Return the keys of a file, and that of the environment variable E5ONNX_API_KEY; an error if one holds none."""
+    """Return the keys of a file and of the environment variable; raise an error if either is set but holds none."""
     given = {"the environment variable E5ONNX_API_KEY": os.environ.get("E5ONNX_API_KEY")}
     if file is not None:
         try:
             given[str(file)] = file.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
-            raise InputValueError(f"{file} is not UTF-8 text: write the keys into it, one a line") from error
+            raise InputValueError(f"{file} is not UTF-8 text: write one key per line") from error
     keys = []
     for source, text in given.items():
         if text is None:
             continue
-        lines = [line.strip() for line in text.split("\n") if line.strip()]  # splitlines would divide at others, too
+        lines = [line.strip() for line in text.split("\n") if line.strip()]  # splitlines knows other line ends, too
         if not lines:
-            raise InputValueError(f"{source} holds no key; write one a line, or leave it out")
+            raise InputValueError(f"{source} does not hold a key: write one per line, or leave it out")
         if not all(key.isascii() and key.isprintable() for key in lines):
-            raise InputValueError(f"{source} holds a key with other characters than ASCII's, which no header can carry")
+            raise InputValueError(f"{source} holds a key that is not printable ASCII: a header cannot carry it")
         keys += lines
     return keys
 
 
 def _hosts(text: str) -> tuple[str, ...]:
-    """Return names of hosts as in a Host header, without the port."""
+    """Return host names as a Host header has them, without the port."""
     hosts = tuple(host.strip() for host in text.split(",") if host.strip())
     for host in hosts:
         if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9._-]+", host):
-            raise argparse.ArgumentTypeError(f"holds {host!r}, which is not a name: write it without a port or scheme")
+            raise argparse.ArgumentTypeError(f"holds {host!r}, which is not a name: leave out port and scheme")
     return hosts
 
 
 def _count(text: str) -> int:
-    """Return a whole number from 1; argparse names the option where it is none."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
@@ -128,6 +113,6 @@ def _port(text: str) -> int:
 
 def _seconds(text: str) -> float:
     number = float(text)
-    if not 0 <= number <= 86_400:  # nor nan
+    if not 0 <= number <= 86_400:  # also false for nan
         raise argparse.ArgumentTypeError(f"must be 0 to 86400 seconds, got {text}")
     return number

@@ -1,4 +1,4 @@
-"""The log: a line of JSON on standard error for every event."""
+"""The log: one line of JSON on standard error per event. It never quotes the text of a request."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from datetime import datetime, timezone
 
 import orjson
 
-from .middleware import log
+log = logging.getLogger("e5onnx.server")
 
 
 def log_to_standard_error() -> None:
-    """Write a line for every event. Of what uvicorn and asyncio say, only errors are events."""
+    """Write a line for every event of the server, and for errors of uvicorn and asyncio."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Line())
     others = (logging.getLogger(name) for name in ("uvicorn.error", "asyncio"))
@@ -22,13 +22,22 @@ def log_to_standard_error() -> None:
         logger.propagate = False
 
 
+def log_failure(error: Exception, identity: str) -> None:
+    """Log the type of an error and where it was raised. Its message may quote a text, so it is left out."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else ""
+    log.error({"event": "failure", "id": identity, "error": type(error).__name__, "where": where})
+
+
 class _Line(logging.Formatter):
-    """Makes lines of records whose message is a mapping, and of any other library's."""
+    """Formats our records, whose message is a mapping, and those of other libraries."""
 
     def format(self, record: logging.LogRecord) -> str:
         event = record.msg if isinstance(record.msg, dict) else {"event": "server", "message": record.getMessage()}
         if record.exc_info and record.exc_info[0] is not None:
-            event = {**event, "error": record.exc_info[0].__name__}  # what it says may quote a text
+            event = {**event, "error": record.exc_info[0].__name__}  # without its message, which may quote a text
         moment = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
         line = {"time": moment, "level": record.levelname.lower(), **event}
         return orjson.dumps(line, default=str).decode()

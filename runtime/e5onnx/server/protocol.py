@@ -1,7 +1,6 @@
-"""uvicorn's HTTP on h11, with limits on what a client can hold without sending a request or reading its reply.
+"""uvicorn's HTTP protocol on h11, which ends connections whose clients neither send a request nor read a reply.
 
-h11 decides what a request is. This file only keeps clocks, bounds how much is read at a time, and tells of connections
-that it ends.
+h11 parses requests. This file adds timeouts, bounds how much is read at a time, and reports connections that it ends.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 KEEP_ALIVE = 75
-"""Seconds that an idle connection is kept: longer than load balancers do (60), which answer 502 at times otherwise."""
+"""Seconds that an idle connection stays open: if load balancers (60) kept it longer, some requests would get 502."""
 HEAD_BYTES = 64 * 1024
 """Largest head of a request."""
 WRITE_TIMEOUT = 30.0
-"""Seconds in which a client has to take its reply."""
+"""Seconds that a client has to read its reply."""
 _HEAD_TIMEOUT = 15.0
-"""Seconds in which the head of a request has to arrive."""
+"""Seconds that a client has to send the head of a request."""
 _READ_BYTES = 8 * 1024
-"""Most bytes read at a time, before others have their turn: in chunks of one byte, h11 takes 25 ms for as many."""
+"""Most bytes read before other connections get their turn. h11 needs 25 ms if they are chunks of one byte."""
 
 Ended = Literal["malformed", "slow_head", "slow_reader"]
 """Why a connection was ended."""
@@ -32,7 +31,7 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
     """One connection."""
 
     def __init__(self, *arguments: Any, on_ended: Callable[[Ended], object], **named: Any) -> None:
-        """Take uvicorn's arguments, and a function that is told why the connection was ended, if it was."""
+        """Take uvicorn's arguments, and a function that is called with the reason if the connection is ended."""
         super().__init__(*arguments, **named)
         self._on_ended = on_ended
         self._buffer = bytearray(_READ_BYTES)
@@ -40,17 +39,17 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
         self._write_clock: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        """Expect a request."""
+        """Wait for a request."""
         super().connection_made(transport)
-        transport.set_write_buffer_limits(0)  # to be told of everything that is not read
+        transport.set_write_buffer_limits(0)  # so that pause_writing is called whenever anything is unread
         self._keep_head_clock()
 
     def get_buffer(self, sizehint: int) -> bytearray:
-        """Return where to read to."""
+        """Return the buffer to read into."""
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take what the client sent."""
+        """Handle bytes from the client."""
         self.data_received(bytes(self._buffer[:nbytes]))
         self._keep_head_clock()
 
@@ -62,23 +61,23 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
         self.transport.close()
 
     def pause_writing(self) -> None:
-        """Give the client time to read."""
+        """Start the timeout of a client that does not read."""
         super().pause_writing()
         self._write_clock = self.loop.call_later(WRITE_TIMEOUT, self._end, "slow_reader")
 
     def resume_writing(self) -> None:
-        """Note that it did."""
+        """Stop that timeout."""
         super().resume_writing()
         self._stop_write_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clocks."""
+        """Stop all timeouts."""
         self._stop_head_clock()
         self._stop_write_clock()
         super().connection_lost(exc)
 
     def _keep_head_clock(self) -> None:
-        """Let the clock run from the first byte of a head until it is complete; a reply in flight is not hurried."""
+        """Let the timeout run until the next head is complete. It does not run while a request is being answered."""
         if self.conn.their_state is not h11.IDLE:
             self._stop_head_clock()
         elif self._head_clock is None:

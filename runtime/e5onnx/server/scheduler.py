@@ -1,8 +1,8 @@
-"""The threads that run the model on what waits; between an event loop and them. Knows token ids, not HTTP.
+"""The threads that run the model on the queue. Knows token ids, not HTTP.
 
-A worker for each thread that the model may use, and every worker runs batches by itself: threads that share a run wait
-for each other wherever one is held up, by the event loop above all. Only a text that is alone is run by all of them
-together, which is when that is fastest. Nobody waits for a timer: a worker that is free runs what there is.
+There is one worker per thread that the model may use, and each runs batches by itself: threads that share a run wait
+for each other whenever something holds one up, above all the event loop. Only a long text that is alone is run by all
+threads together. A free worker never waits for more texts to arrive: it runs those that are there.
 """
 
 from __future__ import annotations
@@ -20,19 +20,17 @@ from ..batching import TOKEN_BUDGET
 from ..cpu import kept_on_processor, processors_for_threads
 from ..encoder import Encoder
 from ..tokenizer import TokenizedText
-from .turns import Job, Share, Turns, finished
+from .queue import QueuedRequest, RequestQueue, Share, finish
 
 _WORKER_TOKEN_BUDGET = 512
-"""Tokens in a run on one thread: its activations fit the cache of one processor."""
+"""Most tokens in a run on one thread, whose activations then fit the cache of one processor."""
 _SHORT = 128
-"""Tokens up to which a run by all threads is over so soon that it is better not to run anything beside it."""
-_FEW_WORKERS = 4
-"""Up to which short texts are run by all threads, too. Measured with 2; with many, threads gain less than they take."""
+"""Longest text, in tokens, that one thread runs even if nothing else waits: all threads would save too little."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one run of the model took, for the metrics; `waited` are the seconds of requests that it is the first of."""
+    """One run of the model, for the metrics; `waited` holds the seconds that requests waited if this is their first."""
 
     texts: int
     tokens: int
@@ -44,7 +42,7 @@ class Run:
 
 @dataclass(frozen=True)
 class _Batch:
-    """What a worker runs: whose texts, whether with all threads together, and how many workers run then."""
+    """The next run of a worker: its texts, whether all threads run it together, and how many workers are in a run."""
 
     shares: Sequence[Share]
     together: bool
@@ -56,7 +54,7 @@ class _Batch:
 
 
 class Scheduler:
-    """Runs an encoder on the texts of many requests. :meth:`embed` belongs to one event loop."""
+    """Runs an encoder on the texts of many requests. Call :meth:`embed` from one event loop only."""
 
     def __init__(
         self,
@@ -71,24 +69,23 @@ class Scheduler:
 
         Args:
             encoder: the model.
-            worker_encoder: the same with one thread, to be shared by as many workers as `encoder` has threads. None
-                for one worker, which uses `encoder` for everything.
-            max_waiting_tokens: most tokens that may wait. Of one request an eighth of that counts at most.
-            max_waiting_requests: most requests of which something may wait.
-            observe: is told of every run, in a thread that runs the model.
+            worker_encoder: the same model with one thread, shared by as many workers as `encoder` has threads. None
+                for a single worker that uses `encoder` for everything.
+            max_waiting_tokens: most tokens that may wait; see :class:`RequestQueue`.
+            max_waiting_requests: most requests that may wait.
+            observe: called after every run, in a thread that runs the model.
         """
         self._encoder = encoder
         self._worker_encoder = worker_encoder or encoder
         self._observe = observe
         self._workers = 1 if worker_encoder is None else encoder.threads
-        self._turns = Turns(
+        self._queue = RequestQueue(
             max_tokens=max_waiting_tokens,
             max_requests=max_waiting_requests,
             token_budget=TOKEN_BUDGET if worker_encoder is None else _WORKER_TOKEN_BUDGET,
         )
         self._tokens_per_second = 1000.0
         self._running = 0  # workers that are in a run
-        self._all_taken = False  # a run by all threads together will soon be over
         self._closed = False
         self._changed = threading.Condition()
         self._processors: Sequence[int | None] = processors_for_threads(encoder.threads) or [None] * self._workers
@@ -101,21 +98,21 @@ class Scheduler:
 
     @property
     def works(self) -> bool:
-        """Whether all threads live. One that died of a defect is not replaced: the process should be."""
+        """Whether all threads are alive. One that died of a bug is not restarted: the process should be."""
         return all(thread.is_alive() for thread in self._threads)
 
     @property
     def waiting_tokens(self) -> int:
-        """Tokens that wait to be run."""
-        return self._turns.waiting_tokens
+        """Number of tokens that wait."""
+        return self._queue.waiting_tokens
 
     @property
     def waiting_requests(self) -> int:
-        """Requests of which something waits to be run."""
-        return self._turns.waiting_requests
+        """Number of requests with texts that wait."""
+        return self._queue.waiting_requests
 
     async def embed(self, texts: Sequence[TokenizedText], *, normalize: bool) -> NDArray[np.float32]:
-        """Return the vectors `[texts, dimension]`. If this is cancelled, what was not run yet is dropped.
+        """Return the vectors `[texts, dimension]`. If this is cancelled, texts that have not run are dropped.
 
         Raises:
             QueueFullError: too much waits already.
@@ -124,16 +121,16 @@ class Scheduler:
         vectors = np.empty((len(texts), self._encoder.dimension), np.float32)
         if not texts:
             return vectors
-        job = Job(texts, normalize, vectors, asyncio.get_running_loop().create_future())
+        request = QueuedRequest(texts, normalize, vectors, asyncio.get_running_loop().create_future())
         with self._changed:
-            self._turns.add(job, now=time.monotonic(), tokens_per_second=self._tokens_per_second)
+            self._queue.add(request, now=time.monotonic(), tokens_per_second=self._tokens_per_second)
             self._changed.notify()
         try:
-            await job.done
+            await request.done
         finally:
-            if job.batches:
+            if request.batches:
                 with self._changed:
-                    self._turns.drop(job)
+                    self._queue.drop(request)
         return vectors
 
     def close(self) -> None:
@@ -150,44 +147,42 @@ class Scheduler:
                 self._run(batch)
 
     def _next(self) -> _Batch | None:
-        """Wait for a turn, and take it; None at the end."""
+        """Wait for the next run and take it; None at the end."""
         with self._changed:
-            while self._all_taken or not (self._turns.waiting_requests or self._closed):
+            while not (self._queue.waiting_requests or self._closed):
                 self._changed.wait()
-            if not self._turns.waiting_requests:
+            if not self._queue.waiting_requests:
                 return None
             self._running += 1
             now = time.monotonic()
-            shares = self._turns.take(free_workers=self._workers - self._running)
-            begun = {share.job for share in shares if not share.job.begun}
-            for job in begun:
-                job.begun = True
-            batch = _Batch(shares, False, self._running, [now - job.came for job in begun])
-            if self._turns.waiting_requests:
+            shares = self._queue.take(free_workers=self._workers - self._running)
+            first = {share.request for share in shares if not share.request.started}
+            for request in first:
+                request.started = True
+            if self._queue.waiting_requests:
                 self._changed.notify()
-            elif self._running == 1 and len(texts := batch.texts()) == 1:
-                is_short = len(texts[0].ids) <= _SHORT
-                self._all_taken = is_short and self._workers <= _FEW_WORKERS
-                batch = replace(batch, together=self._all_taken or not is_short)
-            return batch
+            lengths = [len(text.ids) for share in shares for text in share.texts()]
+            alone = self._running == 1 and not self._queue.waiting_requests and len(lengths) == 1
+            waited = [now - request.arrived for request in first]
+            return _Batch(shares, alone and lengths[0] > _SHORT, self._running, waited)
 
     def _run(self, batch: _Batch) -> None:
-        texts, jobs = batch.texts(), [share.job for share in batch.shares]
+        texts = batch.texts()
         encoder, processor = self._worker_encoder, None
-        if batch.together:  # its other threads have the other processors
+        if batch.together:  # the encoder keeps its other threads on the other processors
             encoder, processor = self._encoder, self._processors[0]
         start = time.perf_counter()
         try:
             with kept_on_processor(processor):
-                vectors = encoder.encode_tokenized(texts, normalize_embeddings=jobs[0].normalize)
-        except Exception as error:  # noqa: BLE001 - for those who asked; the thread lives on for the others
+                vectors = encoder.encode_tokenized(texts, normalize_embeddings=batch.shares[0].request.normalize)
+        except Exception as error:  # noqa: BLE001 - it goes to the requests that failed; the thread serves the others
             self._finish(batch, error=error)
             self._observe(replace(_describe(texts, time.perf_counter() - start), failed=True))
             return
         run = replace(_describe(texts, time.perf_counter() - start), waited=batch.waited)
         position = 0
         for share in batch.shares:
-            share.job.vectors[share.rows] = vectors[position : position + len(share.rows)]
+            share.request.vectors[share.rows] = vectors[position : position + len(share.rows)]
             position += len(share.rows)
         self._finish(batch)
         speed = batch.running * run.tokens / max(run.seconds, 1e-6)
@@ -195,25 +190,22 @@ class Scheduler:
         self._observe(run)
 
     def _finish(self, batch: _Batch, error: Exception | None = None) -> None:
-        """Note that a batch has run, and wake those of whom it was the last."""
+        """Note that a batch has run, and resolve the requests that are now complete, or all of them if it failed."""
         with self._changed:
             self._running -= 1
-            if self._all_taken:
-                self._all_taken = False
-                self._changed.notify_all()
-            done = finished(batch.shares)
+            done = finish(batch.shares)
             if error:
-                done = {share.job for share in batch.shares}
-                for job in done:
-                    self._turns.drop(job)
-        for job in done:
-            loop = job.done.get_loop()
+                done = {share.request for share in batch.shares}
+                for request in done:
+                    self._queue.drop(request)
+        for request in done:
+            loop = request.done.get_loop()
             if not loop.is_closed():
-                loop.call_soon_threadsafe(_resolve, job.done, error)
+                loop.call_soon_threadsafe(_resolve, request.done, error)
 
 
 def _resolve(done: asyncio.Future[None], error: Exception | None) -> None:
-    if done.done():  # given up in the meantime
+    if done.done():  # cancelled meanwhile
         return
     if error is None:
         done.set_result(None)

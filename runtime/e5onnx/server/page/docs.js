@@ -7,23 +7,24 @@ function make(name, text) {
   return node;
 }
 
-function describe(path, method, operation) {
+function describe(path, method, operation, schemas) {
   const title = make("dt"), body = make("dd", operation.summary);
   title.append(make("code", `${method.toUpperCase()} ${path}`));
   const schema = operation.requestBody?.content["application/json"].schema;
   if (schema) {
     const request = make("details");
-    request.append(make("summary", "Request"), make("pre", JSON.stringify(schema, null, 1)));
+    const named = (_, value) => (value?.$ref ? schemas[value.$ref.split("/").pop()] : value);
+    request.append(make("summary", "Request"), make("pre", JSON.stringify(schema, named, 1)));
     body.append(request);
   }
   return [title, body];
 }
 
 async function show() {
-  const { paths } = await (await fetch("openapi.json")).json();
+  const { paths, components } = await (await fetch("openapi.json")).json();
   const operations = Object.entries(paths).flatMap(([path, methods]) =>
-    Object.entries(methods).flatMap(([method, operation]) => describe(path, method, operation)));
+    Object.entries(methods).flatMap(([method, operation]) => describe(path, method, operation, components.schemas)));
   document.getElementById("operations").append(...operations);
 }
 
-show().catch(() => document.getElementById("operations").replaceWith(make("p", "The document could not be loaded.")));
+show().catch(() => document.getElementById("operations").replaceWith(make("p", "The OpenAPI document could not be loaded.")));

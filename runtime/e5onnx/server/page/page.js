@@ -1,5 +1,5 @@
 "use strict";
-// Embeds a query and passages with this server, and shows their cosines. Keeps nothing, asks nobody else.
+// Embeds a query and passages with this server and shows their cosines. Stores nothing and calls no other server.
 
 const element = (id) => document.getElementById(id);
 const STEPS = 8; // .heat-0 to .heat-7 in page.css
@@ -12,7 +12,7 @@ function headers() {
 async function embed(input, inputType) {
   const body = JSON.stringify({ input, input_type: inputType });
   const response = await fetch("v1/embeddings", { method: "POST", headers: headers(), body });
-  const content = await response.json().catch(() => null); // something in between may answer in its own words
+  const content = await response.json().catch(() => null); // a proxy may answer with something else
   if (!response.ok || !content) throw new Error(content?.error?.message ?? `The server answered ${response.status}.`);
   return { vectors: content.data.map((item) => item.embedding), truncated: content.truncated, model: content.model };
 }
@@ -34,7 +34,7 @@ function make(name, text, attributes = {}) {
   return node;
 }
 
-// E5's cosines lie between 0.7 and 1: bars and colours begin at the smallest one.
+// E5's cosines lie between 0.7 and 1, so bars and colours start at the smallest one.
 function scale(values) {
   const low = Math.min(...values), high = Math.max(...values);
   return (value) => (high > low ? (value - low) / (high - low) : 1);
@@ -72,11 +72,12 @@ function showHeat(texts, vectors) {
     }));
     return line;
   });
-  const caption = make("caption", "Cosines; the bluer, the more similar.");
+  const caption = make("caption", "Cosines: the bluer, the more similar.");
   element("heat").replaceChildren(caption, head, ...rows);
 }
 
-let latest = 0; // of questions; an answer that a later one overtook is not shown
+const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
+let latest = 0; // number of the latest question: answers to earlier ones are not shown
 
 async function rank() {
   const question = ++latest;
@@ -94,7 +95,7 @@ async function rank() {
     showRanking(passages, found.vectors.map((vector) => cosine(asked.vectors[0], vector)));
     showHeat([query, ...passages], [...asked.vectors, ...found.vectors]);
     const cut = asked.truncated + found.truncated;
-    status.textContent = `${passages.length} passages in ${milliseconds} ms${cut ? `; ${cut} texts were cut` : ""}`;
+    status.textContent = `${count(passages.length, "passage")} in ${milliseconds} ms${cut ? `; ${count(cut, "text")} cut` : ""}`;
     element("model").textContent = asked.model;
     element("results").hidden = false;
   } catch (error) {

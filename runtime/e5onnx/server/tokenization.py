@@ -1,4 +1,4 @@
-"""Texts become tokens beside the event loop, piece by piece, so that nobody waits for somebody else's long texts."""
+"""Tokenisation beside the event loop and piece by piece, so that no request waits for the long texts of another."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 Tokens = TypeVar("Tokens")
-_INLINE_CHARACTERS = 1_000
-"""Texts up to this are tokenised in the event loop, in half a millisecond: requests that come together add up."""
 _TEXT_CHARACTERS = 50
-"""What a text costs beside its characters, in characters."""
+"""Fixed cost of a text, in characters."""
 _PIECE_CHARACTERS = 64_000
-"""Some 30 ms of work. Requests of no more have a thread of their own, beside that of larger ones."""
+"""Cost of a piece, some 30 ms of work."""
 
 
-class Tokenizing:
-    """Two threads: one for requests of a piece, and one in which the pieces of larger requests take turns."""
+class Tokenization:
+    """Two threads: one for requests of a single piece, one in which the pieces of larger requests take turns."""
 
     def __init__(self) -> None:
-        """Start threads when there is something to do."""
+        """Start threads once there is work."""
         self._small, self._large = (ThreadPoolExecutor(1, thread_name_prefix="e5onnx-tokenize") for _ in range(2))
 
     async def run(
@@ -29,19 +27,15 @@ class Tokenizing:
         tokenize: Callable[[Sequence[str], int], list[Tokens]],
         check: Callable[[list[Tokens]], object] = lambda tokens: None,
     ) -> list[Tokens]:
-        """Return what a function makes of texts. If this is cancelled, it ends with the piece that it is at.
+        """Return what `tokenize` makes of texts. If this is cancelled, it stops after the current piece.
 
         Args:
             texts: the texts.
-            tokenize: gets some of the texts, and the position of the first.
-            check: gets what was made of them, in the event loop; may raise an error.
+            tokenize: gets a piece, and the position of its first text.
+            check: gets the tokens of a piece, in the event loop; may raise an error.
         """
-        cost = sum(map(_cost, texts))
-        if cost <= _INLINE_CHARACTERS:
-            check(done := tokenize(texts, 0))
-            return done
-        thread = self._small if cost <= _PIECE_CHARACTERS else self._large
-        done = []
+        thread = self._small if sum(map(_cost, texts)) <= _PIECE_CHARACTERS else self._large
+        done: list[Tokens] = []
         for piece in _pieces(texts):
             more = await asyncio.get_running_loop().run_in_executor(thread, tokenize, piece, len(done))
             check(more)
@@ -59,7 +53,7 @@ def _cost(text: str) -> int:
 
 
 def _pieces(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Yield consecutive texts of about as much cost as a piece has."""
+    """Yield consecutive texts that together cost about a piece."""
     start = cost = 0
     for end, text in enumerate(texts, 1):
         cost += _cost(text)

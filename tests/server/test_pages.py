@@ -1,4 +1,4 @@
-"""The page at `/` in a real browser: by keyboard alone, under its content security policy, asking nobody else."""
+"""The page at `/` in a real browser: by keyboard alone, under its content security policy, without other servers."""
 
 from __future__ import annotations
 

@@ -1,0 +1,87 @@
+"""Parts: their formats and the types of their vectors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from corpora import near, write_jsonl
+from e5onnx import Encoder, InputValueError
+from e5onnx.files import embed_files
+from e5onnx.files.columns import Columns
+from e5onnx.files.outputs import quantized, write_part
+from texts import TEXTS
+
+ROWS = [
+    {"name": f"row {number}", "text": text, "year": 1900 + number}
+    for number, text in enumerate(text for text in TEXTS if text.strip() and "\n" not in text)
+]
+
+
+def test_npy_has_ids_beside_it(encoder: Encoder, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    columns = Columns(id="name", keep=("year",))
+    embed_files(encoder, [tmp_path / "a.jsonl"], tmp_path / "out", columns=columns, output_format="npy")
+    near(np.load(tmp_path / "out/part-000000.npy"), encoder.encode_document([str(row["text"]) for row in ROWS]))
+    lines = (tmp_path / "out/part-000000.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"id": row["name"], "year": row["year"]} for row in ROWS]
+
+
+@pytest.mark.parametrize(("output_format", "dtype"), [(f, d) for f in ("parquet", "npy") for d in ("float16", "int8")])
+def test_smaller_vectors_are_close_and_say_their_scale(
+    encoder: Encoder, tmp_path: Path, output_format: Any, dtype: Any
+) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    embed_files(encoder, [tmp_path / "a.jsonl"], tmp_path / "out", output_format=output_format, dtype=dtype)
+    expected = encoder.encode_document([str(row["text"]) for row in ROWS])
+    if output_format == "npy":
+        vectors = np.load(tmp_path / "out/part-000000.npy")
+        scales = np.load(tmp_path / "out/part-000000.scale.npy") if dtype == "int8" else 1
+    else:
+        table = pq.read_table(tmp_path / "out/part-000000.parquet")
+        vectors = np.array(table.column("embedding").to_pylist(), dtype)
+        scales = table.column("embedding_scale").to_numpy() if dtype == "int8" else 1
+    assert str(vectors.dtype) == dtype
+    restored = vectors.astype(np.float32) * np.reshape(scales, (-1, 1))
+    most = np.abs(expected).max(axis=1, keepdims=True) / 127 / 2 if dtype == "int8" else np.abs(expected) / 2048
+    assert (np.abs(restored - expected) <= most + 1e-6).all()
+
+
+def test_int8_of_zeros_is_zero() -> None:
+    integers, scales = quantized(np.array([[0, 0], [-2, 1]], np.float32))
+    assert (integers.tolist(), scales.tolist()) == ([[0, 0], [-127, 64]], [0, np.float32(2 / 127)])
+
+
+def test_float16_that_would_be_infinite_is_refused(tmp_path: Path) -> None:
+    def write(component: float) -> None:
+        vectors = np.array([[1.0, component]], np.float32)
+        write_part(tmp_path, "x", pa.table({"id": [0]}), vectors, output_format="npy", dtype="float16", metadata={})
+
+    write(65519.0)
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), np.array([[1, 65504]], np.float16))
+    with pytest.raises(InputValueError, match="a component of a vector is too large for float16: use float32"):
+        write(65520.0)
+
+
+def test_json_lines_hold_null_for_numbers_that_json_does_not_have(encoder: Encoder, tmp_path: Path) -> None:
+    maps = pa.array([[("a", float("nan")), ("b", 1.0)]], pa.map_(pa.string(), pa.float64()))
+    table = pa.table({"text": ["a"], "n": [float("nan")], "l": [[1.5, float("inf")]], "m": maps})
+    pq.write_table(table, tmp_path / "a.parquet")
+    columns = Columns(keep=("n", "l", "m"))
+    embed_files(encoder, [tmp_path / "a.parquet"], tmp_path / "out", columns=columns, output_format="npy")
+    line = '{"id": 0, "n": null, "l": [1.5, null], "m": [["a", null], ["b", 1.0]]}\n'
+    assert (tmp_path / "out/part-000000.jsonl").read_text() == line
+
+
+def test_a_value_that_cannot_be_written_is_reported(encoder: Encoder, tmp_path: Path) -> None:
+    times = pa.array([1], pa.timestamp("us", "Nowhere/Land"))
+    pq.write_table(pa.table({"text": ["a"], "t": times}), tmp_path / "a.parquet")
+    columns = Columns(keep=("t",))
+    with pytest.raises(InputValueError, match=r"a kept column of .*part-000000 cannot be written: .*Nowhere/Land"):
+        embed_files(encoder, [tmp_path / "a.parquet"], tmp_path / "out", columns=columns, output_format="npy")
