@@ -515,8 +515,8 @@ class TestMistypedPaths:
         with pytest.raises(ModelNotFoundError) as caught:
             is_hub_id("models/typo")
         assert str(caught.value) == (
-            f"there is no folder models/typo; models{os.sep} holds: {there}. (To load models/typo from the hub, run this "
-            "where there is no folder models.)"
+            f"there is no folder models/typo; models{os.sep} holds: {there}. (To load models/typo from the hub, run "
+            "this where there is no folder models.)"
         )
         assert not any(is_hub_id(f"models/{folder}") for folder in folders)
 
