@@ -26,8 +26,7 @@ from hypothesis import strategies as st
 
 from corpora import near, only_linux, read_output, write_jsonl
 from e5onnx import Encoder, InputValueError
-from e5onnx.files import JobChangedError, embed, embed_files, engines, inputs
-from e5onnx.files.columns import Columns
+from e5onnx.files import Columns, JobChangedError, embed, embed_files, engines, inputs
 from e5onnx.files.inputs import describe_file, format_of
 from e5onnx.files.job import Job
 from e5onnx.files.plan import plan_parts

@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from corpora import content, near, only_linux, read_output, rejects, write_jsonl
 from e5onnx import Encoder, InputTypeError, InputValueError
-from e5onnx.files import IgnoredFilesWarning, RowError, embed_files
-from e5onnx.files.columns import Columns
+from e5onnx.files import Columns, IgnoredFilesWarning, RowError, embed_files
 from texts import TEXTS
 
 ROWS = [

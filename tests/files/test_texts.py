@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from corpora import TITLED_ROWS as ROWS
 from corpora import content, read_output, rejects
 from e5onnx import Encoder, InputValueError
-from e5onnx.files import IgnoredFilesWarning, RowError, embed_files
-from e5onnx.files.columns import Columns
+from e5onnx.files import Columns, IgnoredFilesWarning, RowError, embed_files
 from e5onnx.files.records import Reject
 from e5onnx.files.texts import open_texts
-
-ROWS: list[dict[str, Any]] = [
-    {"text": "first", "title": "A title", "n": 1},
-    {"text": '  second, with "quotes"  ', "title": None, "n": 2},
-    {"text": "third\twith ünïcode 🙂", "title": "", "n": 3},
-]
-
 
 FORMATS = ["a.jsonl", "a.csv", "a.tsv", "a.parquet", "a.json.gz", "a.csv.zst"]
 
