@@ -28,11 +28,7 @@ TEXTS = [
     line
     for line in (REPOSITORY / "export/e5onnx_export/calibration.txt").read_text(encoding="utf-8").splitlines()
     if line.strip()
-<<<<<<< HEAD
-][::4]
-=======
 ][:64]
->>>>>>> files
 
 
 @pytest.fixture(scope="module")
