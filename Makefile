@@ -4,7 +4,7 @@ MODEL ?= sample
 
 BIN := .venv/bin
 WHEEL_BIN := build/wheel/bin
-# Python compiles what it imports; compiling every file of torch and ray takes longer than installing them.
+# Python compiles what it imports, and most files of torch, transformers and ray are never imported.
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 FOLDER := models/$(notdir $(MODEL))
 # The lower bounds of pyproject.toml. Their wheels end with Python 3.12, and newer Pythons start with newer versions.

@@ -37,7 +37,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say in one line which tools are missing, and how many tests were skipped for each."""
     reasons = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
     found = (re.search(r"Skipped: (?:could not import '(\S+?)'|(.+) is not installed)", reason) for reason in reasons)
-    missing = Counter(match[1] or match[2] for match in found if match)
+    missing = Counter((match[1] or match[2]).lower() for match in found if match)
     if missing:
         tools = ", ".join(f"{tool} ({count} test{'s' * (count > 1)})" for tool, count in sorted(missing.items()))
         terminalreporter.write_line(f"Skipped because a tool is not installed: {tools}", yellow=True)

@@ -18,6 +18,11 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+TITLED_ROWS: list[dict[str, Any]] = [
+    {"text": "first", "title": "A title", "n": 1},
+    {"text": '  second, with "quotes"  ', "title": None, "n": 2},
+    {"text": "third\twith ünïcode 🙂", "title": "", "n": 3},
+]
 only_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs file names, mounts and inodes of Linux")
 
 

@@ -201,9 +201,7 @@ def _add_model(parser: argparse.ArgumentParser, *, encoder: bool = True, nargs: 
     parser.add_argument("model", metavar="MODEL", nargs=nargs, help="a model folder, or the hub id of one")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     if encoder:
-        parser.add_argument(
-            "--threads", type=int, metavar="N", help="threads (default: E5ONNX_THREADS, or the available processors)"
-        )
+        parser.add_argument("--threads", type=int, metavar="N", help="default: E5ONNX_THREADS, or available processors")
         parser.add_argument("--precision", choices=["fp32", "int8", "bf16"], help="default: fp32; with openvino: bf16")
         parser.add_argument("--provider", choices=["cpu", "openvino"], default="cpu", help="default: cpu")
         parser.add_argument("--compile-cache", metavar="FOLDER", help="folder where openvino keeps compiled graphs")

@@ -57,13 +57,13 @@ def default_threads() -> int:
 
 def check_threads(threads: int, name: str) -> int:
     """Return a number of threads; raise :class:`InputValueError` if it is below 1 or far above the processors."""
-    most = max(_ALWAYS_ALLOWED, _THREADS_PER_PROCESSOR * (os.cpu_count() or 1))
+    processors = os.cpu_count() or 1
+    most = max(_ALWAYS_ALLOWED, _THREADS_PER_PROCESSOR * processors)
     if threads < 1:
         raise InputValueError(f"{name} must be at least 1, got {threads}")
     if threads > most:
-        raise InputValueError(
-            f"{name} must be at most {most} on this host of {plural(os.cpu_count() or 1, 'processor')}, got {threads}"
-        )
+        host = f"this host of {plural(processors, 'processor')}"
+        raise InputValueError(f"{name} must be at most {most} on {host}, got {threads}")
     return threads
 
 

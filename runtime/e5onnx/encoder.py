@@ -177,10 +177,8 @@ class Encoder:
             (2, 384)
         """
         prefix = self.tokenizer.prompt_for(prompt=prompt, prompt_name=prompt_name)
-        warn_of_prompts = prompt is None and prefix == "" and self._may_warn_of_prompts
-        return self._encode(
-            inputs, prefix, warn_of_prompts, batch_size, show_progress_bar, normalize_embeddings, truncate
-        )
+        warn = prompt is None and prefix == "" and self._may_warn_of_prompts
+        return self._encode(inputs, prefix, warn, batch_size, show_progress_bar, normalize_embeddings, truncate)
 
     def encode_query(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -46,21 +47,17 @@ def describe_host(cpuinfo: Path = Path("/proc/cpuinfo")) -> Host:
         True
     """
     facts: dict[str, str] = {}
-    try:
+    with suppress(OSError):  # not Linux
         for line in cpuinfo.read_text(errors="replace").splitlines():
             key, _, value = line.partition(":")
             facts.setdefault(key.strip(), value.strip())
-    except OSError:  # not Linux
-        pass
     flags = facts.get("flags", facts.get("Features"))
-    instructions = None
-    if flags is not None:
-        instructions = tuple(name for name in dict.fromkeys(_X86 + _ARM) if name in flags.split())
+    known = None if flags is None else tuple(name for name in dict.fromkeys(_X86 + _ARM) if name in flags.split())
     return Host(
         processor=facts.get("model name") or platform.processor() or "unknown processor",
         architecture=platform.machine(),
         processors=available_processors(),
-        instructions=instructions,
+        instructions=known,
         providers={provider: _installed(package) for provider, package in _PACKAGES.items()},
     )
 

@@ -149,10 +149,9 @@ class Manifest:
         """
         tokenizer = next((record.sha256 for record in self.files if record.file == "tokenizer.json"), None)
         graph = self.graph(precision, provider)
-        bf16 = {"bf16": True} if precision == "bf16" else {}
         return _digest(
             {
-                **bf16,
+                **({"bf16": True} if precision == "bf16" else {}),
                 "graph": [record.sha256 for record in graph.records()],
                 "tokenizer": tokenizer,
                 "prompts": dict(self.prompts),

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, NamedTuple, get_args, overload
 
 import numpy as np
@@ -80,8 +81,7 @@ class Tokenizer:
         self.prompts = dict(model.manifest.prompts)
         self.default_prompt_name = model.manifest.default_prompt_name
         self.max_tokens = model.manifest.max_tokens
-        path = model.file("tokenizer.json")
-        self._path = path
+        self._path = path = model.file("tokenizer.json")
         with _library_errors(f"tokenizers {tokenizers.__version__} cannot read {path}"):
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
             self._tokenizer.no_padding()
@@ -268,14 +268,8 @@ class Tokenizer:
         return TokenizedText(ids.astype(np.int32), tokens)
 
     def _beginnings(self, text: str) -> Iterator[str]:
-        """Yield longer and longer beginnings of a text, and finally the whole text."""
-        if len(text) > PIECE_CHARACTERS:
-            end = 0
-            for piece in self._long_texts()[1].pieces(text):
-                end += len(piece)
-                yield text[:end]
-        else:
-            yield text
+        """Iterate over longer and longer beginnings of a text, the last of which is the whole text."""
+        return accumulate(self._long_texts()[1].pieces(text) if len(text) > PIECE_CHARACTERS else [text])
 
     def _long_texts(self) -> tuple[tokenizers.Tokenizer, Divider]:
         """Return the tokenizer without truncation and its divider, made for the first long text.

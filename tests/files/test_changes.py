@@ -26,8 +26,7 @@ from hypothesis import strategies as st
 
 from corpora import near, only_linux, read_output, write_jsonl
 from e5onnx import Encoder, InputValueError
-from e5onnx.files import JobChangedError, embed, embed_files, engines, inputs
-from e5onnx.files.columns import Columns
+from e5onnx.files import Columns, JobChangedError, embed, embed_files, engines, inputs
 from e5onnx.files.inputs import describe_file, format_of
 from e5onnx.files.job import Job
 from e5onnx.files.plan import plan_parts
@@ -39,20 +38,20 @@ PART_ROWS = 3
 VERSIONS = [
     [f"text {number}" for number in range(10)],
     [f"text {9 - number}" for number in range(10)],  # of the same size
-    [f"text {number}" for number in (0, 1, 2, 3, 4, 5, 6, 7, 9, 8)],  # so that only the last blocks differ
+    [f"text {number}" for number in (0, 1, 2, 3, 4, 5, 6, 7, 9, 8)],  # only the last blocks differ
     [f"text {number}" for number in range(9)],
     [f"text {number}" for number in range(12)],
 ]
 
 
-PAD = "x" * 3000  # so that not all of a file is in a buffer from the first part on
+PAD = "x" * 3000  # so that no buffer holds a whole file
 
 
 BLOCK = 1000
 
 
 Action = int | None
-"""The number of a version that is written, or None: the process is killed."""
+"""Write the version with this number; None kills the process."""
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +82,7 @@ def bytes_of(kind: str, texts: list[str], pad: str = PAD) -> bytes:
 
 
 def write(path: Path, content: bytes, how: str) -> None:
-    """Write in place, or into another file that takes its place; with the old times if it can be."""
+    """Write in place or replace the file, and restore its old modification time."""
     before = path.stat() if path.exists() else None
     if how == "renamed":
         (path.parent / "new").write_bytes(content)
@@ -102,7 +101,7 @@ def check_output(folder: Path, texts: list[str], vectors: dict[str, Any]) -> Non
     near(found, [vectors[text] for text in texts])
 
 
-POINTS: dict[str, tuple[Any, str]] = {  # before these are called
+POINTS: dict[str, tuple[Any, str]] = {  # an event happens before one of these calls
     "planned": (embed, "write_plan"),
     "read": (engines, "prepare"),
     "run": (engines, "embed"),
@@ -135,7 +134,7 @@ def test_what_ends_with_success_is_right(
     with tempfile.TemporaryDirectory() as name:
         path, output = Path(name) / f"corpus.{kind}", Path(name) / "out"
         now = 0
-        changing = threading.Lock()  # parts are read, run and written in threads of their own
+        changing = threading.Lock()  # reading, running and writing are on different threads
 
         def change(version: int) -> None:
             nonlocal now
@@ -166,7 +165,7 @@ def test_what_ends_with_success_is_right(
                     embed_files(encoder, [path], output, columns=Columns(keep=("text",)), part_rows=PART_ROWS)
                 except (JobChangedError, Killed):
                     return False
-            if ("ended", 0) not in events:  # what changes once all was compared is none of this run's
+            if ("ended", 0) not in events:  # a change after the last comparison is not this run's
                 check_output(output, VERSIONS[now], vectors)
             return True
 
@@ -180,7 +179,7 @@ def test_what_ends_with_success_is_right(
             for version in range(len(VERSIONS)):
                 change(version)
                 ended.append(run({}))
-            assert ended.count(True) == 1  # that which was planned
+            assert ended.count(True) == 1  # the planned version
 
 
 def test_a_change_during_the_run_that_is_undone_is_noticed(
@@ -202,7 +201,7 @@ def test_a_change_during_the_run_that_is_undone_is_noticed(
     with pytest.raises(JobChangedError, match=r"a\.jsonl has changed since it was first read"):
         embed_files(encoder, [path], tmp_path / "out", columns=Columns(keep=("text",)), part_rows=PART_ROWS)
     notes = sorted(note.name for note in (tmp_path / "out/_e5onnx/done").iterdir())
-    assert notes == ["part-000000.json", "part-000001.json"]  # the third reads ahead into what changed
+    assert notes == ["part-000000.json", "part-000001.json"]  # the third part reads the changed block
     monkeypatch.setattr(engines, "prepare", prepare)
     embed_files(encoder, [path], tmp_path / "out", columns=Columns(keep=("text",)), part_rows=PART_ROWS)
     check_output(tmp_path / "out", VERSIONS[0], vectors)
@@ -227,7 +226,7 @@ def test_no_byte_of_a_file_may_change(tmp_path: Path, kind: str, monkeypatch: py
     for position in range(len(whole)):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
         assert not file.is_unchanged()
-        if kind != "parquet":  # of which not all is read
+        if kind != "parquet":  # not all of which is read
             with pytest.raises(JobChangedError):
                 list(read_all(path, file))
     path.write_bytes(whole + b"\n")
@@ -342,7 +341,7 @@ def test_what_changed_since_is_noticed(encoder: Encoder, sample_model: Path, tmp
         return embed_files(with_encoder, [str(path)], tmp_path / "out", **options)
 
     first = embed()
-    path.touch()  # another date, the same bytes
+    path.touch()  # a new date, but the same bytes
     assert embed() == first
     other: dict[str, Any] = {
         "role": "query",

@@ -14,15 +14,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import pytest
 
+from corpora import TITLED_ROWS as ROWS
 from corpora import content, near, read_output, write_jsonl
 from e5onnx import Encoder
 from e5onnx.files import Columns, cli, embed_files
 
-ROWS: list[dict[str, Any]] = [
-    {"text": "first", "title": "A title", "n": 1},
-    {"text": '  second, with "quotes"  ', "title": None, "n": 2},
-    {"text": "third\twith ünïcode 🙂", "title": "", "n": 3},
-]
 Command: TypeAlias = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

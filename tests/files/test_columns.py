@@ -8,8 +8,7 @@ import pytest
 
 from corpora import write_jsonl
 from e5onnx import Encoder, InputValueError
-from e5onnx.files import embed_files
-from e5onnx.files.columns import Columns
+from e5onnx.files import Columns, embed_files
 
 
 @pytest.mark.parametrize(

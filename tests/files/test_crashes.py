@@ -164,5 +164,5 @@ def test_of_processes_that_begin_at_once_one_writes(
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     ended = [(process.communicate()[1], process.returncode) for process in processes]
     assert 0 in [code for _, code in ended]
-    assert all("another process writes into" in error for error, code in ended if code != 0), ended
+    assert all("another process is writing into" in error for error, code in ended if code != 0), ended
     assert content(tmp_path / "out") == undisturbed

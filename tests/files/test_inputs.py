@@ -10,8 +10,7 @@ import pytest
 
 from corpora import only_linux, write_jsonl
 from e5onnx import Encoder, InputValueError
-from e5onnx.files import embed_files
-from e5onnx.files.columns import Columns
+from e5onnx.files import Columns, embed_files
 from e5onnx.files.inputs import find_files
 
 ROWS = [{"text": f"row {number}"} for number in range(20)]

@@ -23,7 +23,7 @@ ROWS = [{"text": f"row {number}"} for number in range(20)]
 
 def test_two_processes_do_not_write_into_one_folder(encoder: Encoder, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
-    with opened_folder(tmp_path / "out"), pytest.raises(JobRunningError, match="another process writes"):
+    with opened_folder(tmp_path / "out"), pytest.raises(JobRunningError, match="another process is writing"):
         embed_files(encoder, [path], tmp_path / "out")
 
 

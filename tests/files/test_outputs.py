@@ -13,8 +13,7 @@ import pytest
 
 from corpora import near, write_jsonl
 from e5onnx import Encoder, InputValueError
-from e5onnx.files import embed_files
-from e5onnx.files.columns import Columns
+from e5onnx.files import Columns, embed_files
 from e5onnx.files.outputs import quantized, write_part
 from texts import TEXTS
 

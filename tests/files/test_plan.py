@@ -57,5 +57,5 @@ def test_every_row_is_in_exactly_one_part(
         range(len(expected))
     )
     assert all(1 <= part.rows <= part_rows for part in parts) or (len(parts) == 1 and not expected)
-    reader = RowReader(described, Columns())  # which goes on where it stands
+    reader = RowReader(described, Columns())  # one reader for all parts
     assert [text for part in parts for text in reader.read(part).texts] == expected

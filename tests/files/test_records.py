@@ -6,9 +6,9 @@ import bz2
 import gzip
 import io
 import lzma
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,10 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpora import content, rejects, write_jsonl
+from corpora import content, rejects
 from e5onnx import Encoder, InputValueError
-from e5onnx.files import RowError, embed_files, records
-from e5onnx.files.columns import Columns
+from e5onnx.files import Columns, RowError, embed_files, records
 from e5onnx.files.inputs import describe_file
 from e5onnx.files.plan import plan_parts
 from e5onnx.files.records import read_records
@@ -111,46 +110,22 @@ def test_a_page_that_differs_from_its_checksum_is_noticed(encoder: Encoder, tmp_
 ROWS = [{"text": f"row {number}"} for number in range(20)]
 
 
-def test_a_compressed_file_is_read_once_by_parts_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(write_jsonl(tmp_path / "a.jsonl", ROWS).read_bytes()))
+@pytest.mark.parametrize(
+    ("name", "function", "times"), [("a.jsonl.gz", "read_records", 2), ("a.parquet", "read_batches", 4)]
+)
+def test_a_file_stays_open_for_parts_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, function: str, times: int
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content(name, ROWS))
     files = [describe_file(path)]
     parts = plan_parts(files, part_rows=3)
-    opened: list[Any] = []
-    read_records = records.read_records
-
-    def open_and_read(*arguments: Any) -> Iterator[records.Record]:
-        opened.append(arguments)
-        return read_records(*arguments)
-
-    monkeypatch.setattr(records, "read_records", open_and_read)
+    opened = Mock(wraps=getattr(records, function))
+    monkeypatch.setattr(records, function, opened)
     reader = RowReader(files, Columns())
-    for position in (0, 1, 3, 6):
-        rows = reader.read(parts[position])
-        assert rows.texts == [row["text"] for row in ROWS[3 * position : 3 * position + 3]]
-    assert len(opened) == 1
-    assert reader.read(parts[2]).texts == [row["text"] for row in ROWS[6:9]]
-    assert len(opened) == 2
-
-
-def test_a_parquet_file_is_opened_once_by_parts_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=4)
-    files = [describe_file(path)]
-    parts = plan_parts(files, part_rows=3)
-    opened: list[int] = []
-    read_batches = records.read_batches
-
-    def open_and_read(file: Any, columns: Any, row: int) -> Iterator[Any]:
-        opened.append(row)
-        return read_batches(file, columns, row)
-
-    monkeypatch.setattr(records, "read_batches", open_and_read)
-    reader = RowReader(files, Columns())
-    for position in (0, 1, 2, 4, 3):
-        rows = reader.read(parts[position])
-        assert rows.texts == [row["text"] for row in ROWS[3 * position : 3 * position + 3]]
-    assert opened == [1, 13, 10]
+    for position in (0, 1, 3, 6, 2):  # a compressed file is read on to the next part, and only 2 is before the last
+        assert reader.read(parts[position]).texts == [row["text"] for row in ROWS[3 * position : 3 * position + 3]]
+    assert opened.call_count == times
 
 
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from corpora import TITLED_ROWS as ROWS
 from corpora import content, read_output, rejects
 from e5onnx import Encoder, InputValueError
-from e5onnx.files import IgnoredFilesWarning, RowError, embed_files
-from e5onnx.files.columns import Columns
+from e5onnx.files import Columns, IgnoredFilesWarning, RowError, embed_files
 from e5onnx.files.records import Reject
 from e5onnx.files.texts import open_texts
-
-ROWS: list[dict[str, Any]] = [
-    {"text": "first", "title": "A title", "n": 1},
-    {"text": '  second, with "quotes"  ', "title": None, "n": 2},
-    {"text": "third\twith ünïcode 🙂", "title": "", "n": 3},
-]
-
 
 FORMATS = ["a.jsonl", "a.csv", "a.tsv", "a.parquet", "a.json.gz", "a.csv.zst"]
 
@@ -75,7 +67,7 @@ def test_every_file_has_the_columns_that_it_declares(tmp_path: Path) -> None:
 
 def test_marks_of_utf8_count_at_the_beginning_alone(encoder: Encoder, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("\ufeffa \u00a0\n\ufeffb  \r\n \tc\n\n".encode())
-    expected = ["a \u00a0", "\ufeffb  ", " \tc", ""]  # spaces at the ends are the text's
+    expected = ["a \u00a0", "\ufeffb  ", " \tc", ""]  # spaces belong to the text
     assert texts(tmp_path / "a.txt") == expected
     embed_files(encoder, [tmp_path / "a.txt"], tmp_path / "out", columns=Columns(keep=("text",)), part_rows=1)
     assert read_output(tmp_path / "out").column("text").to_pylist() == expected
@@ -91,7 +83,7 @@ def test_rows_of_csv_are_counted_without_blank_lines(encoder: Encoder, tmp_path:
     skipped: list[Reject] = []
     assert texts(tmp_path / "a.csv", skipped=skipped) == ["a", "b", "c"]
     assert [reject.row for reject in skipped] == [3, 5]
-    for part_rows in (1, 2, 10):  # also from the middle on
+    for part_rows in (1, 2, 10):  # parts begin in the middle of the file
         output = tmp_path / f"out{part_rows}"
         embed_files(encoder, [tmp_path / "a.csv"], output, part_rows=part_rows, on_error="skip")
         rejected = rejects(output)

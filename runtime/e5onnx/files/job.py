@@ -193,7 +193,7 @@ def opened_folder(folder: Path) -> Iterator[Path]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise JobRunningError(f"another process writes into {folder}: wait for it, or name another folder") from error
+        raise JobRunningError(f"another process is writing into {folder}: wait, or name another folder") from error
     except (OSError, NotImplementedError) as error:
         raise JobLockError(
             f"{folder} cannot be locked for writing: {error}: make it writable, or name a folder on another file system"

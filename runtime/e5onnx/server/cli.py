@@ -25,7 +25,7 @@ def add_arguments(serve: argparse.ArgumentParser) -> None:
 
     add("host", "address to listen on")
     add("port", "port to listen on; 0 picks a free one", type=_port, metavar="N")
-    add("default_role", "whose prompt texts get if their request names none", choices=get_args(Role))
+    add("default_role", "role of texts whose request does not name one", choices=get_args(Role))
     serve.add_argument(
         "--api-key-file",
         metavar="FILE",
