@@ -72,7 +72,7 @@ bench: .venv/dev
 
 .venv/dev: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python $(PIP_INSTALL) --editable '.[export,sample,dev]'
+	$(BIN)/python $(PIP_INSTALL) --editable '.[sample,dev]'
 	touch .venv/export $@
 
 clean:

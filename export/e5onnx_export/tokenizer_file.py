@@ -80,8 +80,8 @@ def read_tokenizer(
     largest = max([*tokenizer.get_vocab().values(), *tokenizer.encode("").ids], default=0)
     if largest >= vocabulary:
         raise CheckpointError(
-            f"the tokenizer in {folder} has token ids up to {largest}, but the encoder has only {vocabulary} (vocab_size "
-            "in config.json): they do not belong together"
+            f"the tokenizer in {folder} has token ids up to {largest}, but the encoder has only {vocabulary} "
+            "(vocab_size in config.json): they do not belong together"
         )
     return text
 
