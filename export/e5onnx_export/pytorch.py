@@ -48,8 +48,9 @@ class PyTorchEncoder:
         encoded = self.tokenizer(text, truncation=True, max_length=source.max_tokens.value, return_tensors="pt")
         if encoded["input_ids"][0].tolist() != ids.tolist():
             raise ParityError(f"the exported tokenizer splits {text[:60]!r} differently from the checkpoint's")
+        inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
         with torch.inference_mode():
-            hidden = self.encoder(**encoded).last_hidden_state[0]
+            hidden = self.encoder(**inputs).last_hidden_state[0]
             vector = _pool(hidden, source.pooling.value)
             for layer, activation in self._dense:
                 weight = torch.from_numpy(np.ascontiguousarray(layer.weight.T))
