@@ -76,8 +76,7 @@ class EmbeddingsRequest:
         if wanted is not None and not isinstance(wanted, str):
             raise RequestError(f"'model' must be a string, got {json_type(wanted)}", param="model")
         if wanted not in (None, model):
-            message = f"there is no model {shown(wanted)} here; this is {model!r}"
-            raise RequestError(message, status=404, param="model", code="model_not_found")
+            raise no_such_model(wanted, model)
         if wrong := dimensions_error(content, dimension):
             raise RequestError(wrong, param="dimensions")
         return cls(
@@ -186,6 +185,12 @@ def check_request_texts(texts: Sequence[Any], limits: Limits, param: str, *, sta
                 "split it"
             )
             raise RequestError(message, status=413, param=param)
+
+
+def no_such_model(wanted: str, model: str) -> RequestError:
+    """Return the error for a model other than the one that is loaded."""
+    message = f"there is no model {shown(wanted)} here; this is {model!r}"
+    return RequestError(message, status=404, param="model", code="model_not_found")
 
 
 def dimensions_error(content: Mapping[str, Any], dimension: int) -> str | None:

@@ -81,7 +81,7 @@ def test_tokenizer_arguments_are_given_to_the_tokenizer(tmp_path: Path, checkpoi
     texts = [*TEXTS, "ÀÉÎ Quick BROWN Fox " * 3]
     near(encoder.encode(texts), expected.encode(texts))
     assert np.array_equal(encoder.encode("The Fox"), encoder.encode("the fox")) is lowercase
-    with pytest.warns(UserWarning, match="were cut"):
+    with pytest.warns(UserWarning, match="cut [0-9]+ of"):
         near(encoder.encode("long " * 300), expected.encode("long " * 300))
 
 

@@ -520,7 +520,9 @@ def test_threads_of_the_environment_must_be_possible(sample_model: Path, command
 
 @pytest.mark.parametrize("lines", ["", "except KeyboardInterrupt as e: raise ImportError('as pybind11 does') from e"])
 def test_an_interrupt_while_packages_are_imported_ends_quietly(sample_model: Path, tmp_path: Path, lines: str) -> None:
-    lines = f"import signal\ntry: signal.raise_signal(signal.SIGINT)\n{lines or 'finally: pass'}"
+    # a process started in the background inherits that interrupts are ignored
+    begin = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+    lines = f"{begin}\ntry: signal.raise_signal(signal.SIGINT)\n{lines or 'finally: pass'}"
     (tmp_path / "numpy.py").write_text(lines)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     for command in ("embed", "similarity", "serve"):

@@ -97,7 +97,7 @@ def test_the_openai_client_gets_the_encoders_vectors(server: Server, encoder: En
         client.embeddings.create(model=name, input=[1, 2, 3])
     with pytest.raises(BadRequestError, match="384 dimensions"):
         client.embeddings.create(model=name, input="a", dimensions=128)
-    with pytest.raises(NotFoundError, match="is not here"):
+    with pytest.raises(NotFoundError, match="there is no model"):
         client.embeddings.create(model="text-embedding-3-small", input="a")
 
 

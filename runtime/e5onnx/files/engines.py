@@ -1,6 +1,6 @@
 """The engines that embed the parts of a plan: this machine, or a Ray cluster.
 
-Locally, one thread reads and tokenises the next part and another writes the last one while the model runs.
+Locally, one thread reads and tokenises the next parts and another writes the last one while the model runs.
 
 On Ray, every actor has an encoder and takes one part at a time. Input, model folder and output folder must have the
 same paths on every node (a shared file system; the model may be a hub id), and e5onnx must be installed there. An actor
@@ -11,6 +11,7 @@ parts again; a part that is written twice has the same bytes.
 from __future__ import annotations
 
 import socket
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -39,7 +40,7 @@ _WINDOW = 1024
 """Texts that are sorted by length together; progress is reported after each window."""
 _CONNECT_SECONDS = 5.0
 _PARTS_AHEAD = 2
-"""Parts handed to an actor at a time, so that it starts the next one without asking."""
+"""Parts that are read ahead, or handed to an actor at a time, so that neither the model nor an actor waits."""
 _MOST_RESTARTS = 5
 """Times that an actor may die: a part that kills it must end the run. Retries are not counted, as Ray retries many
 times before it notices that a node is lost."""
@@ -75,10 +76,10 @@ def run_locally(
     prepared = (prepare(encoder, rows, part, plan.options, on_error=on_error) for part in parts)
     with ThreadPoolExecutor(1, "e5onnx-read") as reader, ThreadPoolExecutor(1, "e5onnx-write") as writer:
         writing = None
-        reading = reader.submit(next, prepared, None)
+        reading = deque(reader.submit(next, prepared, None) for _ in range(_PARTS_AHEAD))
         try:
-            while (ready := reading.result()) is not None:
-                reading = reader.submit(next, prepared, None)
+            while (ready := reading.popleft().result()) is not None:
+                reading.append(reader.submit(next, prepared, None))
                 vectors = embed(encoder, ready, advance)
                 if writing is not None:
                     yield writing.result()

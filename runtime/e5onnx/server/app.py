@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 
 from ..encoder import Encoder
 from ..errors import E5OnnxError, ModelFolderError, RequestError
-from ..openai_api import EmbeddingsRequest, shown
+from ..openai_api import EmbeddingsRequest, no_such_model
 from ..tokenizer import TokenizedText
 from . import tei
 from .body import BodyReader
@@ -131,8 +131,7 @@ class Service:
         """`GET /v1/models/{name}` of OpenAI."""
         name = request.path_params["name"]
         if name != self.model:
-            message = f"the model {shown(name)} is not here; this is {self.model!r}"
-            raise RequestError(message, status=404, param="model", code="model_not_found")
+            raise no_such_model(name, self.model)
         return JSONResponse(self._model_object())
 
     async def embed(
