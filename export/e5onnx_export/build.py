@@ -233,34 +233,22 @@ LINEAR_INPUTS = ("hidden", "attended", "attention_normed", "activated")
 def layer_weights(network: Network, layer: Layer, variant: Variant) -> dict[str, Floats]:
     """Return the weights of a layer by the names of `EncoderLayer`'s inputs, in their order.
 
-    Where padding is a component of the keys, some weights have to be prepared: queries and keys get that component. Of
-    the biases those of the keys are left out: they add the same to all scores of a query, which softmax ignores. Those
-    of the values reach the output as they are, since the weights of a query sum to one, and so go into the bias of the
-    output projection.
+    Keys and values have no bias. That of the keys would add the same to all scores of a query, which softmax ignores.
+    That of the values would reach the output unchanged, since the weights of a query sum to one, and so goes into the
+    bias of the output projection. Where padding is a component of the keys, queries and keys get that component.
     """
     query, key, value, projection = layer.query, layer.key, layer.value, layer.attention_output
+    query_weight, query_bias, key_weight = query.weight, query.bias, key.weight
     if variant.fused:
-        columns = mask_columns(network)
-        weights = {
-            "query_weight": _widened(query.weight, network.heads),
-            "query_bias": _widened(query.bias[None], network.heads)[0] + columns,
-            "key_weight": _widened(key.weight, network.heads),
-            "value_weight": value.weight,
-            "attention_output_weight": projection.weight,
-            "attention_output_bias": projection.bias + exact_product(value.bias, projection.weight),
-        }
-    else:
-        weights = {
-            f"{name}_{part}": tensor
-            for name, linear in (
-                ("query", query),
-                ("key", key),
-                ("value", value),
-                ("attention_output", projection),
-            )
-            for part, tensor in (("weight", linear.weight), ("bias", linear.bias))
-        }
-    return weights | {
+        query_weight, key_weight = _widened(query_weight, network.heads), _widened(key_weight, network.heads)
+        query_bias = _widened(query_bias[None], network.heads)[0] + mask_columns(network)
+    return {
+        "query_weight": query_weight,
+        "query_bias": query_bias,
+        "key_weight": key_weight,
+        "value_weight": value.weight,
+        "attention_output_weight": projection.weight,
+        "attention_output_bias": projection.bias + exact_product(value.bias, projection.weight),
         "attention_norm_scale": layer.attention_norm.scale,
         "attention_norm_shift": layer.attention_norm.shift,
         "intermediate_weight": layer.intermediate.weight,
@@ -382,7 +370,6 @@ def layer_function(
 ) -> onnx.FunctionProto:
     """Return `EncoderLayer`, with names of :data:`LINEAR_INPUTS` as further outputs."""
     read, linear = variant.read, variant.linear
-    has_bias = not variant.fused
     fused, standard = ACTIVATIONS[network.activation]
     if variant.fused:
         attention = _FUSED_ATTENTION.format(bias=", , , score_bias" if _is_relative(network) else "")
@@ -396,8 +383,8 @@ def layer_function(
         outputs=", ".join(["output", *watched]),
         **{name: read(name) for name in LINEAR_INPUTS},
         queries=linear("queries", "hidden", "query", True),
-        keys=linear("keys", "hidden", "key", has_bias),
-        values=linear("values", "hidden", "value", has_bias),
+        keys=linear("keys", "hidden", "key", False),
+        values=linear("values", "hidden", "value", False),
         attention=attention,
         attention_output=linear("attention_output", "attended", "attention_output", True),
         inner=linear("inner", "attention_normed", "intermediate", True),

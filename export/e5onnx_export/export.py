@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import time
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from e5onnx import __version__
 from e5onnx.errors import InputValueError, MissingDependencyError
-from e5onnx.manifest import Manifest
+from e5onnx.manifest import MANIFEST, Manifest
 from e5onnx.model_folder import ModelFolder, file_record
 from e5onnx.tokenizer import Tokenizer
 
@@ -38,6 +39,7 @@ from .folder import (
     write_manifest,
 )
 from .head import Pooling
+from .json_file import read_json
 
 if TYPE_CHECKING:
     import onnx
@@ -132,6 +134,7 @@ def export_model(
         for file in _COPIED:
             if (source.folder / file).is_file() and not (folder / file).exists():
                 shutil.copyfile(source.folder / file, folder / file)
+        _set_maximum(folder / "tokenizer_config.json", source.max_tokens.value)
         report(way.how)
         write_manifest(folder, _describe(source, folder, way.tools))
         tokenized = partial(tokenize_for_calibration, tokenizer=Tokenizer(ModelFolder.open(folder)))
@@ -228,6 +231,12 @@ def _way(source: Checkpoint) -> Way:
     return Traced(source)
 
 
+def _set_maximum(path: Path, max_tokens: int) -> None:
+    """Let other programs that read the folder cut texts where the model does."""
+    content = read_json(path.parent, path.name) or {}
+    path.write_text(json.dumps({**content, "model_max_length": max_tokens}, ensure_ascii=False, indent=2), "utf-8")
+
+
 def _progress(report: Callable[[str], None]) -> Callable[[int, int], None]:
     """Return what reports finished layers with the time left."""
     start = time.monotonic()
@@ -277,7 +286,11 @@ def _describe(source: Checkpoint, folder: Path, tools: Sequence[str]) -> Manifes
         default_prompt_name=source.default_prompt_name,
         similarity_fn_name=source.similarity_fn_name.value,
         graphs=tuple(graphs),
-        files=tuple(file_record(folder, path.name) for path in sorted(folder.iterdir()) if path.is_file()),
+        files=tuple(
+            file_record(folder, path.name)
+            for path in sorted(folder.iterdir())
+            if path.is_file() and path.name != MANIFEST
+        ),
         tools={"e5onnx": __version__, **{tool: version(tool) for tool in tools}},
     )
 

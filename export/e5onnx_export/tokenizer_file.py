@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import tokenizers
@@ -39,6 +40,13 @@ _DEFAULT_TOKENS = {
     "MPNetTokenizer": ("<s>", "</s>", "[UNK]", "</s>", "<pad>", "<s>", "<mask>"),
 }
 _TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+# Settings that are read, and their types.
+_SETTINGS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space"), (bool,)),
+    **dict.fromkeys(("padding_side", "truncation_side", "tokenizer_class"), (str,)),
+    **dict.fromkeys(_SPECIAL_TOKENS, (str, dict)),
+    "model_input_names": (list,),
+}
 _VIA_OPTIMUM = "export it with --via optimum, which loads it with transformers"
 
 
@@ -66,6 +74,11 @@ def read_tokenizer(
     text = _read(folder, kind, settings)
     _load(folder, text)
     content, changed = json.loads(text), json.loads(text)
+    if (changed.get("truncation") or {}).get("direction", "Right") != "Right":
+        raise CheckpointError("tokenizer.json truncates on the left; only 'right' is supported")
+    if (changed.get("padding") or {}).get("direction", "Right") != "Right":
+        raise CheckpointError("tokenizer.json pads on the left; only 'right' is supported")
+    changed["truncation"] = changed["padding"] = None  # the model's user decides
     if kind in _BERT_LIKE:
         _set_normalizer(changed, settings, chinese=kind != "MPNetTokenizer")
     if kind in _ROBERTA_LIKE:
@@ -87,11 +100,16 @@ def read_tokenizer(
 
 
 def _check(config: JsonObject, settings: Mapping[str, Any]) -> None:
+    for setting, kinds in _SETTINGS.items():
+        if not isinstance(settings.get(setting), (*kinds, NoneType)):
+            raise CheckpointError(f"{config.name}: {setting} cannot be {settings[setting]!r:.80}")
     for setting in ("padding_side", "truncation_side"):
-        if settings.get(setting, "right") != "right":
+        if (settings.get(setting) or "right") != "right":
             raise CheckpointError(f"{config.name}: {setting} is {settings[setting]!r:.80}; only 'right' is supported")
     if "attention_mask" not in (settings.get("model_input_names") or ["attention_mask"]):
         raise CheckpointError(f"{config.name}: model_input_names lacks attention_mask, which is not supported")
+    if settings.get("split_special_tokens"):
+        raise CheckpointError(f"{config.name} splits special tokens (split_special_tokens), which is not supported")
     if settings.get("chat_template"):
         raise CheckpointError(f"{config.name} has a chat template, which is not supported")
     if settings.get("auto_map"):

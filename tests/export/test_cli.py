@@ -49,7 +49,7 @@ def test_export_shows_its_decisions_and_steps(export: Export, checkpoint: Path, 
         "normalise  yes (E5 family)",
         "maximum    99 tokens (--max-tokens)",
         "prompts    query 'q: ', document 'passage: ' (E5 family, --query-prompt)",
-        "Tracing the encoder",
+        "Building the graph from the weights",
         "largest difference",
         f"Wrote {tmp_path / 'm'}",
     ):
@@ -67,7 +67,7 @@ def test_json_is_the_manifest_alone(
     done = export("--json", checkpoint, "--query-prompt", "Frage für 🙂: ", tmp_path / "m")
     assert output.getvalue() == (tmp_path / "m/e5onnx.json").read_bytes()
     assert json.loads(output.getvalue())["prompts"] == {"query": "Frage für 🙂: ", "document": "passage: "}
-    assert "e5onnx: Tracing the encoder\n" in done.stderr
+    assert "e5onnx: Building the graph from the weights\n" in done.stderr
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows reports pipes without a reader as other errors")
@@ -97,11 +97,11 @@ def test_precisions_are_repeated_or_separated_by_commas() -> None:
 
 
 def test_failures_are_one_line_and_leave_nothing(export: Export, checkpoint: Path, tmp_path: Path) -> None:
-    write_json(tmp_path / "roberta/config.json", {"model_type": "roberta"})
+    write_json(tmp_path / "albert/config.json", {"model_type": "albert", "embedding_size": 8})
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/file").touch()
     for arguments, part in [
-        ((tmp_path / "roberta", tmp_path / "m"), "'roberta'"),
+        ((tmp_path / "albert", tmp_path / "m"), "config.json lacks the key"),
         ((tmp_path / "nowhere/at/all", tmp_path / "m"), "there is no folder"),
         ((checkpoint, tmp_path / "taken", "--force"), "is not a model folder"),
         ((checkpoint, tmp_path / "m", "--max-tokens", "100000"), "--max-tokens"),

@@ -78,7 +78,7 @@ def test_a_failure_leaves_the_folder_as_it_was(without: Path, monkeypatch: pytes
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("onnx.save", full)
+    monkeypatch.setattr("e5onnx_export.portable.save_whole", full)
     with pytest.raises(OSError, match="No space left"):
         add_portable_graph(without)
     assert contents(without) == before
