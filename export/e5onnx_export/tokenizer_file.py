@@ -39,7 +39,6 @@ _DEFAULT_TOKENS = {
     **dict.fromkeys(("RobertaTokenizer", "XLMRobertaTokenizer", "CamembertTokenizer"), _OF_ROBERTA),
     "MPNetTokenizer": ("<s>", "</s>", "[UNK]", "</s>", "<pad>", "<s>", "<mask>"),
 }
-_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # Settings that are read, and their types.
 _SETTINGS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space"), (bool,)),
@@ -84,7 +83,7 @@ def read_tokenizer(
     if kind in _ROBERTA_LIKE:
         _set_prefix_space(changed, bool(settings.get("add_prefix_space", False)))
     defaults = dict(zip(_SPECIAL_TOKENS, _DEFAULT_TOKENS.get(kind, ()), strict=False))
-    _set_added_tokens(changed, config, {**defaults, **settings})
+    _check_added_tokens(changed, config, {**defaults, **settings})
     if lowercase:
         _lowercase(changed)
     if changed != content:
@@ -162,8 +161,8 @@ def _set_prefix_space(content: Any, wanted: bool) -> None:
             content[part]["add_prefix_space"] = wanted
 
 
-def _set_added_tokens(content: Any, config: JsonObject, settings: Mapping[str, Any]) -> None:
-    """Let the flags of tokens in `tokenizer_config.json` overrule those in `tokenizer.json`."""
+def _check_added_tokens(content: Any, config: JsonObject, settings: Mapping[str, Any]) -> None:
+    """Refuse tokens that transformers would add. The flags of those that are there stay as they are in both."""
     added = {token["content"]: token for token in content.get("added_tokens", [])}
     for number, token in config.object("added_tokens_decoder").content.items():
         known = added.get(token.get("content")) if isinstance(token, dict) else None
@@ -172,7 +171,6 @@ def _set_added_tokens(content: Any, config: JsonObject, settings: Mapping[str, A
                 f"{config.name}: added_tokens_decoder has {token!r:.80} as {number}, unlike tokenizer.json; "
                 f"{_VIA_OPTIMUM}"
             )
-        known.update({flag: token[flag] for flag in _TOKEN_FLAGS if flag in token})
     vocabulary = content.get("model", {}).get("vocab", {})
     words = set(vocabulary) if isinstance(vocabulary, dict) else {entry[0] for entry in vocabulary}
     for name in _SPECIAL_TOKENS:

@@ -20,7 +20,7 @@ from checkpoints import TINY, make_checkpoint
 from e5onnx import Encoder
 from e5onnx.errors import CheckpointError, ParityError
 from e5onnx.model_folder import ModelFolder
-from e5onnx_export import built, reference
+from e5onnx_export import built, reference, tokenizer_file
 from e5onnx_export import export_model as export_both
 from helpers import near, write_json
 from texts import TEXTS
@@ -183,7 +183,7 @@ def test_a_graph_that_differs_leaves_nothing_behind(
 
 
 def test_another_tokenizer_is_noticed(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = built.read_tokenizer
+    read = tokenizer_file.read_tokenizer
 
     def read_without_lowercasing(*arguments: Any, **settings: Any) -> str:
         return read(*arguments, **settings).replace('"lowercase": true', '"lowercase": false')

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from e5onnx_export.network import FAMILIES
 from helpers import near, write_json
 from texts import TEXTS
 
-SMALL = {"layers": 2, "hidden_size": 48, "heads": 4}
+SMALL: dict[str, Any] = {"layers": 2, "hidden_size": 48, "heads": 4}
 MODULES = ("Transformer", "Pooling", "Normalize")
 OTHER_SCRIPTS = [
     "Ελληνικά γράμματα",
