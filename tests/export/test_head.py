@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from e5onnx_export.head import build_head
+from e5onnx_export.head import POOLINGS, Activation, Dense, Pooling, build_head
+from helpers import near
 
-Pooling = Literal["mean", "cls"]
 DIMENSION = 5
 SESSIONS = {
     pooling: onnxruntime.InferenceSession(build_head(pooling, DIMENSION, DIMENSION).SerializeToString())
-    for pooling in ("mean", "cls")
+    for pooling in POOLINGS
 }
 
 
@@ -34,7 +34,16 @@ def reference(pooling: Pooling, hidden: NDArray[Any], mask: NDArray[np.int64]) -
     pooled = np.zeros((len(hidden), DIMENSION))
     for row, (states, kept) in enumerate(zip(hidden.astype(np.float64), mask.astype(bool), strict=True)):
         if kept.any():
-            pooled[row] = states[kept].mean(0) if pooling == "mean" else states[0]
+            tokens = states[kept]
+            ranks = np.arange(1, len(tokens) + 1)[:, None]
+            pooled[row] = {
+                "mean": tokens.mean(0),
+                "mean_sqrt_len_tokens": tokens.sum(0) / np.sqrt(len(tokens)),
+                "weightedmean": (tokens * ranks).sum(0) / ranks.sum(),
+                "cls": states[0],
+                "lasttoken": tokens[-1],
+                "max": tokens.max(0),
+            }[pooling]
     return pooled, pooled / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
 
 
@@ -49,7 +58,7 @@ def batches(draw: st.DrawFn) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     return hidden, mask
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 @settings(deadline=None)
 @given(batch=batches())
 def test_head_equals_numpy(pooling: Pooling, batch: tuple[NDArray[np.float32], NDArray[np.int64]]) -> None:
@@ -61,7 +70,7 @@ def test_head_equals_numpy(pooling: Pooling, batch: tuple[NDArray[np.float32], N
     np.testing.assert_allclose(found[1][reliable], expected[1][reliable], atol=1e-4)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_a_row_without_tokens_gives_zeros(pooling: Pooling) -> None:
     hidden = np.full((2, 3, DIMENSION), 7, np.float32)
     for output in run(pooling, hidden, np.array([[0, 0, 0], [1, 1, 0]])):
@@ -69,7 +78,7 @@ def test_a_row_without_tokens_gives_zeros(pooling: Pooling) -> None:
         assert (output[1] > 0).all()
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_hidden_states_of_zero_give_zeros_and_not_nan(pooling: Pooling) -> None:
     for output in run(pooling, np.zeros((1, 3, DIMENSION), np.float32), np.ones((1, 3), np.int64)):
         np.testing.assert_array_equal(output, np.zeros((1, DIMENSION)))
@@ -85,3 +94,32 @@ def test_masked_tokens_have_no_influence() -> None:
         np.testing.assert_array_equal(first, second)
     cut = run("mean", hidden[:, :4], mask[:, :4])
     np.testing.assert_allclose(cut[1], run("mean", hidden, mask)[1], atol=1e-6)
+
+
+def test_dense_layers_equal_pytorch() -> None:
+    torch = pytest.importorskip("torch")
+    generator = np.random.default_rng(0)
+    hidden, mask = (
+        generator.normal(size=(3, 4, DIMENSION)).astype(np.float32),
+        np.array([[1, 1, 0, 0], [1] * 4, [0] * 4]),
+    )
+    activations: dict[Activation, Any] = {
+        "identity": torch.nn.Identity(),
+        "tanh": torch.nn.Tanh(),
+        "relu": torch.nn.ReLU(),
+        "gelu": torch.nn.GELU(),
+        "sigmoid": torch.nn.Sigmoid(),
+    }
+    sizes = [DIMENSION, 7, 6, 8, 4, 3]
+    layers = [
+        Dense(generator.normal(size=(a, b)).astype(np.float32), generator.normal(size=b).astype(np.float32), activation)
+        for a, b, activation in zip(sizes, sizes[1:], activations, strict=False)
+    ]
+    expected = torch.from_numpy(reference("mean", hidden, mask)[0][:2]).float()
+    for weight, bias, activation in layers:
+        expected = activations[activation](expected @ torch.from_numpy(weight) + torch.from_numpy(bias))
+    session = onnxruntime.InferenceSession(build_head("mean", DIMENSION, 2, layers).SerializeToString())
+    unit, pooled = session.run(None, {"last_hidden_state": hidden, "attention_mask": mask})
+    near(pooled[:2], expected.numpy()[:, :2])
+    near(unit[:2], torch.nn.functional.normalize(expected[:, :2]).numpy())
+    np.testing.assert_array_equal(pooled[2], [0, 0])  # a row without tokens
