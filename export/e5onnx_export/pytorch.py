@@ -75,7 +75,7 @@ def load_encoder(checkpoint: Checkpoint) -> Any:
             output_attentions=False,
         )
     except Exception as error:  # damaged files make transformers and pickle raise almost anything
-        raise CheckpointError(f"the weights in {checkpoint.folder} cannot be loaded: {_in_one_line(error)}") from error
+        raise CheckpointError(f"the weights in {checkpoint.folder} cannot be loaded: {in_one_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
     missing = sorted(name for name in report["missing_keys"] if "pooler." not in name)  # it is not used
@@ -102,7 +102,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         )
         probe = tokenizer("")
     except Exception as error:  # a damaged file makes transformers raise almost anything
-        raise CheckpointError(f"{where} cannot be loaded: {_in_one_line(error)}") from error
+        raise CheckpointError(f"{where} cannot be loaded: {in_one_line(error)}") from error
     if not tokenizer.is_fast:
         raise CheckpointError(f"{where} cannot be run by the library `tokenizers`")
     for setting in ("padding_side", "truncation_side"):
@@ -142,5 +142,6 @@ def _pool(hidden: Any, pooling: str) -> Any:
     return pooled[pooling]
 
 
-def _in_one_line(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
+    """Return an error's message without its line breaks."""
     return " ".join(str(error).split())
