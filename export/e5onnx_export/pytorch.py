@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import normalizers
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from e5onnx.errors import CheckpointError, ParityError
@@ -62,17 +62,18 @@ def load_encoder(checkpoint: Checkpoint) -> Any:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it warns of the unused weights of a training head
     try:
+        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+        # whatever config.json says: these change what is returned, not what is computed
+        config.return_dict = True
+        config.torchscript = False
+        config.output_hidden_states = config.output_attentions = False
         encoder, report = AutoModel.from_pretrained(
             checkpoint.folder,
+            config=config,
             attn_implementation="eager",  # plain MatMul and Softmax in the graph
             dtype=torch.float32,
             local_files_only=True,
             output_loading_info=True,
-            # whatever config.json says: these change what is returned, not what is computed
-            return_dict=True,
-            torchscript=False,
-            output_hidden_states=False,
-            output_attentions=False,
         )
     except Exception as error:  # damaged files make transformers and pickle raise almost anything
         raise CheckpointError(f"the weights in {checkpoint.folder} cannot be loaded: {in_one_line(error)}") from error

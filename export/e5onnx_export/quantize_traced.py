@@ -114,7 +114,7 @@ def _look_up(node: onnx.NodeProto, table: Floats, tensors: dict[str, NDArray[Any
     tensors |= {rows_name: np.rint(table / scales).astype(np.int8), scales_name: scales}
     return [
         helper.make_node("Gather", [rows_name, ids], [f"{output}_row_steps"]),
-        helper.make_node("Cast", [f"{output}_steps"], [f"{output}_row_float"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", [f"{output}_row_steps"], [f"{output}_row_float"], to=TensorProto.FLOAT),
         helper.make_node("Gather", [scales_name, ids], [f"{output}_row_scale"]),
         helper.make_node("Mul", [f"{output}_row_float", f"{output}_row_scale"], [output]),
     ]
