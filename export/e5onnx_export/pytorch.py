@@ -42,6 +42,7 @@ class PyTorchEncoder:
         """Return the vector of a text before normalisation, written independently of `head.py`.
 
         Raises:
+            CheckpointError: the encoder fails.
             ParityError: the checkpoint's tokenizer gives other token ids than `ids`.
         """
         source = self._source
@@ -49,7 +50,13 @@ class PyTorchEncoder:
         if encoded["input_ids"][0].tolist() != ids.tolist():
             raise ParityError(f"the exported tokenizer splits {text[:60]!r} differently from the checkpoint's")
         with torch.inference_mode():
-            hidden = self.encoder(**encoded).last_hidden_state[0]
+            try:
+                hidden = self.encoder(**encoded).last_hidden_state[0]
+            except (IndexError, RuntimeError) as error:  # such as fewer positions than config.json lets expect
+                raise CheckpointError(
+                    f"the encoder fails on a text of {len(ids)} tokens in PyTorch: {in_one_line(error)}; a smaller "
+                    "--max-tokens may help"
+                ) from error
             vector = _pool(hidden, source.pooling.value)
             for layer, activation in self._dense:
                 weight = torch.from_numpy(np.ascontiguousarray(layer.weight.T))
@@ -59,8 +66,9 @@ class PyTorchEncoder:
 
 def load_encoder(checkpoint: Checkpoint) -> Any:
     """Return the checkpoint's encoder in float32, without its pooler; a CheckpointError says what is wrong."""
-    verbosity = logging.get_verbosity()
+    verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # it warns of the unused weights of a training head
+    logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
         # whatever config.json says: these change what is returned, not what is computed
@@ -79,6 +87,8 @@ def load_encoder(checkpoint: Checkpoint) -> Any:
         raise CheckpointError(f"the weights in {checkpoint.folder} cannot be loaded: {in_one_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
+        if progress:
+            logging.enable_progress_bar()
     missing = sorted(name for name in report["missing_keys"] if "pooler." not in name)  # it is not used
     if missing:
         raise CheckpointError(
