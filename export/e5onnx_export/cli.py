@@ -24,6 +24,7 @@ def run(options: argparse.Namespace) -> None:
         precisions=options.precision or ["fp32", "int8"],
         calibration=options.calibration,
         portable=options.graph == "portable",
+        via_optimum=options.via == "optimum",
         force=options.force,
         report=note if options.json else progress,  # standard output is for the manifest
     )
@@ -58,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--graph", choices=["portable"], help="also write a graph of standard ONNX operators, for other engines"
+    )
+    parser.add_argument(
+        "--via",
+        choices=["optimum"],
+        help="trace the encoder with optimum and PyTorch (e5onnx[optimum]), as is done for encoders that the builder "
+        "does not know",
     )
     parser.add_argument(
         "--force", action="store_true", help="replace OUTPUT if it is a model folder, and accept any int8"

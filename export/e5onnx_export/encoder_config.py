@@ -110,16 +110,18 @@ def read_encoder_config(folder: Path, *, traced: bool) -> EncoderConfig:
     def size(key: str, least: int = 1) -> int:
         return config.integer(known.key(key) if known else key, least=least)
 
-    heads, layers, hidden = size("num_attention_heads"), size("num_hidden_layers"), size("hidden_size")
+    layers, hidden = size("num_hidden_layers"), size("hidden_size")
     if layers > _MOST_LAYERS:
         raise CheckpointError(f"config.json: num_hidden_layers is {layers}, more than any encoder has")
-    if hidden % heads:
-        raise CheckpointError(
-            f"config.json: the hidden size {hidden} is not a multiple of the number of attention heads, {heads}"
-        )
-    size("intermediate_size")
-    config.integer("type_vocab_size", least=1, default=2)
-    config.number("layer_norm_eps", least=0)
+    if family is not None:
+        heads = size("num_attention_heads")
+        if hidden % heads:
+            raise CheckpointError(
+                f"config.json: the hidden size {hidden} is not a multiple of the number of attention heads, {heads}"
+            )
+        size("intermediate_size")
+        config.integer("type_vocab_size", least=1, default=2)
+        config.number("layer_norm_eps", least=0)
     positions = size("max_position_embeddings", FEWEST_TOKENS)
     if known and known.counts_from_padding:
         positions -= padding_id(config) + 1

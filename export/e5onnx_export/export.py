@@ -222,12 +222,13 @@ def _way(source: Checkpoint) -> Way:
         from .built import Built
 
         return Built(source)
-    for package in ("optimum", "torch", "transformers"):
-        if importlib.util.find_spec(package) is None:
-            why = source.encoder.why_traced
-            raise MissingDependencyError(f"{why}: tracing it needs {package}: pip install 'e5onnx[optimum]'")
-    from .trace import Traced
-
+    try:
+        from .trace import Traced
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the encoder has to be traced ({source.encoder.why_traced}), which needs optimum, torch and transformers "
+            f"({error}): pip install 'e5onnx[optimum]'"
+        ) from error
     return Traced(source)
 
 

@@ -170,6 +170,7 @@ FAMILIES = {
 """The families that can be built, by `model_type` of `config.json`."""
 
 _DISTILBERT_EPSILON = 1e-12  # it is not in its config.json
+_BUCKETS = 32
 MAX_DISTANCE = 128
 """Tokens; MPNet puts larger distances into one bucket."""
 
@@ -233,9 +234,12 @@ def read_network(config: JsonObject, weights: Callable[[str], Weights], padding_
 
 
 def _distance_bias(config: JsonObject, tensors: Weights, heads: int, max_tokens: int) -> Floats:
-    buckets = config.integer("relative_attention_num_buckets", least=4, default=32)
-    if buckets % 4:
-        raise CheckpointError(f"config.json: relative_attention_num_buckets is {buckets}, not a multiple of 4")
+    buckets = config.integer("relative_attention_num_buckets", least=1, default=_BUCKETS)
+    if buckets != _BUCKETS:
+        raise CheckpointError(
+            f"config.json: relative_attention_num_buckets is {buckets}; only {_BUCKETS} is supported, with which "
+            "transformers computes whatever config.json says"
+        )
     table = tensors.take("encoder.relative_attention_bias.weight", buckets, heads)
     return table[distance_buckets(np.arange(1 - max_tokens, max_tokens), buckets)].T
 
@@ -252,8 +256,9 @@ def distance_buckets(distances: NDArray[np.int64], buckets: int) -> NDArray[np.i
     """
     half, exact = buckets // 2, buckets // 4
     far = np.abs(distances)
-    # in float32, as torch computes it: on the edge of a bucket the next bits decide
-    ratio = np.log(np.maximum(far, 1).astype(np.float32) / np.float32(exact)) / np.float32(np.log(MAX_DISTANCE / exact))
+    # rounded to float32, as in torch: on the edge of a bucket the last bit decides. Numpy's own logarithm of float32
+    # depends on the processor.
+    ratio = np.log(np.maximum(far, 1) / exact).astype(np.float32) / np.float32(np.log(MAX_DISTANCE / exact))
     logarithmic = exact + (ratio * np.float32(half - exact)).astype(np.int64)
     side = np.where(far < exact, far, np.minimum(logarithmic, half - 1))
     return side + np.where(distances > 0, half, 0)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import normalizers
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from e5onnx.errors import CheckpointError, ParityError
@@ -42,6 +42,7 @@ class PyTorchEncoder:
         """Return the vector of a text before normalisation, written independently of `head.py`.
 
         Raises:
+            CheckpointError: the encoder fails.
             ParityError: the checkpoint's tokenizer gives other token ids than `ids`.
         """
         source = self._source
@@ -50,7 +51,13 @@ class PyTorchEncoder:
             raise ParityError(f"the exported tokenizer splits {text[:60]!r} differently from the checkpoint's")
         inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
         with torch.inference_mode():
-            hidden = self.encoder(**inputs).last_hidden_state[0]
+            try:
+                hidden = self.encoder(**inputs).last_hidden_state[0]
+            except (IndexError, RuntimeError) as error:  # such as fewer positions than config.json lets expect
+                raise CheckpointError(
+                    f"the encoder fails on a text of {len(ids)} tokens in PyTorch: {in_one_line(error)}; a smaller "
+                    "--max-tokens may help"
+                ) from error
             vector = _pool(hidden, source.pooling.value)
             for layer, activation in self._dense:
                 weight = torch.from_numpy(np.ascontiguousarray(layer.weight.T))
@@ -60,25 +67,29 @@ class PyTorchEncoder:
 
 def load_encoder(checkpoint: Checkpoint) -> Any:
     """Return the checkpoint's encoder in float32, without its pooler; a CheckpointError says what is wrong."""
-    verbosity = logging.get_verbosity()
+    verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # it warns of the unused weights of a training head
+    logging.disable_progress_bar()
     try:
+        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+        # whatever config.json says: these change what is returned, not what is computed
+        config.return_dict = True
+        config.torchscript = False
+        config.output_hidden_states = config.output_attentions = False
         encoder, report = AutoModel.from_pretrained(
             checkpoint.folder,
+            config=config,
             attn_implementation="eager",  # plain MatMul and Softmax in the graph
             dtype=torch.float32,
             local_files_only=True,
             output_loading_info=True,
-            # whatever config.json says: these change what is returned, not what is computed
-            return_dict=True,
-            torchscript=False,
-            output_hidden_states=False,
-            output_attentions=False,
         )
     except Exception as error:  # damaged files make transformers and pickle raise almost anything
-        raise CheckpointError(f"the weights in {checkpoint.folder} cannot be loaded: {_in_one_line(error)}") from error
+        raise CheckpointError(f"the weights in {checkpoint.folder} cannot be loaded: {in_one_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
+        if progress:
+            logging.enable_progress_bar()
     missing = sorted(name for name in report["missing_keys"] if "pooler." not in name)  # it is not used
     if missing:
         raise CheckpointError(
@@ -103,7 +114,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         )
         probe = tokenizer("")
     except Exception as error:  # a damaged file makes transformers raise almost anything
-        raise CheckpointError(f"{where} cannot be loaded: {_in_one_line(error)}") from error
+        raise CheckpointError(f"{where} cannot be loaded: {in_one_line(error)}") from error
     if not tokenizer.is_fast:
         raise CheckpointError(f"{where} cannot be run by the library `tokenizers`")
     for setting in ("padding_side", "truncation_side"):
@@ -143,5 +154,6 @@ def _pool(hidden: Any, pooling: str) -> Any:
     return pooled[pooling]
 
 
-def _in_one_line(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
+    """Return an error's message without its line breaks."""
     return " ".join(str(error).split())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Weights:
         """Return a tensor of this shape; raise :class:`CheckpointError` for any other, and for NaN and infinity."""
         if name not in self._tensors:
             raise CheckpointError(f"the weights in {self._folder} lack the tensor {name}")
-        tensor = np.asarray(self._tensors[name][...], np.float32)
+        tensor = np.asarray(self._tensors[name](), np.float32)
         if tensor.shape != shape:
             raise CheckpointError(
                 f"the weights in {self._folder} do not belong to its config.json: {name} has shape {tensor.shape}, "
@@ -58,8 +59,8 @@ class Weights:
         return tensor
 
 
-def _open(folder: Path) -> Iterator[tuple[str, Any]]:
-    """Yield names and tensors of all files, each file open as long as one of its tensors is used."""
+def _open(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yield names and what reads their tensors, of all files, each file open as long as one of its tensors is used."""
     files = _files(folder, _SAFETENSORS)
     if files:
         for file in files:
@@ -91,19 +92,19 @@ def _files(folder: Path, name: str) -> list[str]:
     return shards
 
 
-def _open_safetensors(path: Path) -> Iterator[tuple[str, Any]]:
+def _open_safetensors(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     import ml_dtypes  # noqa: F401 - from it, numpy knows bfloat16
     from safetensors import SafetensorError, safe_open
 
     try:
         file: Any = safe_open(path, framework="numpy")
         for name in file.keys():  # noqa: SIM118 - it is not a mapping
-            yield name, file.get_slice(name)
+            yield name, partial(file.get_tensor, name)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
-def _open_pickled(path: Path) -> Iterator[tuple[str, Any]]:
+def _open_pickled(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     try:
         import torch
     except ImportError as error:
@@ -116,4 +117,4 @@ def _open_pickled(path: Path) -> Iterator[tuple[str, Any]]:
     except Exception as error:  # of a damaged file torch and pickle raise nearly any kind
         raise CheckpointError(f"{path} is damaged: {' '.join(str(error).split())[:300]}") from error
     for name, tensor in tensors.items():
-        yield name, tensor.float().numpy()
+        yield name, tensor.float().numpy
