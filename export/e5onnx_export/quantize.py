@@ -47,7 +47,7 @@ SMOOTHING = 0.8
 """Exponent of SmoothQuant. Larger ones fit the calibration texts better and clip more of what was not in them."""
 METHOD = f"static min-max activations, SmoothQuant {SMOOTHING}, least squares, GPTQ, pairs within 16 bits"
 """What the manifest says of how weights and scales were found."""
-_ROWS = 4096
+_ROWS = 8192
 """Tokens whose activations are kept to fit the weights; ranges are those of all tokens."""
 _LARGEST_ACTIVATION = 1e15
 """A sound encoder stays far below."""
