@@ -17,6 +17,7 @@ weights written here can reach that limit, so vectors are right there too.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from e5onnx.batching import pad_batch, plan_batches
 from e5onnx.cpu import default_threads
@@ -114,12 +116,24 @@ def quantize(
         token_ids: the calibration texts.
         advance: gets how many layers are done, and of how many.
     """
-    layers = []
+    layers: list[dict[str, NDArray[Any]]] = []
     calibration = Calibration(network, token_ids)
-    for number, layer in enumerate(network.layers, 1):
-        weights = layer_weights(network, layer, FUSED)
-        layers.append(quantize_layer(weights, calibration.run(weights)))
-        advance(number, len(network.layers))
+
+    def finish(pending: Future[dict[str, NDArray[Any]]]) -> None:
+        layers.append(pending.result())
+        advance(len(layers), len(network.layers))
+
+    # Linear algebra in one thread gives the same sums on every number of processors. The others run the next layer.
+    with threadpool_limits(1), ThreadPoolExecutor(1) as beside:
+        pending = None
+        for layer in network.layers:
+            weights = layer_weights(network, layer, FUSED)
+            seen = calibration.run(weights)
+            if pending:
+                finish(pending)
+            pending = beside.submit(quantize_layer, weights, seen)
+        if pending:
+            finish(pending)
     return quantize_embeddings(network), layers
 
 
