@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +17,18 @@ _SENTENCE_END = re.compile(r"(?<=[.!?;:]) +")
 def split_texts(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the texts to calibrate on, and every eighth text, held back for measuring.
 
-    Both include the sentences of their texts: short texts are common, and their activations differ from long ones.
+    Short texts are common, and their activations differ from long ones. Therefore the texts for measuring come with
+    their sentences. Of those for calibration every other one is replaced by its sentences, which takes half the time
+    that both would take, and gives the same quality.
 
     Example:
-        >>> split_texts(["never seen", "One. Two"])
-        (['One. Two', 'One.', 'Two'], ['never seen'])
+        >>> split_texts(["never seen", "One. Two", "Three. Four"])
+        (['One. Two', 'Three.', 'Four'], ['never seen'])
     """
     fitted = [text for position, text in enumerate(texts) if position % 8]
-    return _with_sentences(fitted), _with_sentences(texts[::8])
+    parts = (_sentences(text) if position % 2 else [text] for position, text in enumerate(fitted))
+    held_back = [*texts[::8], *(sentence for text in texts[::8] for sentence in _sentences(text))]
+    return list(dict.fromkeys(chain.from_iterable(parts))), list(dict.fromkeys(held_back))
 
 
 def tokenize_for_calibration(texts: Sequence[str], tokenizer: Tokenizer) -> list[NDArray[np.int32]]:
@@ -33,6 +38,5 @@ def tokenize_for_calibration(texts: Sequence[str], tokenizer: Tokenizer) -> list
     return [text.ids for text in tokenizer.tokenize(prompted)]
 
 
-def _with_sentences(texts: Sequence[str]) -> list[str]:
-    sentences = [sentence for text in texts for sentence in _SENTENCE_END.split(text)]
-    return list(dict.fromkeys([*texts, *sentences]))
+def _sentences(text: str) -> list[str]:
+    return _SENTENCE_END.split(text)

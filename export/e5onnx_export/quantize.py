@@ -7,7 +7,7 @@ does not depend on what else is in the batch. For each input of linear layers:
    max|x|^a / max|w|^(1-a) for each channel (Xiao et al., "SmoothQuant", arXiv 2211.10438).
 2. The weights become those that give the layer's true output best from the quantised activations (least squares), and
    are rounded one input channel after the other, each passing its error on to the channels that follow (Frantar et al.,
-   "GPTQ", arXiv 2210.17323).
+   "GPTQ", arXiv 2210.17323, in the form that Chee et al. show to be the same, "QuIP", arXiv 2307.13304, section 3).
 
 Weights are symmetric int8, with a scale for each output channel; activations are uint8 with a zero point. On x86
 processors without VNNI onnxruntime adds two neighbouring products in 16 bits with saturation (`vpmaddubsw`). No pair of
@@ -17,6 +17,7 @@ weights written here can reach that limit, so vectors are right there too.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,10 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from e5onnx.batching import pad_batch, plan_batches
+from e5onnx.cpu import default_threads
 from e5onnx.errors import CheckpointError
 
 from .build import (
@@ -49,10 +52,11 @@ METHOD = f"static min-max activations, SmoothQuant {SMOOTHING}, least squares, G
 _ROWS = 8192
 """Tokens whose activations are kept to fit the weights; ranges are those of all tokens."""
 _LARGEST_ACTIVATION = 1e15
-"""The sum of the squares of all rows is a float32 then."""
+"""A sound encoder stays far below."""
 _DAMPING = 0.01
 """Of the mean of the diagonal of the activations' second moments, added to it, as in GPTQ."""
 _BLOCK = 64
+"""Input channels that are rounded before their errors are passed on to all that follow."""
 _LARGEST, _LARGEST_PAIR = 127, 128  # 255 * 128 is below 2**15
 
 _READERS = {
@@ -112,12 +116,24 @@ def quantize(
         token_ids: the calibration texts.
         advance: gets how many layers are done, and of how many.
     """
-    layers = []
+    layers: list[dict[str, NDArray[Any]]] = []
     calibration = Calibration(network, token_ids)
-    for number, layer in enumerate(network.layers, 1):
-        weights = layer_weights(network, layer, FUSED)
-        layers.append(quantize_layer(weights, calibration.run(weights)))
-        advance(number, len(network.layers))
+
+    def finish(pending: Future[dict[str, NDArray[Any]]]) -> None:
+        layers.append(pending.result())
+        advance(len(layers), len(network.layers))
+
+    # Linear algebra in one thread gives the same sums on every number of processors. The others run the next layer.
+    with threadpool_limits(1), ThreadPoolExecutor(1) as beside:
+        pending = None
+        for layer in network.layers:
+            weights = layer_weights(network, layer, FUSED)
+            seen = calibration.run(weights)
+            if pending:
+                finish(pending)
+            pending = beside.submit(quantize_layer, weights, seen)
+        if pending:
+            finish(pending)
     return quantize_embeddings(network), layers
 
 
@@ -136,9 +152,9 @@ def quantize_layer(weights: Mapping[str, Floats], seen: dict[str, Activations]) 
         matrix = np.concatenate([weights[f"{name}_weight"] for name in names], axis=1)
         factors = smoothing_factors(activations, matrix)
         scale, zero_point = activation_range(activations, factors)
-        rows = activations.rows / factors
-        steps = np.clip(np.rint(rows / scale) + zero_point, 0, 255) - zero_point
-        fitted, scales = quantize_weights(matrix * factors[:, None], rows, (steps * scale).astype(np.float32))
+        rows = activations.rows / factors / scale
+        steps = np.clip(np.rint(rows) + zero_point, 0, 255) - zero_point
+        fitted, scales = quantize_weights(matrix * factors[:, None], rows, steps)
         if source == "attended":
             tensors["value_weight_scale"] = tensors["value_weight_scale"] / factors
         else:
@@ -187,14 +203,15 @@ class Calibration:
             following, *inputs = session.run(None, feeds)
             for name, values in zip(LINEAR_INPUTS, [batch.hidden, *inputs], strict=True):
                 rows = values.reshape(-1, values.shape[-1])[batch.is_token]
-                largest = np.abs(rows).max()
+                low, high = rows.min(axis=0), rows.max(axis=0)
+                largest = np.maximum(-low, high).max()
                 if not largest < _LARGEST_ACTIVATION:  # so that NaN fails
                     raise CheckpointError(
                         f"the encoder computes {largest:.0e}, which int8 cannot express: its weights are damaged, or "
                         "it needs --precision fp32"
                     )
                 kept[name].append(rows[batch.chosen])
-                ranges[name].append((rows.min(axis=0), rows.max(axis=0)))
+                ranges[name].append((low, high))
             batch.hidden = following
         return {
             name: Activations(
@@ -218,16 +235,17 @@ class _Batch:
 
 def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = default_threads()
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # numpy works between two runs
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def smoothing_factors(seen: Activations, weights: Floats) -> Floats:
-    """Return SmoothQuant's factor of each input channel, `[channels]`; their geometric mean is 1."""
-    largest = np.maximum(np.maximum(-seen.smallest, seen.largest), 1e-6)
+    """Return SmoothQuant's factor of each input channel, `[channels]`; their geometric mean is about 1."""
+    largest = np.maximum(np.maximum(-seen.smallest, seen.largest), 1e-6).astype(np.float64)
     factors = largest**SMOOTHING / np.maximum(np.abs(weights).max(axis=1), 1e-6) ** (1 - SMOOTHING)
-    normalized: Floats = (factors / np.exp(np.log(factors).mean())).astype(np.float32)
-    return normalized
+    return coarse(factors / np.exp(np.log(factors).mean()))
 
 
 def activation_range(seen: Activations, factors: Floats) -> tuple[np.float32, np.uint8]:
@@ -242,35 +260,34 @@ def quantize_weights(weights: Floats, rows: Floats, quantized_rows: Floats) -> t
 
     Args:
         weights: float32 `[inputs, outputs]`.
-        rows: activations `[tokens, inputs]`.
-        quantized_rows: the same as the graph will see them.
+        rows: activations `[tokens, inputs]`, divided by their scale.
+        quantized_rows: the same as the graph will see them: whole numbers, whose products have exact sums.
     """
     inputs = len(weights)
-    moments = (quantized_rows.T @ quantized_rows).astype(np.float64)
-    damping = _DAMPING * max(float(np.diag(moments).mean()), 1e-6)
-    moments[np.diag_indices(inputs)] += damping
-    mixed = (quantized_rows.T @ rows).astype(np.float64)
-    mixed[np.diag_indices(inputs)] += damping
-    best = np.asarray(np.linalg.solve(moments, mixed @ weights), np.float64)
-    scales = weight_scales(best)
-    factor = np.linalg.cholesky(np.linalg.inv(moments)).T
+    seen = quantized_rows.astype(np.float64)
+    moments = seen.T @ seen
+    moments[np.diag_indices(inputs)] += _DAMPING * max(float(np.diag(moments).mean()), 1e-6)
+    best = weights + np.linalg.solve(moments, np.linalg.multi_dot([seen.T, rows - seen, weights]))
+    scales = coarse(weight_scales(best))
+    factor = np.linalg.cholesky(moments[::-1, ::-1])[::-1, ::-1]  # upper triangular; moments = factor @ factor.T
+    shares = np.ascontiguousarray((factor / np.diag(factor)).T)  # of the errors before it that a channel takes over
 
-    left = best / scales
+    wanted = best / scales
+    errors = np.zeros(best.shape)
     steps = np.zeros(best.shape, np.int8)
     for start in range(0, inputs, _BLOCK):
         end = min(start + _BLOCK, inputs)
-        errors = np.zeros((end - start, best.shape[1]))
+        shifted = wanted[start:end] + shares[start:end, :start] @ errors[:start]
         for row in range(start, end):
             # the limit of a pair, see the module's docstring
             before = steps[row - 1].astype(np.float64) if row % 2 else np.zeros(best.shape[1])
             highest = np.minimum(_LARGEST, _LARGEST_PAIR - np.maximum(before, 0))
             lowest = np.maximum(-_LARGEST, -_LARGEST_PAIR - np.minimum(before, 0))
-            rounded = np.clip(np.rint(left[row]), lowest, highest)
+            target = shifted[row - start] + shares[row, start:row] @ errors[start:row]
+            rounded = np.clip(np.rint(target), lowest, highest)
             steps[row] = rounded
-            errors[row - start] = (left[row] - rounded) / factor[row, row]
-            left[row:end] -= np.outer(factor[row, row:end], errors[row - start])
-        left[end:] -= factor[start:end, end:].T @ errors
-    return steps, scales.astype(np.float32)
+            errors[row] = wanted[row] - rounded
+    return steps, scales
 
 
 def weight_scales(weights: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -282,3 +299,9 @@ def weight_scales(weights: NDArray[np.float64]) -> NDArray[np.float64]:
     )
     scales[scales == 0] = 1
     return scales
+
+
+def coarse(values: NDArray[np.float64]) -> Floats:
+    """Return the values with 12 significant bits, so that the last bits of a sum do not change them."""
+    fractions, exponents = np.frexp(values)
+    return np.ldexp(np.rint(fractions * 2**12) / 2**12, exponents).astype(np.float32)

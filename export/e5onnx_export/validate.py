@@ -1,14 +1,19 @@
-"""Compares the vectors of a model folder with the checkpoint's in PyTorch, and those of its graphs with each other."""
+"""Compares the vectors of a model folder with the checkpoint's, and those of its graphs with each other.
+
+The checkpoint's vectors come from elsewhere: from `reference.py` in numpy, from `pytorch.py` in PyTorch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from e5onnx.batching import pad_batch, plan_batches
 from e5onnx.cpu import default_threads
@@ -37,7 +42,8 @@ def measure_parity(
 ) -> dict[str, float]:
     """Compare a graph of `folder`, run by onnxruntime, with the checkpoint computed in another way.
 
-    Texts from one token to beyond the maximum are run one by one, then all together in one padded batch.
+    Texts from one token to beyond the maximum are run one by one, then three of them in one padded batch: the
+    shortest, the middle one and the longest.
 
     Args:
         folder: the finished model folder.
@@ -56,20 +62,21 @@ def measure_parity(
     exported = Tokenizer(folder)
     texts = texts_of_all_lengths(exported)
     tokenized = [text.ids for text in exported.tokenize(texts)]
-    expected = [embed(text, ids) for text, ids in zip(texts, tokenized, strict=True)]
-    reference = np.stack(expected)
-    lengths = np.linalg.norm(reference, axis=1, keepdims=True)
-
     session = _session(folder.path / graph.file, manifest.dimension, graph.precision)
-    batches = [[ids] for ids in tokenized], [tokenized]
+    runs = _alone_and_together(len(texts))
+    # One thread computes what to expect, whatever numpy would take, while the others run the graph.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(1) as beside:
+        expected = beside.map(embed, texts, tokenized)
+        batches = [pad_batch([tokenized[row] for row in rows]) for rows in runs]
+        found = [(session.run(*batch), session.run(*batch, "pooled_embedding")) for batch in batches]
+        reference = np.stack(list(expected))
+    lengths = np.linalg.norm(reference, axis=1, keepdims=True)
+    unit = reference / lengths
     differences, cosines = [], []
-    for output in ("sentence_embedding", "pooled_embedding"):
-        for runs in batches:
-            vectors = np.concatenate([session.run(*pad_batch(rows), output) for rows in runs])
-            if output == "pooled_embedding":
-                vectors = vectors / lengths
-            differences.append(np.abs(vectors - reference / lengths).max())
-            cosines.append(((vectors * reference).sum(1) / lengths[:, 0] / np.linalg.norm(vectors, axis=1)).min())
+    for rows, (normalized, pooled) in zip(runs, found, strict=True):
+        for vectors in (normalized, pooled / lengths[rows]):
+            differences.append(np.abs(vectors - unit[rows]).max())
+            cosines.append(((vectors * unit[rows]).sum(1) / np.linalg.norm(vectors, axis=1)).min())
     difference, cosine = float(np.max(differences)), float(np.min(cosines))  # NaN if any is, unlike max() and min()
     if not difference <= LARGEST_DIFFERENCE[graph.precision]:  # so that NaN fails
         raise ParityError(
@@ -115,21 +122,25 @@ def compare_with_fp32(folder: ModelFolder, portable: Path) -> dict[str, float]:
     """Compare the portable graph at `portable` with the folder's fp32 graph, both run by onnxruntime.
 
     Returns:
-        `max_abs_difference` of a component of unit vectors, over texts of all lengths in one padded batch. `texts`:
-        how many were compared.
+        `max_abs_difference` of a component of unit vectors, over texts of all lengths, alone and padded. `texts`: how
+        many were compared.
 
     Raises:
         ParityError: the difference is more than :data:`LARGEST_DIFFERENCE` allows.
     """
     tokenizer = Tokenizer(folder)
-    batch = pad_batch([text.ids for text in tokenizer.tokenize(texts_of_all_lengths(tokenizer))])
+    tokenized = [text.ids for text in tokenizer.tokenize(texts_of_all_lengths(tokenizer))]
     with folder.graph("fp32") as fused:
-        paths = (fused.path, portable)
-        fp32, other = (_session(path, folder.manifest.dimension, "fp32").run(*batch) for path in paths)
-    difference = float(np.abs(fp32 - other).max())
+        sessions = [_session(path, folder.manifest.dimension, "fp32") for path in (fused.path, portable)]
+    differences = []
+    for rows in _alone_and_together(len(tokenized)):
+        batch = pad_batch([tokenized[row] for row in rows])
+        fp32, other = (session.run(*batch) for session in sessions)
+        differences.append(np.abs(fp32 - other).max())
+    difference = float(np.max(differences))
     if not difference <= LARGEST_DIFFERENCE["fp32"]:  # so that NaN fails
         raise ParityError(f"the portable graph differs from the fp32 graph by up to {difference:.1e} in a component")
-    return {"max_abs_difference": difference, "texts": len(fp32)}
+    return {"max_abs_difference": difference, "texts": len(tokenized)}
 
 
 def texts_of_all_lengths(tokenizer: Tokenizer) -> list[str]:
@@ -145,6 +156,11 @@ def texts_of_all_lengths(tokenizer: Tokenizer) -> list[str]:
         if length > tokenizer.max_tokens:
             return texts
         length, following = following, length + following
+
+
+def _alone_and_together(texts: int) -> list[list[int]]:
+    """Return which texts run together: each alone, then the shortest, the middle one and the longest."""
+    return [*([row] for row in range(texts)), [0, texts // 2, texts - 1]]
 
 
 def _session(path: Path, dimension: int, precision: str) -> LoadedGraph:

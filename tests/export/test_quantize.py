@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.inliner
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,7 +66,7 @@ def test_weights_never_saturate_and_are_as_good_as_rounding(
 
 
 def test_the_graph_of_the_sample_is_int8_throughout(sample_model: Path) -> None:
-    graph = onnx.load(sample_model / "onnx/model_int8.onnx").graph
+    graph = onnx.inliner.inline_local_functions(onnx.load(sample_model / "onnx/model_int8.onnx")).graph
     operators = Counter(node.op_type for node in graph.node)
     assert operators["MatMulIntegerToFloat"] == 6 * _LAYERS
     assert operators["QuantizeLinear"] == 4 * _LAYERS
@@ -122,7 +123,7 @@ def test_the_manifest_says_how_near_to_fp32_it_is(int8: Encoder) -> None:
     calibration = int8.manifest.graph("int8").calibration
     assert calibration
     assert calibration["file_sha256"] == hashlib.sha256(export._CALIBRATION.read_bytes()).hexdigest()
-    assert calibration["texts"] > 6 * calibration["texts_held_back"] > 300
+    assert calibration["texts"] > 3 * calibration["texts_held_back"] > 300
     parity = int8.manifest.graph("int8").parity
     assert parity["texts"] >= 200
     assert 0.985 < parity["min_cosine"] < parity["mean_cosine"] < 1
@@ -164,6 +165,6 @@ def test_precisions_are_checked(tmp_path: Path) -> None:
 
 def test_no_text_is_used_for_both_fitting_and_measuring() -> None:
     fitted, held_back = split_texts([f"Text {number}. It has two sentences." for number in range(50)])
-    assert "Text 1." in fitted
-    assert "Text 8." in held_back
+    assert {"Text 1. It has two sentences.", "Text 2."} <= set(fitted)
+    assert {"Text 8. It has two sentences.", "Text 8."} <= set(held_back)
     assert not {text for text in fitted if "Text" in text} & set(held_back)

@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from e5onnx.errors import CheckpointError, ParityError
 from e5onnx.model_folder import ModelFolder
+from e5onnx.tokenizer import Tokenizer
 from e5onnx_export import export_model
+from e5onnx_export.built import Built
 from e5onnx_export.checkpoint import read_checkpoint
 from e5onnx_export.folder import graph_record
-from e5onnx_export.trace import load_encoder, load_tokenizer
 from e5onnx_export.validate import compare_with_fp32, measure_fidelity, measure_parity
 
 FP32, INT8, PORTABLE = "onnx/model.onnx", "onnx/model_int8.onnx", "onnx/model_portable.onnx"
@@ -34,10 +35,12 @@ def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def changed(exported: Path, folder: Path, file: str, tensor_name: str, change: Callable[[Any], None]) -> ModelFolder:
-    """Return a copy of a model folder with one tensor of a graph changed, and a manifest that agrees."""
+    """Return a copy of a model folder with a weight or constant of a graph changed, and a manifest that agrees."""
     shutil.copytree(exported, folder)
     graph = onnx.load(folder / file)
-    (tensor,) = [tensor for tensor in graph.graph.initializer if tensor.name == tensor_name]
+    nodes = [node for part in (graph.graph, *graph.functions) for node in part.node if node.op_type == "Constant"]
+    constants = {node.output[0].split("__")[0]: node.attribute[0].t for node in nodes}  # flattening numbers them
+    tensor = ({tensor.name: tensor for tensor in graph.graph.initializer} | constants)[tensor_name]
     values = numpy_helper.to_array(tensor).copy()
     change(values)
     tensor.CopyFrom(numpy_helper.from_array(values, tensor_name))
@@ -63,25 +66,24 @@ def put_nan_in_a_row(values: NDArray[Any]) -> None:
 
 
 def parity(checkpoint: Path, folder: ModelFolder) -> dict[str, float]:
-    source = read_checkpoint(checkpoint)
-    encoder = load_encoder(source)
-    return measure_parity(folder, folder.manifest.graph("fp32"), encoder, load_tokenizer(source, encoder))
+    embed = Built(read_checkpoint(checkpoint)).references()["numpy"]
+    return measure_parity(folder, folder.manifest.graph("fp32"), "numpy", embed)
 
 
 def test_parity_is_as_the_export_measured_it(tiny_checkpoint: Path, exported: Path) -> None:
     folder = ModelFolder.open(exported)
-    assert parity(tiny_checkpoint, folder) == pytest.approx(folder.manifest.graph("fp32").parity, abs=1e-6)
+    found, measured = parity(tiny_checkpoint, folder), folder.manifest.graph("fp32").parity
+    assert found == pytest.approx({name: measured[name] for name in found}, abs=1e-6)
+    assert measured["pytorch_max_abs_difference"] < 1e-5
 
 
 def test_parity_notices_nan_in_a_single_vector(tiny_checkpoint: Path, exported: Path, tmp_path: Path) -> None:
-    word = "the"  # its token is in some texts of the check only
-    source = read_checkpoint(tiny_checkpoint)
-    token = load_tokenizer(source, load_encoder(source)).convert_tokens_to_ids(word)
+    token = Tokenizer(ModelFolder.open(exported)).tokenize(["the"])[0].ids[1]  # in some texts of the check only
 
     def damage(values: NDArray[Any]) -> None:
         values[token] = np.nan
 
-    folder = changed(exported, tmp_path / "m", FP32, "embeddings.word_embeddings.weight", damage)
+    folder = changed(exported, tmp_path / "m", FP32, "word_table", damage)
     with pytest.raises(ParityError, match="differs from the checkpoint by up to nan"):
         parity(tiny_checkpoint, folder)
 
