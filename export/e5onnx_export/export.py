@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from e5onnx import __version__
 from e5onnx.errors import InputValueError, MissingDependencyError
-from e5onnx.manifest import Manifest
+from e5onnx.manifest import MANIFEST, Manifest
 from e5onnx.model_folder import ModelFolder, file_record
 from e5onnx.tokenizer import Tokenizer
 
@@ -265,6 +265,7 @@ def _describe(source: Checkpoint, folder: Path, tools: Sequence[str]) -> Manifes
     """Return the manifest of the files in `folder`, without parity."""
     files: list[tuple[Precision, str]] = [*GRAPHS.items(), ("fp32", PORTABLE_GRAPH)]
     graphs = (graph_record(folder, file, precision) for precision, file in files if (folder / file).is_file())
+    others = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != MANIFEST)
     return Manifest(
         checkpoint=source.name,
         revision=source.revision,
@@ -277,7 +278,7 @@ def _describe(source: Checkpoint, folder: Path, tools: Sequence[str]) -> Manifes
         default_prompt_name=source.default_prompt_name,
         similarity_fn_name=source.similarity_fn_name.value,
         graphs=tuple(graphs),
-        files=tuple(file_record(folder, path.name) for path in sorted(folder.iterdir()) if path.is_file()),
+        files=tuple(file_record(folder, name) for name in others),
         tools={"e5onnx": __version__, **{tool: version(tool) for tool in tools}},
     )
 

@@ -209,9 +209,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
 
 
 def _add_model(parser: argparse.ArgumentParser, *, encoder: bool = True, nargs: str | None = None) -> None:
-    parser.add_argument(
-        "model", metavar="MODEL", nargs=nargs, help="a model folder or checkpoint, or the hub id of one"
-    )
+    parser.add_argument("model", metavar="MODEL", nargs=nargs, help="a model folder, a checkpoint, or a hub id")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     if encoder:
         parser.add_argument("--threads", type=int, metavar="N", help="default: E5ONNX_THREADS, or available processors")

@@ -75,7 +75,7 @@ class Encoder:
                 id downloads anything; HF_HOME, HF_HUB_OFFLINE and HF_TOKEN apply. The model folder of a checkpoint is
                 built on first use and kept in the cache (E5ONNX_CACHE, or the platform's place for caches). This needs
                 the extra `export`, and the logger "e5onnx" says so.
-            precision: with "cpu": "fp32", the default, or "int8", if the folder has it or it can be built. With "openvino": "bf16", the
+            precision: with "cpu": "fp32", the default, or "int8", if the model has it. With "openvino": "bf16", the
                 default if the processor has it, or "fp32".
             provider: "cpu" for onnxruntime's own kernels; "openvino" for OpenVINO, which needs the extra `openvino`
                 and a folder with the portable graph.

@@ -83,9 +83,8 @@ def read_licence(repo_id: str, revision: str | None) -> dict[str, str]:
             data = huggingface_hub.model_info(repo_id, revision=revision or "main").card_data
         except (hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError, hub_errors.HFValidationError):
             return {}
-    found = {} if data is None else data.to_dict()
     keys = ("license", "license_name", "license_link")
-    return {key: found[key] for key in keys if isinstance(found.get(key), str)}
+    return {key: value for key in keys if isinstance(value := getattr(data, key, None), str)}
 
 
 def upload_files(
