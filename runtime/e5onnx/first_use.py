@@ -89,7 +89,7 @@ def from_hub(repo_id: str, commit: str, revision: str | None, wanted: str | None
     place = _place(repo_id, commit)
     folder = _find(place, wanted) or _build_once(place, wanted, f"{repo_id} at {commit}", build)
     reference = _reference(repo_id, revision)
-    if _read_commit(reference) != commit:
+    if not is_commit(revision) and _read_commit(reference) != commit:
         with suppress(OSError):  # a read-only cache; the reference is for later use without the hub
             reference.parent.mkdir(exist_ok=True)
             with written_whole(reference) as path:
@@ -99,10 +99,13 @@ def from_hub(repo_id: str, commit: str, revision: str | None, wanted: str | None
 
 def built_before(repo_id: str, revision: str | None, wanted: str | None) -> Path | None:
     """Return the model folder of the commit that a branch or tag last had, if the cache has it. Needs no network."""
-    if revision is not None and _COMMIT.fullmatch(revision):
-        return _find(_place(repo_id, revision), wanted)
-    commit = _read_commit(_reference(repo_id, revision))
+    commit = revision if is_commit(revision) else _read_commit(_reference(repo_id, revision))
     return None if commit is None else _find(_place(repo_id, commit), wanted)
+
+
+def is_commit(revision: str | None) -> bool:
+    """Tell whether a revision is a commit, and not a branch or tag."""
+    return revision is not None and _COMMIT.fullmatch(revision) is not None
 
 
 def _place(repo_id: str, commit: str) -> Path:
@@ -123,7 +126,7 @@ def _read_commit(reference: Path) -> str | None:
         commit = reference.read_text()
     except (OSError, UnicodeDecodeError):
         return None
-    return commit if _COMMIT.fullmatch(commit) else None
+    return commit if is_commit(commit) else None
 
 
 def _find(place: Path, wanted: str | None) -> Path | None:

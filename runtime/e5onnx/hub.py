@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .errors import InputValueError, MissingDependencyError, ModelDownloadError, ModelNotFoundError, ModelUploadError
 from .manifest import CHECKPOINT_FILES, MANIFEST
@@ -18,12 +18,20 @@ from .manifest import CHECKPOINT_FILES, MANIFEST
 try:
     import huggingface_hub
     from huggingface_hub import errors as hub_errors
+    from huggingface_hub.utils.tqdm import tqdm
 except ImportError as error:  # tokenizers installs it, but the smallest installations leave it out
     raise MissingDependencyError("loading from a hub id needs huggingface_hub: pip install huggingface_hub") from error
 
 # The base class of the HTTP library's errors, which a failure in the middle of a download raises: of requests up to
 # huggingface_hub 0.36, of httpx since then.
 _HTTP_ERROR: type[Exception] = hub_errors.HfHubHTTPError.__bases__[0]
+
+
+class _TerminalBar(tqdm):
+    """A progress bar that is shown on a terminal only, as huggingface_hub shows those of single files."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"disable": None, **options})  # type: ignore[no-untyped-call]  # without types
 
 
 class HubCheckpoint(NamedTuple):
@@ -67,7 +75,7 @@ def download_checkpoint(repo_id: str, *, revision: str | None, patterns: list[st
     """Download a checkpoint's files that match `patterns` and not `ignored` into the cache; return their folder."""
     with _translated_errors(repo_id, revision, local_files_only=False):
         folder = huggingface_hub.snapshot_download(
-            repo_id, revision=revision, allow_patterns=patterns, ignore_patterns=ignored
+            repo_id, revision=revision, allow_patterns=patterns, ignore_patterns=ignored, tqdm_class=_TerminalBar
         )
     return Path(folder)
 

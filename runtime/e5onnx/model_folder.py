@@ -238,8 +238,12 @@ def open_model(
         graph = manifest.graph(precision, provider).records() if precision or provider != "cpu" else ()
         return [record.file for record in (*graph, *manifest.files)]
 
-    from .first_use import built_before, from_hub
+    from .first_use import built_before, from_hub, is_commit
 
+    if is_commit(revision):  # it never changes, so there is nothing to ask the hub
+        built = built_before(name, revision, graph)
+        if built is not None:
+            return ModelFolder.open(built)
     try:
         from .hub import HubCheckpoint, download_model
 
