@@ -275,6 +275,7 @@ def _describe(source: Checkpoint, folder: Path, tools: Sequence[str]) -> Manifes
     """Return the manifest of the files in `folder`, without parity."""
     files: list[tuple[Precision, str]] = [*GRAPHS.items(), ("fp32", PORTABLE_GRAPH)]
     graphs = (graph_record(folder, file, precision) for precision, file in files if (folder / file).is_file())
+    others = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != MANIFEST)
     return Manifest(
         checkpoint=source.name,
         revision=source.revision,
@@ -287,11 +288,7 @@ def _describe(source: Checkpoint, folder: Path, tools: Sequence[str]) -> Manifes
         default_prompt_name=source.default_prompt_name,
         similarity_fn_name=source.similarity_fn_name.value,
         graphs=tuple(graphs),
-        files=tuple(
-            file_record(folder, path.name)
-            for path in sorted(folder.iterdir())
-            if path.is_file() and path.name != MANIFEST
-        ),
+        files=tuple(file_record(folder, name) for name in others),
         tools={"e5onnx": __version__, **{tool: version(tool) for tool in tools}},
     )
 

@@ -13,6 +13,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
+    CacheError,
+    CheckpointError,
     E5OnnxError,
     InferenceError,
     InputTypeError,
@@ -22,21 +24,23 @@ from .errors import (
     ModelDownloadError,
     ModelFolderError,
     ModelNotFoundError,
+    ParityError,
     TextTooLongError,
     TruncationWarning,
 )
+from .version import __version__
 
 if TYPE_CHECKING:
     from .encoder import Encoder
     from .tokenizer import TokenizedText, Tokenizer
-
-__version__ = "0.1.0"
 
 # onnxruntime's official builds report usage to Microsoft unless this is set before the import (Privacy.md, "Disabling
 # Telemetry"). Set it to 0 to send the reports.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
+    "CacheError",
+    "CheckpointError",
     "E5OnnxError",
     "Encoder",
     "InferenceError",
@@ -47,6 +51,7 @@ __all__ = [
     "ModelDownloadError",
     "ModelFolderError",
     "ModelNotFoundError",
+    "ParityError",
     "TextTooLongError",
     "TokenizedText",
     "Tokenizer",

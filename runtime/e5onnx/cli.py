@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import warnings
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options = parse(arguments)
             if options.json:
                 terminal.use_utf8()
-            with _plain_warnings():
+            with _plain_warnings(), _shown_log():
                 options.run(options)
     except terminal.OutputClosedError:
         return 0
@@ -184,6 +185,15 @@ def _verify(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run_verify)
 
 
+def _push(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a model folder on disk")
+    parser.add_argument("repository", metavar="OWNER/NAME", help="the repository, made if need be")
+    parser.add_argument("--private", action="store_true", help="make a private repository")
+    parser.add_argument("--revision", metavar="BRANCH", help="the branch, made if need be (default: main)")
+    parser.add_argument("--message", metavar="S", help="message of the commit")
+    parser.set_defaults(run=_run_push, json=False)
+
+
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "export": ("export a checkpoint to a model folder (extra: e5onnx[export])", _export),
     "portable": ("add a graph of standard ONNX operators, for --provider openvino", _portable),
@@ -192,13 +202,14 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "serve": ("serve OpenAI's embeddings API over HTTP (extra: e5onnx[serve])", _serve),
     "similarity": ("score documents against queries", _similarity),
     "info": ("describe a model folder, and what suits this host", _info),
+    "push": ("publish a model folder on the Hugging Face hub, with a model card", _push),
     "verify": ("compare every file of a model folder with its SHA-256", _verify),
 }
 """For each command: its purpose, and a function that adds its arguments to a parser and sets `run` to call it."""
 
 
 def _add_model(parser: argparse.ArgumentParser, *, encoder: bool = True, nargs: str | None = None) -> None:
-    parser.add_argument("model", metavar="MODEL", nargs=nargs, help="a model folder, or the hub id of one")
+    parser.add_argument("model", metavar="MODEL", nargs=nargs, help="a model folder, a checkpoint, or a hub id")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     if encoder:
         parser.add_argument("--threads", type=int, metavar="N", help="default: E5ONNX_THREADS, or available processors")
@@ -323,6 +334,14 @@ def _run_verify(options: argparse.Namespace) -> None:
     print_line(f"{folder.path} is unchanged since the export")
 
 
+def _run_push(options: argparse.Namespace) -> None:
+    from .publish import push_model
+
+    message = {} if options.message is None else {"message": options.message}
+    url = push_model(options.model, options.repository, private=options.private, revision=options.revision, **message)
+    print_line(f"Published {url}")
+
+
 def _load(options: argparse.Namespace) -> Encoder:
     from .encoder import Encoder
 
@@ -347,6 +366,25 @@ def _plain_warnings() -> Iterator[None]:
         warnings.simplefilter("always")
         warnings.showwarning = show
         yield
+
+
+@contextmanager
+def _shown_log() -> Iterator[None]:
+    """Show the steps of first use on standard error, as standard output is for the command's own."""
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            note(record.getMessage())
+
+    logger, handler = logging.getLogger("e5onnx"), Notes()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _shortened(text: str, width: int = 100) -> str:

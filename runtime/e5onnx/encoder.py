@@ -68,12 +68,14 @@ class Encoder:
         revision: str | None = None,
         local_files_only: bool = False,
     ) -> None:
-        """Load an exported model.
+        """Load a model.
 
         Args:
-            model: a model folder that `e5onnx export` wrote, or the hub id of one. Only a hub id downloads anything;
-                HF_HOME, HF_HUB_OFFLINE and HF_TOKEN apply.
-            precision: with "cpu": "fp32", the default, or "int8", if the folder has it. With "openvino": "bf16", the
+            model: a model folder that `e5onnx export` wrote, a checkpoint's folder, or the hub id of either. Only a hub
+                id downloads anything; HF_HOME, HF_HUB_OFFLINE and HF_TOKEN apply. The model folder of a checkpoint is
+                built on first use and kept in the cache (E5ONNX_CACHE, or the platform's place for caches). This needs
+                the extra `export`, and the logger "e5onnx" says so.
+            precision: with "cpu": "fp32", the default, or "int8", if the model has it. With "openvino": "bf16", the
                 default if the processor has it, or "fp32".
             provider: "cpu" for onnxruntime's own kernels; "openvino" for OpenVINO, which needs the extra `openvino`
                 and a folder with the portable graph.
@@ -81,16 +83,18 @@ class Encoder:
                 number of processors that are really available (affinity and control-group quotas).
             compile_cache: folder where OpenVINO keeps the compiled graph, to load faster the next time.
             revision: branch, tag or commit of a hub id; None for the main branch.
-            local_files_only: load a hub id from the hub's cache without using the network.
+            local_files_only: load a hub id from the caches without using the network.
 
         Raises:
             ModelNotFoundError: there is no such folder or repository, or a file of it is missing.
             ModelFolderError: a file of the folder is damaged, or does not belong to the model.
             ModelDownloadError: the hub could not be reached.
+            CheckpointError: the checkpoint is damaged, or cannot be exported.
+            CacheError: the cache cannot be written.
             InputValueError: the folder has no graph for this precision or provider, the processor or provider does
                 not support the precision, or `threads` (E5ONNX_THREADS) is below 1 or far above the number of
                 processors.
-            MissingDependencyError: the provider is not installed.
+            MissingDependencyError: the provider is not installed, or first use needs the extra `export`.
         """
         if threads is not None:
             threads = check_threads(whole_number("threads", threads), "threads")

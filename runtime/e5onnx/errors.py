@@ -28,6 +28,14 @@ class ModelDownloadError(E5OnnxError, ConnectionError):
     """The hub is unreachable or refused the download, and the model is not in the local cache."""
 
 
+class ModelUploadError(E5OnnxError, ConnectionError):
+    """The hub is unreachable or refused the upload."""
+
+
+class CacheError(E5OnnxError, OSError):
+    """The cache, where first use builds model folders, cannot be found, written or locked."""
+
+
 class InputTypeError(E5OnnxError, TypeError):
     """An argument or a text has the wrong type; the message names it or its position."""
 

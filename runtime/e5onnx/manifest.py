@@ -13,16 +13,25 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from .cache import cached_folder
 from .errors import InputValueError, ModelFolderError
 
 MANIFEST = "e5onnx.json"
+CHECKPOINT_FILES = ("config.json", "modules.json")
+"""A folder or repository with one of these, and without a manifest, is a checkpoint."""
 FORMAT_VERSION = "1.1"
 """Major and minor version of the manifest. A reader refuses a newer major version, and keeps keys it does not know."""
 
 SIMILARITIES = ("cosine", "dot")
 """The ways to compare vectors that a manifest may name, with sentence-transformers' names."""
 
-REPAIR = "Export the model again, or copy the folder again."
+
+def repair(path: Path) -> str:
+    """Say how to replace a damaged file of a model folder."""
+    cached = cached_folder(path)
+    if cached is not None:
+        return f"Delete {cached}, and it is built again when it is next used."
+    return "Export the model again, or copy the folder again."
 
 
 @dataclass(frozen=True)
@@ -101,21 +110,21 @@ class Manifest:
         try:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ModelFolderError(f"{path} is not valid JSON ({error}). {REPAIR}") from error
+            raise ModelFolderError(f"{path} is not valid JSON ({error}). {repair(path)}") from error
         if not isinstance(content, dict) or "format_version" not in content:
-            raise ModelFolderError(f"{path} is not the manifest of an e5onnx model folder. {REPAIR}")
+            raise ModelFolderError(f"{path} is not the manifest of an e5onnx model folder. {repair(path)}")
         _check_version(content["format_version"], path)
         try:
             json.dumps(content, ensure_ascii=False).encode()
         except (UnicodeEncodeError, RecursionError) as error:
-            raise ModelFolderError(f"{path} holds text that is not valid Unicode ({error}). {REPAIR}") from error
+            raise ModelFolderError(f"{path} holds text that is not valid Unicode ({error}). {repair(path)}") from error
         if content.pop("checksum", None) != _digest(content):
-            raise ModelFolderError(f"{path} was changed after the export: its checksum does not match. {REPAIR}")
+            raise ModelFolderError(f"{path} was changed after the export: its checksum does not match. {repair(path)}")
         try:
             manifest = _from_content(cls, content)
             _check_values(manifest)
         except ValueError as error:
-            raise ModelFolderError(f"{path} is not a valid manifest: {error}. {REPAIR}") from error
+            raise ModelFolderError(f"{path} is not a valid manifest: {error}. {repair(path)}") from error
         return manifest
 
     def records(self) -> Iterator[FileRecord]:
@@ -231,7 +240,7 @@ def _check_values(manifest: Manifest) -> None:
 def _check_version(version: Any, path: Path) -> None:
     major = re.match(r"[0-9]{1,9}(?=\.|$)", str(version))
     if major is None:
-        raise ModelFolderError(f"{path} has the unreadable format version {version!r}. {REPAIR}")
+        raise ModelFolderError(f"{path} has the unreadable format version {version!r}. {repair(path)}")
     if int(major[0]) > int(FORMAT_VERSION.partition(".")[0]):
         raise ModelFolderError(
             f"{path} has format version {version}; this e5onnx reads up to {FORMAT_VERSION}. "

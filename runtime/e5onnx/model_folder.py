@@ -23,8 +23,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import InputTypeError, InputValueError, ModelFolderError, ModelNotFoundError, plural
-from .manifest import MANIFEST, REPAIR, FileRecord, Manifest
+from .cache import cached_folder
+from .errors import (
+    InputTypeError,
+    InputValueError,
+    MissingDependencyError,
+    ModelDownloadError,
+    ModelFolderError,
+    ModelNotFoundError,
+    plural,
+)
+from .manifest import CHECKPOINT_FILES, MANIFEST, FileRecord, Manifest, repair
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MOST_NAMED = 10
@@ -54,7 +63,7 @@ class ModelFolder:
         except OSError as error:
             raise _unreadable(manifest_path, error) from error
         except UnicodeDecodeError as error:
-            raise ModelFolderError(f"{manifest_path} is not UTF-8 text. {REPAIR}") from error
+            raise ModelFolderError(f"{manifest_path} is not UTF-8 text. {repair(folder)}") from error
         return cls(folder, Manifest.from_json(text, manifest_path))
 
     def file(self, name: str) -> Path:
@@ -62,7 +71,7 @@ class ModelFolder:
         for record in self.manifest.records():
             if record.file == name:
                 return self.check(record)
-        raise ModelFolderError(f"{self.path / MANIFEST} does not list {name}. {REPAIR}")
+        raise ModelFolderError(f"{self.path / MANIFEST} does not list {name}. {repair(self.path)}")
 
     @contextmanager
     def graph(self, precision: str | None, provider: str = "cpu") -> Iterator[OpenedGraph]:
@@ -127,13 +136,13 @@ class ModelFolder:
             size = path.stat().st_size
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ModelNotFoundError(
-                f"{path} is missing; the model's manifest expects {plural(record.size, 'byte')}. {REPAIR}"
+                f"{path} is missing; the model's manifest expects {plural(record.size, 'byte')}. {repair(path)}"
             ) from error
         except OSError as error:
             raise _unreadable(path, error) from error
         if size != record.size:
             raise ModelFolderError(
-                f"{path} has {plural(size, 'byte')} where the model's manifest expects {record.size:,}. {REPAIR}"
+                f"{path} has {plural(size, 'byte')} where the model's manifest expects {record.size:,}. {repair(path)}"
             )
         return path
 
@@ -198,23 +207,29 @@ def open_model(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> ModelFolder:
-    """Open a model folder, or the exported model that a hub id names.
+    """Open a model folder, or the model that a hub id names. That of a checkpoint is built in the cache on first use.
 
     Args:
         model: path of a folder, or a hub id ("owner/name") where no such folder exists.
-        precision: precision of the graph to download; None for no graph, unless the provider needs the portable one.
+        precision: precision of the graph to download or build; None for no graph, unless the provider needs the
+            portable one.
         provider: what will run the graph; any other than "cpu" needs the portable graph.
         all_files: download every file of the manifest.
         revision: branch, tag or commit on the hub; None for the main branch. A folder does not take one.
-        local_files_only: use only the hub's cache, not the network.
+        local_files_only: use only the caches, the hub's and that of first use, not the network.
     """
     name = _path(model)
+    graph = "portable" if provider != "cpu" else precision
     if not is_hub_id(name):
-        folder = ModelFolder.open(name)
+        path = Path(name)
+        folder = None if _is_checkpoint(path) else ModelFolder.open(path)
         if revision is not None:
             raise InputValueError(f"a revision is for a hub id; {name} is a folder: leave out revision {revision!r}")
-        return folder
-    from .hub import download_model
+        if folder is not None:
+            return folder
+        from .first_use import from_folder
+
+        return ModelFolder.open(from_folder(path, graph))
 
     def wanted(folder: Path) -> list[str]:
         manifest = ModelFolder.open(folder).manifest
@@ -223,7 +238,24 @@ def open_model(
         graph = manifest.graph(precision, provider).records() if precision or provider != "cpu" else ()
         return [record.file for record in (*graph, *manifest.files)]
 
-    return ModelFolder.open(download_model(name, revision=revision, local_files_only=local_files_only, wanted=wanted))
+    from .first_use import built_before, from_hub, is_commit
+
+    if is_commit(revision):  # it never changes, so there is nothing to ask the hub
+        built = built_before(name, revision, graph)
+        if built is not None:
+            return ModelFolder.open(built)
+    try:
+        from .hub import HubCheckpoint, download_model
+
+        found = download_model(name, revision=revision, local_files_only=local_files_only, wanted=wanted)
+    except (ModelDownloadError, MissingDependencyError):
+        built = built_before(name, revision, graph)
+        if built is None:
+            raise
+        return ModelFolder.open(built)
+    if isinstance(found, HubCheckpoint):
+        found = from_hub(name, found.commit, revision, graph)
+    return ModelFolder.open(found)
 
 
 def is_hub_id(name: str) -> bool:
@@ -268,6 +300,12 @@ def _path(model: Any) -> str:
     return name
 
 
+def _is_checkpoint(folder: Path) -> bool:
+    """Tell whether a folder is a checkpoint and not a model folder, nor a damaged one of the cache."""
+    there = {name for name in (MANIFEST, *CHECKPOINT_FILES) if os.path.lexists(folder / name)}
+    return bool(there) and MANIFEST not in there and cached_folder(folder.absolute()) is None
+
+
 def _unreadable(path: Path, error: OSError) -> ModelFolderError:
     return ModelFolderError(f"{path} cannot be read: {error.strerror or error}")
 
@@ -275,7 +313,9 @@ def _unreadable(path: Path, error: OSError) -> ModelFolderError:
 def _no_manifest(folder: Path) -> str:
     if not folder.is_dir():
         return f"there is no folder {folder}"
-    if (folder / "config.json").is_file():
+    if cached_folder(folder) is not None:
+        return f"{folder / MANIFEST} is missing. {repair(folder)}"
+    if _is_checkpoint(folder):
         return (
             f"{folder} holds a checkpoint, not an exported model ({MANIFEST} is missing). "
             f"Export it first: e5onnx export {folder} OUTPUT"
@@ -296,5 +336,5 @@ def _sha256(file: Path | int) -> str:
 def _compare(path: Path, found: str, expected: str) -> None:
     if found != expected:
         raise ModelFolderError(
-            f"{path} was changed after the export: its SHA-256 is {found}, expected {expected}. {REPAIR}"
+            f"{path} was changed after the export: its SHA-256 is {found}, expected {expected}. {repair(path)}"
         )
