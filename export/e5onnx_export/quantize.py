@@ -267,7 +267,8 @@ def quantize_weights(weights: Floats, rows: Floats, quantized_rows: Floats) -> t
     seen = quantized_rows.astype(np.float64)
     moments = seen.T @ seen
     moments[np.diag_indices(inputs)] += _DAMPING * max(float(np.diag(moments).mean()), 1e-6)
-    best = weights + np.linalg.solve(moments, np.linalg.multi_dot([seen.T, rows - seen, weights]))
+    missing = np.linalg.multi_dot([seen.T, rows - seen, weights])
+    best = np.asarray(weights + np.linalg.solve(moments, missing), np.float64)
     scales = coarse(weight_scales(best))
     factor = np.linalg.cholesky(moments[::-1, ::-1])[::-1, ::-1]  # upper triangular; moments = factor @ factor.T
     shares = np.ascontiguousarray((factor / np.diag(factor)).T)  # of the errors before it that a channel takes over
@@ -304,4 +305,5 @@ def weight_scales(weights: NDArray[np.float64]) -> NDArray[np.float64]:
 def coarse(values: NDArray[np.float64]) -> Floats:
     """Return the values with 12 significant bits, so that the last bits of a sum do not change them."""
     fractions, exponents = np.frexp(values)
-    return np.ldexp(np.rint(fractions * 2**12) / 2**12, exponents).astype(np.float32)
+    rounded: Floats = np.ldexp(np.rint(fractions * 2**12) / 2**12, exponents).astype(np.float32)
+    return rounded
