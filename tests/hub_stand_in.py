@@ -2,7 +2,7 @@
 
 It answers the requests of `hf_hub_download`, `snapshot_download`, `create_repo`, `create_branch` and `create_commit`
 with the hub's headers and error codes. Downloads are not redirected to a storage, listings have one page, and large
-files are uploaded by git-lfs' "basic" transfer.
+files are uploaded by git-lfs' "basic" transfer, as clients do without Xet.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ class HubStandIn:
         """Return the environment of a process that uses this hub and a hub cache below `home`."""
         other = re.compile(r"HF_|HUGGING|TRANSFORMERS_|E5ONNX_|.*_PROXY$", re.IGNORECASE)
         kept = {name: value for name, value in os.environ.items() if not other.match(name)}
-        cache = str(home / "e5onnx")
-        return {**kept, "HF_ENDPOINT": self.url, "HF_HOME": str(home), "E5ONNX_CACHE": cache, **variables}
+        hub = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+        return {**kept, **hub, "E5ONNX_CACHE": str(home / "e5onnx"), **variables}
 
 
 class _Server(ThreadingHTTPServer):
@@ -203,7 +203,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         folder = self._commit_folder()
         (folder / ".gitattributes").write_text("*.onnx filter=lfs diff=lfs merge=lfs -text\n")
-        hub.add(repo_id, folder, token=hub.writer if asked.get("private") else None)
+        is_private = asked.get("private") or asked.get("visibility") == "private"  # before and since huggingface_hub 2
+        hub.add(repo_id, folder, token=hub.writer if is_private else None)
         self._send_json(answer)
 
     def _write(self, repository: Repository, match: re.Match[str], body: bytes) -> None:

@@ -288,7 +288,7 @@ class TestDownloads:
 
         (machine.folder / "maker/small" / MANIFEST).unlink()
         answer = machine.evaluate("Encoder('maker/small')")
-        assert answer.error == "ModelNotFoundError"
+        assert answer.error == "CheckpointError"  # it has a config.json, but no weights
         assert str(machine.folder / "maker/small") in answer.message
         assert hub.requests == []
 
@@ -357,14 +357,14 @@ class TestErrors:
         assert "no folder maker/unknown" in answer.message
         assert "no repository" in answer.message
 
-    def test_repository_without_an_exported_model(self, hub: HubStandIn, machine: Machine, tmp_path: Path) -> None:
-        checkpoint = tmp_path / "checkpoint"
-        checkpoint.mkdir()
-        (checkpoint / "config.json").write_text("{}")
-        hub.add("maker/checkpoint", checkpoint)
-        answer = machine.evaluate("Encoder('maker/checkpoint')")
+    def test_repository_without_model_and_checkpoint(self, hub: HubStandIn, machine: Machine, tmp_path: Path) -> None:
+        other = tmp_path / "other"
+        other.mkdir()
+        (other / "README.md").write_text("# Something else")
+        hub.add("maker/other", other)
+        answer = machine.evaluate("Encoder('maker/other')")
         assert answer.error == "ModelNotFoundError"
-        assert "e5onnx export maker/checkpoint" in answer.message
+        assert "maker/other on the hub is neither an exported model nor a checkpoint" in answer.message
 
     def test_repository_that_lacks_a_file_of_its_manifest(
         self, hub: HubStandIn, machine: Machine, make_model: MakeModel
@@ -632,11 +632,11 @@ class TestCommandLine:
         [
             (["maker/unknown"], {}, "no folder maker/unknown"),
             (["maker/small", "--revision", "v9"], {}, "'v9'"),
-            (["maker/checkpoint"], {}, "e5onnx export maker/checkpoint"),
+            (["maker/other"], {}, "neither an exported model nor a checkpoint"),
             (["maker/gated"], {}, "HF_TOKEN"),
             (["maker/small"], {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE"),
         ],
-        ids=["unknown", "revision", "checkpoint", "gated", "offline"],
+        ids=["unknown", "revision", "other", "gated", "offline"],
     )
     def test_errors(
         self,
@@ -649,7 +649,7 @@ class TestCommandLine:
         expected: str,
     ) -> None:
         hub.add("maker/small", small_model)
-        hub.add("maker/checkpoint", machine.folder)
+        hub.add("maker/other", machine.folder)
         hub.add("maker/gated", small_model, gated=True)
         assert_one_line(machine.e5onnx(command, *model, **environment), expected)
 
