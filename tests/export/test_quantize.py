@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from scipy.stats import spearmanr
+from threadpoolctl import threadpool_limits
 
 from e5onnx import Encoder, InputValueError
 from e5onnx.errors import ParityError
@@ -32,6 +33,11 @@ _LAYERS = 6
 @pytest.fixture(scope="module")
 def int8(sample_model: Path) -> Encoder:
     return Encoder(sample_model, precision="int8")
+
+
+@pytest.fixture(scope="module")
+def tiny_int8(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_model(tiny_checkpoint, tmp_path_factory.mktemp("int8") / "m", precisions=["int8"]).path
 
 
 def assert_cannot_saturate(weights: NDArray[np.int8]) -> None:
@@ -128,6 +134,17 @@ def test_the_manifest_says_how_near_to_fp32_it_is(int8: Encoder) -> None:
     assert parity["texts"] >= 200
     assert 0.985 < parity["min_cosine"] < parity["mean_cosine"] < 1
     assert int8.fingerprint != int8.manifest.fingerprint("fp32")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_bytes_do_not_depend_on_threads(
+    tiny_checkpoint: Path, tiny_int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    monkeypatch.setenv("E5ONNX_THREADS", str(threads))
+    with threadpool_limits(threads, user_api="blas"):
+        again = export_model(tiny_checkpoint, tmp_path / "m", precisions=["int8"]).path
+    for file in ("model_int8.onnx", "model_int8.onnx_data"):
+        assert (again / "onnx" / file).read_bytes() == (tiny_int8 / "onnx" / file).read_bytes()
 
 
 def test_own_texts_a_single_precision_and_the_refusal(
