@@ -89,9 +89,9 @@ def main() -> None:
             with attempt(name, failed):
                 sys.stderr.write(f"{name}\n")
                 runs[name].append(_first_vector(WAYS[name]))
-                results = {each: _describe(done) for each, done in runs.items() if done}
-                content = {"rounds": arguments.rounds, "failed": failed, "ways": results}
-                write(arguments.output, {"benchmark": "first_vector", **content})
+            results = {each: _describe(done) for each, done in runs.items() if done}
+            content = {"rounds": arguments.rounds, "failed": failed, "ways": results}
+            write(arguments.output, {"benchmark": "first_vector", **content})
 
 
 def _first_vector(way: Way) -> dict[str, Any]:
@@ -100,8 +100,8 @@ def _first_vector(way: Way) -> dict[str, Any]:
         start, worked = time.perf_counter(), _processor_seconds()
         _run([sys.executable, "-m", "venv", "venv"], folder)
         python = f"{folder}/venv/bin/python"
-        install = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile")
-        _run([python, *install, *way.requirements], folder)
+        pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile")
+        _run([python, *pip, *way.requirements], folder)
         install, install_work = time.perf_counter() - start, _processor_seconds() - worked
         size = _megabytes(Path(folder))
         packages = {each["name"]: each["version"] for each in json.loads(_run([python, *_LIST], folder))}
