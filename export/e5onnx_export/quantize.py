@@ -1,4 +1,4 @@
-"""The encoder in int8: calibrated, smoothed, quantised with error feedback. Needs onnx, onnxruntime and numpy only.
+"""The encoder in int8: calibrated, smoothed, quantised with error feedback. Needs no torch.
 
 Activations are quantised with *static* scales, found by calibration: unlike with dynamic quantisation, a text's vector
 does not depend on what else is in the batch. For each input of linear layers:
@@ -12,6 +12,10 @@ does not depend on what else is in the batch. For each input of linear layers:
 Weights are symmetric int8, with a scale for each output channel; activations are uint8 with a zero point. On x86
 processors without VNNI onnxruntime adds two neighbouring products in 16 bits with saturation (`vpmaddubsw`). No pair of
 weights written here can reach that limit, so vectors are right there too.
+
+One version of onnxruntime gives the same bytes on processors of one kind, whatever the number of threads and the
+versions of numpy and onnx: moments are exact sums, and scales are rounded. Another version, and other instructions such
+as AVX2 in place of AVX-512, may change the last bits of the activations, and with them some weights.
 """
 
 from __future__ import annotations

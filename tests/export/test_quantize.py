@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from scipy.stats import spearmanr
+from threadpoolctl import threadpool_limits
 
 from e5onnx import Encoder, InputValueError
 from e5onnx.errors import ParityError
@@ -128,6 +129,21 @@ def test_the_manifest_says_how_near_to_fp32_it_is(int8: Encoder) -> None:
     assert parity["texts"] >= 200
     assert 0.985 < parity["min_cosine"] < parity["mean_cosine"] < 1
     assert int8.fingerprint != int8.manifest.fingerprint("fp32")
+
+
+def test_the_bytes_do_not_depend_on_threads(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibration = tmp_path / "texts.txt"
+    calibration.write_text("\n".join(export._CALIBRATION.read_text("utf-8").splitlines()[:50]), "utf-8")
+    graphs = []
+    for threads in (1, 2):
+        monkeypatch.setenv("E5ONNX_THREADS", str(threads))
+        folder = tmp_path / str(threads)
+        with threadpool_limits(threads, user_api="blas"):
+            export_model(tiny_checkpoint, folder, precisions=["int8"], calibration=calibration)
+        graphs.append([(folder / "onnx" / file).read_bytes() for file in ("model_int8.onnx", "model_int8.onnx_data")])
+    assert graphs[0] == graphs[1]
 
 
 def test_own_texts_a_single_precision_and_the_refusal(
