@@ -130,14 +130,15 @@ def _read_commit(reference: Path) -> str | None:
 
 
 def _find(place: Path, wanted: str | None) -> Path | None:
-    """Return the folder that has what is wanted."""
-    if wanted not in tuple(_HAVE):
-        raise InputValueError(f"a checkpoint can be exported with precision fp32 or int8, not {wanted!r}")
-    return next((place / name for name in _HAVE[wanted] if (place / name).is_dir()), None)
+    """Return the folder that has what is wanted, if there is one."""
+    names = _HAVE[wanted] if wanted in tuple(_HAVE) else ()
+    return next((place / name for name in names if (place / name).is_dir()), None)
 
 
 def _build_once(place: Path, wanted: str | None, checkpoint: str, build: Callable[..., None]) -> Path:
     """Build a model folder in `place` unless another process does so first."""
+    if wanted not in tuple(_HAVE):
+        raise InputValueError(f"a checkpoint can be exported with precision fp32 or int8, not {wanted!r}")
     for package in _EXTRA:
         if importlib.util.find_spec(package) is None:
             raise MissingDependencyError(

@@ -280,7 +280,11 @@ print(json.dumps([reply["data"][0]["embedding"], imported]))
     expected = Encoder(sample_model, precision="int8").encode("What is an embedding?")
     np.testing.assert_allclose(vector, expected, rtol=0, atol=1e-6)
     python_files = {path.stem for path in (package / "e5onnx").rglob("*.py")}
-    assert {*imported, "hub"} == python_files == {path.name.split(".")[0] for path in package.glob("e5onnx/*/*.pyc")}
+    assert (
+        {*imported, "hub", "first_use", "atomic"}
+        == python_files
+        == {path.name.split(".")[0] for path in package.glob("e5onnx/*/*.pyc")}
+    )
 
 
 def test_awss_own_client_serves_the_zip(package: Path, sample_model: Path) -> None:
