@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -147,4 +148,6 @@ def append_head(
     graph.initializer.extend(head.initializer)
     del graph.output[:]
     graph.output.extend(head.output)
-    onnx.checker.check_model(encoder)
+    numbers = sum(math.prod(tensor.dims) for tensor in graph.initializer)
+    if 4 * numbers < onnx.checker.MAXIMUM_PROTOBUF:  # the checker cannot read more
+        onnx.checker.check_model(encoder)

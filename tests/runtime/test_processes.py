@@ -230,7 +230,7 @@ def test_nothing_heavy_is_imported_and_nothing_printed(sample_model: Path) -> No
         "from e5onnx import Encoder",
         "import e5onnx, onnxruntime",
         pytest.param(
-            "import e5onnx_export.fuse",
+            "import e5onnx_export.quantize",
             marks=pytest.mark.skipif(find_spec("onnx") is None, reason="the extra export is not installed"),
         ),
     ],
