@@ -33,6 +33,14 @@ _CHECKPOINTS: dict[str, dict[str, Any]] = {
 _OPTIONS: dict[str, dict[str, Any]] = {"sample": {"precisions": ["fp32", "int8"], "portable": True}}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the models that are built on first use out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("E5ONNX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say in one line which tools are missing, and how many tests were skipped for each."""
     reasons = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
