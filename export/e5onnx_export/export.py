@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -106,9 +105,6 @@ def export_model(
         raise InputValueError(f"precisions must be one or more of {', '.join(GRAPHS)}, got {list(precisions)}")
     calibration = Path(calibration or _CALIBRATION)
     fitted, held_back = _read_calibration(calibration) if "int8" in precisions else ([], [])
-    for package in ("onnx", "safetensors"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingDependencyError(f"export needs {package}: pip install 'e5onnx[export]'")
     source = read_checkpoint(
         checkpoint,
         revision=revision,
@@ -239,12 +235,12 @@ def _set_maximum(path: Path, max_tokens: int) -> None:
 
 
 def _progress(report: Callable[[str], None]) -> Callable[[int, int], None]:
-    """Return what reports finished layers with the time left."""
+    """Return what reports finished steps with the time left."""
     start = time.monotonic()
 
-    def advance(done: int, layers: int) -> None:
-        left = (time.monotonic() - start) / done * (layers - done)
-        report(f"  layer {done} of {layers}" + (f", {left:.0f} s left" if done < layers else ""))
+    def advance(done: int, steps: int) -> None:
+        left = (time.monotonic() - start) / done * (steps - done)
+        report(f"  {done} of {steps}" + (f", {left:.0f} s left" if done < steps else ""))
 
     return advance
 

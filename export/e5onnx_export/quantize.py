@@ -53,9 +53,9 @@ SMOOTHING = 0.8
 """Exponent of SmoothQuant. Larger ones fit the calibration texts better and clip more of what was not in them."""
 METHOD = f"static min-max activations, SmoothQuant {SMOOTHING}, least squares, GPTQ, pairs within 16 bits"
 """What the manifest says of how weights and scales were found."""
-_ROWS = 8192
+ROWS = 8192
 """Tokens whose activations are kept to fit the weights; ranges are those of all tokens."""
-_LARGEST_ACTIVATION = 1e15
+LARGEST_ACTIVATION = 1e15
 """A sound encoder stays far below."""
 _DAMPING = 0.01
 """Of the mean of the diagonal of the activations' second moments, added to it, as in GPTQ."""
@@ -96,7 +96,7 @@ def _linear(output: str, source: str, name: str, bias: bool) -> str:
     })"""
 
 
-INT8 = Variant(read=_read, linear=_linear, words=_WORDS, half_positions=True, fused=True)
+INT8 = Variant(read=_read, linear=_linear, words=_WORDS, half_positions=True, fused=True, has_layers=False)
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Calibration:
         """Embed the texts."""
         self._network = network
         session = _session(build_encoder(network, FUSED, embedding_weights(network), []))
-        share = _ROWS / sum(map(len, token_ids))
+        share = ROWS / sum(map(len, token_ids))
         generator = np.random.default_rng(0)
         self._batches: list[_Batch] = []
         for texts in plan_batches([len(ids) for ids in token_ids]):
@@ -209,7 +209,7 @@ class Calibration:
                 rows = values.reshape(-1, values.shape[-1])[batch.is_token]
                 low, high = rows.min(axis=0), rows.max(axis=0)
                 largest = np.maximum(-low, high).max()
-                if not largest < _LARGEST_ACTIVATION:  # so that NaN fails
+                if not largest < LARGEST_ACTIVATION:  # so that NaN fails
                     raise CheckpointError(
                         f"the encoder computes {largest:.0e}, which int8 cannot express: its weights are damaged, or "
                         "it needs --precision fp32"

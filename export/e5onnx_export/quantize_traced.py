@@ -20,10 +20,16 @@ from e5onnx.batching import pad_batch, plan_batches
 from e5onnx.errors import CheckpointError
 
 from .folder import save_with_weights
-from .quantize import Activations, Floats, activation_range, quantize_weights, smoothing_factors
+from .quantize import (
+    LARGEST_ACTIVATION,
+    ROWS,
+    Activations,
+    Floats,
+    activation_range,
+    quantize_weights,
+    smoothing_factors,
+)
 
-_ROWS = 8192
-_LARGEST_ACTIVATION = 1e15
 _TOGETHER = 16
 """Inputs of linear layers whose activations are in memory at a time."""
 
@@ -141,7 +147,7 @@ def _collect(
 def _run(
     session: onnxruntime.InferenceSession, names: Sequence[str], token_ids: Sequence[NDArray[np.int32]]
 ) -> dict[str, Activations]:
-    share = _ROWS / sum(map(len, token_ids))
+    share = ROWS / sum(map(len, token_ids))
     generator = np.random.default_rng(0)
     kept: dict[str, list[Floats]] = {name: [] for name in names}
     ranges: dict[str, list[tuple[Floats, Floats]]] = {name: [] for name in names}
@@ -156,7 +162,7 @@ def _run(
                 continue
             rows = output.reshape(-1, output.shape[-1])[is_token]
             largest = np.abs(rows).max()
-            if not largest < _LARGEST_ACTIVATION:  # so that NaN fails
+            if not largest < LARGEST_ACTIVATION:  # so that NaN fails
                 raise CheckpointError(
                     f"the encoder computes {largest:.0e} at {name}, which int8 cannot express: its weights are "
                     "damaged, or it needs --precision fp32"

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from e5onnx.batching import pad_batch, plan_batches
 from e5onnx.cpu import default_threads
 from e5onnx.engine import LoadedGraph, OnnxRuntimeEngine
-from e5onnx.errors import ParityError
+from e5onnx.errors import InferenceError, ParityError
 from e5onnx.manifest import GraphRecord
 from e5onnx.model_folder import ModelFolder, OpenedGraph
 from e5onnx.tokenizer import Tokenizer
@@ -68,7 +68,11 @@ def measure_parity(
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(1) as beside:
         expected = beside.map(embed, texts, tokenized)
         batches = [pad_batch([tokenized[row] for row in rows]) for rows in runs]
-        found = [(session.run(*batch), session.run(*batch, "pooled_embedding")) for batch in batches]
+        try:
+            found = [(session.run(*batch), session.run(*batch, "pooled_embedding")) for batch in batches]
+        except InferenceError:
+            list(expected)  # if the checkpoint fails, too, its error is the one to show
+            raise
         reference = np.stack(list(expected))
     lengths = np.linalg.norm(reference, axis=1, keepdims=True)
     unit = reference / lengths

@@ -27,7 +27,8 @@ from .version import __version__
 _log = logging.getLogger("e5onnx")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_EXTRA = ("e5onnx_export", "filelock", "ml_dtypes", "onnx", "safetensors")
+EXPORT_PACKAGES = ("e5onnx_export", "filelock", "ml_dtypes", "onnx", "safetensors", "threadpoolctl")
+"""What the extra `export` installs, by the names to import."""
 # What is built for each request, and the folders that already have it. None is for the tokenizer: any folder will do.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "fp32": {"precisions": ["fp32"]},
@@ -139,7 +140,7 @@ def _build_once(place: Path, wanted: str | None, checkpoint: str, build: Callabl
     """Build a model folder in `place` unless another process does so first."""
     if wanted not in tuple(_HAVE):
         raise InputValueError(f"a checkpoint can be exported with precision fp32 or int8, not {wanted!r}")
-    for package in _EXTRA:
+    for package in EXPORT_PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise MissingDependencyError(
                 f"{checkpoint} is a checkpoint. Exporting it on first use needs {package}: "

@@ -116,7 +116,7 @@ def test_failures_are_one_line_and_leave_nothing(export: Export, checkpoint: Pat
 
 
 def test_wrong_usage_is_exit_code_2(export: Export, tmp_path: Path) -> None:
-    for arguments in [(), ("sample",), ("sample", tmp_path / "m", "--pooling", "lasttoken")]:
+    for arguments in [(), ("sample",), ("sample", tmp_path / "m", "--pooling", "attention")]:
         done = export(*arguments)
         assert done.returncode == 2
         assert "usage: e5onnx export" in done.stderr
