@@ -18,12 +18,12 @@ import numpy as np
 
 from e5onnx.checks import check_encodable
 from e5onnx.errors import CheckpointError, InputValueError, MissingDependencyError, ModelNotFoundError
-from e5onnx.manifest import SIMILARITIES
+from e5onnx.manifest import POOLINGS, SIMILARITIES, Pooling
 from e5onnx.model_folder import is_hub_id
 from e5onnx.tokenizer import PROMPT_NAMES
 
 from .encoder_config import FEWEST_TOKENS, EncoderConfig, read_encoder_config
-from .head import POOLINGS, Activation, Dense, Pooling
+from .head import Activation, Dense
 from .json_file import JsonObject, read_json
 from .weights import Weights
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from e5onnx.manifest import POOLINGS
 from e5onnx.terminal import note, print_line, progress
 
-from .export import export_model
 from .folder import GRAPHS, Precision
-from .head import POOLINGS
 
 
 def run(options: argparse.Namespace) -> None:
     """Run `e5onnx export`; errors are for :func:`e5onnx.cli.main` to show."""
+    from . import export_model
+
     folder = export_model(
         options.checkpoint,
         options.output,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from e5onnx import __version__
 from e5onnx.errors import InputValueError, MissingDependencyError
-from e5onnx.manifest import MANIFEST, Manifest
+from e5onnx.manifest import MANIFEST, Manifest, Pooling
 from e5onnx.model_folder import ModelFolder, file_record
 from e5onnx.tokenizer import Tokenizer
 
@@ -37,7 +37,6 @@ from .folder import (
     staging,
     write_manifest,
 )
-from .head import Pooling
 from .json_file import read_json
 
 if TYPE_CHECKING:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-Pooling = Literal["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
-"""How hidden states become one vector, by sentence-transformers' names."""
-POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+from e5onnx.manifest import Pooling
+
 Activation = Literal["identity", "tanh", "relu", "gelu", "sigmoid"]
 
 

@@ -11,7 +11,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .head import Dense, Pooling
+from e5onnx.manifest import Pooling
+
+from .head import Dense
 from .network import Linear, Network, Norm, score_bias
 
 Array: TypeAlias = Any

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from .cache import cached_folder
 from .errors import InputValueError, ModelFolderError
@@ -21,6 +21,10 @@ CHECKPOINT_FILES = ("config.json", "modules.json")
 """A folder or repository with one of these, and without a manifest, is a checkpoint."""
 FORMAT_VERSION = "1.1"
 """Major and minor version of the manifest. A reader refuses a newer major version, and keeps keys it does not know."""
+
+Pooling = Literal["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+"""How hidden states become one vector, by sentence-transformers' names."""
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 SIMILARITIES = ("cosine", "dot")
 """The ways to compare vectors that a manifest may name, with sentence-transformers' names."""

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from e5onnx_export.head import POOLINGS, Activation, Dense, Pooling, build_head
+from e5onnx.manifest import POOLINGS, Pooling
+from e5onnx_export.head import Activation, Dense, build_head
 from helpers import near
 
 DIMENSION = 5

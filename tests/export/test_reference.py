@@ -15,9 +15,10 @@ from sentence_transformers.sentence_transformer.modules import Dense as TorchDen
 from sentence_transformers.sentence_transformer.modules import Pooling as TorchPooling
 from transformers import AutoConfig, AutoModel
 
+from e5onnx.manifest import POOLINGS, Pooling
 from e5onnx_export import reference
 from e5onnx_export.build import ACTIVATIONS
-from e5onnx_export.head import POOLINGS, Dense, Pooling
+from e5onnx_export.head import Dense
 from e5onnx_export.json_file import JsonObject
 from e5onnx_export.network import FAMILIES, Network, read_network
 from e5onnx_export.weights import Weights

@@ -15,8 +15,8 @@ from sentence_transformers import SentenceTransformer
 
 from checkpoints import make_checkpoint
 from e5onnx import Encoder
+from e5onnx.manifest import POOLINGS
 from e5onnx_export import export_model
-from e5onnx_export.head import POOLINGS
 from e5onnx_export.network import FAMILIES
 from helpers import near, write_json
 from texts import TEXTS

@@ -288,7 +288,8 @@ class TestDownloads:
 
         (machine.folder / "maker/small" / MANIFEST).unlink()
         answer = machine.evaluate("Encoder('maker/small')")
-        assert answer.error == "CheckpointError"  # it has a config.json, but no weights
+        # it has a config.json, but no weights; and where the wheel is tested, the extra is missing
+        assert answer.error in ("CheckpointError", "MissingDependencyError")
         assert str(machine.folder / "maker/small") in answer.message
         assert hub.requests == []
 
