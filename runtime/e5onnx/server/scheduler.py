@@ -1,8 +1,8 @@
 """The threads that run the model on the queue. Knows token ids, not HTTP.
 
 There is one worker per thread that the model may use, and each runs batches by itself: threads that share a run wait
-for each other whenever something holds one up, above all the event loop. Only a long text that is alone is run by all
-threads together. A free worker never waits for more texts to arrive: it runs those that are there.
+for each other whenever something holds one up, above all the event loop. Only a text that is alone is run by all threads
+together. A free worker never waits for more texts to arrive: it runs those that are there.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from .queue import QueuedRequest, RequestQueue, Share, finish
 
 _WORKER_TOKEN_BUDGET = 512
 """Most tokens in a run on one thread, whose activations then fit the cache of one processor."""
-_SHORT = 128
-"""Longest text, in tokens, that one thread runs even if nothing else waits: all threads would save too little."""
 
 
 @dataclass(frozen=True)
@@ -161,10 +159,10 @@ class Scheduler:
                 request.started = True
             if self._queue.waiting_requests:
                 self._changed.notify()
-            lengths = [len(text.ids) for share in shares for text in share.texts()]
-            alone = self._running == 1 and not self._queue.waiting_requests and len(lengths) == 1
+            texts = sum(len(share.rows) for share in shares)
+            alone = self._running == 1 and not self._queue.waiting_requests and texts == 1
             waited = [now - request.arrived for request in first]
-            return _Batch(shares, alone and lengths[0] > _SHORT, self._running, waited)
+            return _Batch(shares, alone, self._running, waited)
 
     def _run(self, batch: _Batch) -> None:
         texts = batch.texts()
