@@ -1,8 +1,8 @@
 """The threads that run the model on the queue. Knows token ids, not HTTP.
 
 There is one worker per thread that the model may use, and each runs batches by itself: threads that share a run wait
-for each other whenever something holds one up, above all the event loop. Only a text that is alone is run by all threads
-together. A free worker never waits for more texts to arrive: it runs those that are there.
+for each other whenever something holds one up, above all the event loop. Only a text that is alone is run by all
+threads together. A free worker never waits for more texts to arrive: it runs those that are there.
 """
 
 from __future__ import annotations
