@@ -11,7 +11,7 @@ from tokenizers import normalizers
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging
 
-from e5onnx.errors import CheckpointError, ParityError
+from e5onnx.errors import CheckpointError, ParityError, in_one_line
 
 from .checkpoint import Checkpoint
 
@@ -152,8 +152,3 @@ def _pool(hidden: Any, pooling: str) -> Any:
         "max": hidden.max(0).values,
     }
     return pooled[pooling]
-
-
-def in_one_line(error: Exception) -> str:
-    """Return an error's message without its line breaks."""
-    return " ".join(str(error).split())

@@ -7,14 +7,14 @@ overrule it. Token ids have to be those that come out of this. What is not known
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
 import tokenizers
 
-from e5onnx.errors import CheckpointError
+from e5onnx.errors import CheckpointError, in_one_line
 
 from .json_file import JsonObject
 
@@ -70,6 +70,7 @@ def read_tokenizer(
     kind = (settings.get("tokenizer_class") or _CLASS_OF_MODEL.get(model_type, "")).removesuffix("Fast")
     if kind not in (*_BERT_LIKE, *_ROBERTA_LIKE, *_UNCHANGED):
         raise CheckpointError(f"{config.name}: tokenizer_class {kind!r:.80} is not known; {_VIA_OPTIMUM}")
+    settings = {**dict(zip(_SPECIAL_TOKENS, _DEFAULT_TOKENS.get(kind, ()), strict=False)), **settings}
     text = _read(folder, kind, settings)
     _load(folder, text)
     content, changed = json.loads(text), json.loads(text)
@@ -80,10 +81,9 @@ def read_tokenizer(
     changed["truncation"] = changed["padding"] = None  # the model's user decides
     if kind in _BERT_LIKE:
         _set_normalizer(changed, settings, chinese=kind != "MPNetTokenizer")
-    if kind in _ROBERTA_LIKE:
-        _set_prefix_space(changed, bool(settings.get("add_prefix_space", False)))
-    defaults = dict(zip(_SPECIAL_TOKENS, _DEFAULT_TOKENS.get(kind, ()), strict=False))
-    _check_added_tokens(changed, config, {**defaults, **settings})
+    parts = ("pre_tokenizer", "post_processor") if kind in _ROBERTA_LIKE else ("pre_tokenizer",)
+    _set_prefix_space(changed, parts, bool(settings.get("add_prefix_space", False)))
+    _check_added_tokens(changed, config, settings)
     if lowercase:
         _lowercase(changed)
     if changed != content:
@@ -123,16 +123,12 @@ def _read(folder: Path, kind: str, settings: Mapping[str, Any]) -> str:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
-    if kind not in _BERT_LIKE or not (folder / "vocab.txt").is_file():
+    if kind not in _BERT_LIKE or kind == "MPNetTokenizer" or not (folder / "vocab.txt").is_file():
         raise CheckpointError(f"{folder} has no tokenizer.json; {_VIA_OPTIMUM} and converts what is there")
     try:
         made = tokenizers.BertWordPieceTokenizer(
             str(folder / "vocab.txt"),
-            unk_token=str(settings.get("unk_token", "[UNK]")),
-            sep_token=str(settings.get("sep_token", "[SEP]")),
-            cls_token=str(settings.get("cls_token", "[CLS]")),
-            pad_token=str(settings.get("pad_token", "[PAD]")),
-            mask_token=str(settings.get("mask_token", "[MASK]")),
+            **{name: str(_token(settings[name])) for name in _SPECIAL_TOKENS if name not in ("bos_token", "eos_token")},
         )
     except Exception as error:  # the Rust library raises nothing narrower
         raise CheckpointError(f"{folder / 'vocab.txt'} is not a vocabulary: {error}") from error
@@ -155,8 +151,8 @@ def _set_normalizer(content: Any, settings: Mapping[str, Any], *, chinese: bool)
     normalizer.update(wanted)
 
 
-def _set_prefix_space(content: Any, wanted: bool) -> None:
-    for part in ("pre_tokenizer", "post_processor"):
+def _set_prefix_space(content: Any, parts: Sequence[str], wanted: bool) -> None:
+    for part in parts:
         if isinstance(content.get(part), dict) and "add_prefix_space" in content[part]:
             content[part]["add_prefix_space"] = wanted
 
@@ -174,10 +170,14 @@ def _check_added_tokens(content: Any, config: JsonObject, settings: Mapping[str,
     vocabulary = content.get("model", {}).get("vocab", {})
     words = set(vocabulary) if isinstance(vocabulary, dict) else {entry[0] for entry in vocabulary}
     for name in _SPECIAL_TOKENS:
-        token = settings.get(name)
-        text = token.get("content") if isinstance(token, dict) else token
+        text = _token(settings.get(name))
         if text is not None and text not in added and text not in words:
             raise CheckpointError(f"{config.name}: {name} {text!r:.80} is not in tokenizer.json; {_VIA_OPTIMUM}")
+
+
+def _token(setting: Any) -> Any:
+    """Return the text of a special token, which may be an object that holds it."""
+    return setting.get("content") if isinstance(setting, dict) else setting
 
 
 def _lowercase(content: Any) -> None:
@@ -192,5 +192,5 @@ def _load(folder: Path, text: str) -> tokenizers.Tokenizer:
         tokenizer = tokenizers.Tokenizer.from_str(text)
         tokenizer.encode("")
     except Exception as error:  # the Rust library raises nothing narrower
-        raise CheckpointError(f"the tokenizer in {folder} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"the tokenizer in {folder} cannot be loaded: {in_one_line(error)}") from error
     return tokenizer

@@ -20,13 +20,13 @@ from onnx import TensorProto, helper, numpy_helper
 from optimum.exporters.onnx import export
 from optimum.exporters.tasks import TasksManager
 
-from e5onnx.errors import CheckpointError
+from e5onnx.errors import CheckpointError, in_one_line
 
 from .build import OPSET
 from .checkpoint import Checkpoint
 from .folder import save_with_weights
 from .head import append_head
-from .pytorch import PyTorchEncoder, in_one_line
+from .pytorch import PyTorchEncoder
 
 _IR_VERSION = 8
 """As in built graphs: onnxruntime would write its own, which older releases cannot read."""

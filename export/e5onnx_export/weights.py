@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from e5onnx.errors import CheckpointError, MissingDependencyError
+from e5onnx.errors import CheckpointError, MissingDependencyError, in_one_line
 
 Floats = NDArray[np.float32]
 _SAFETENSORS, _PICKLED = "model.safetensors", "pytorch_model.bin"
@@ -115,6 +115,6 @@ def _open_pickled(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a damaged file torch and pickle raise nearly any kind
-        raise CheckpointError(f"{path} is damaged: {' '.join(str(error).split())[:300]}") from error
+        raise CheckpointError(f"{path} is damaged: {in_one_line(error)[:300]}") from error
     for name, tensor in tensors.items():
         yield name, tensor.float().numpy

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, terminal
-from .errors import E5OnnxError, MissingDependencyError, TruncationWarning, plural
+from .errors import E5OnnxError, MissingDependencyError, TruncationWarning, in_one_line, plural
 from .terminal import note, print_line
 
 # Commands import numpy, onnxruntime and what needs them, so that help is quick and an interrupt ends quietly.
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (E5OnnxError, OSError, MemoryError) as error:
-        note(f"error: {' '.join(str(error).split()) or type(error).__name__}")
+        note(f"error: {in_one_line(error) or type(error).__name__}")
         return 1
     except ImportError as error:
         if isinstance(error.__cause__, KeyboardInterrupt):  # as pybind11 reports it

@@ -174,3 +174,8 @@ def plural(number: int, noun: str) -> str:
         ('1 row', '2,000 rows')
     """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return an error's message without its line breaks."""
+    return " ".join(str(error).split())

@@ -41,6 +41,17 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     )
 
 
+def test_a_prefix_space_is_the_settings_of_every_class(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "c", family="roberta", **SMALL)
+    content = json.loads((checkpoint / "tokenizer.json").read_text())
+    content["pre_tokenizer"]["add_prefix_space"] = True
+    write_json(checkpoint / "tokenizer.json", content)
+    config = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    for settings in ({}, {"add_prefix_space": True}, {"tokenizer_class": "PreTrainedTokenizerFast"}):
+        write_json(checkpoint / "tokenizer_config.json", {**config, **settings})
+        assert_same_ids(checkpoint, read(checkpoint, "roberta"))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family(checkpoints: Callable[[str], Path], family: str) -> None:
     text = read(checkpoints(family), family)
@@ -66,6 +77,10 @@ CHANGES: dict[str, Change] = {
         lstrip=True, normalized=True
     ),
     "only a vocabulary": lambda folder, config, content: (folder / "tokenizer.json").unlink(),
+    "only a vocabulary, and tokens as objects": lambda folder, config, content: [
+        (folder / "tokenizer.json").unlink(),  # type: ignore[func-returns-value]
+        config.update({name: {"__type": "AddedToken", "content": config[name]} for name in ("cls_token", "unk_token")}),
+    ],
     "only a cased vocabulary": lambda folder, config, content: [
         (folder / "tokenizer.json").unlink(),  # type: ignore[func-returns-value]
         config.update(do_lower_case=False),
