@@ -15,8 +15,8 @@ namespace e5onnx {
 namespace {
 
 constexpr int kColumnRows = 32;   // most rows that are divided by columns
-constexpr int kChunkRows = 256;   // rows of a task with whole texts: their hidden states stay in its cache
-constexpr int kBlockRows = 48;    // rows of the feed-forward layer: its inner activations stay in the cache, too
+constexpr int kChunkRows = 512;   // rows of a task with whole texts: their hidden states stay in its cache
+constexpr int kBlockRows = 96;    // rows of the feed-forward layer: its inner activations stay in the cache, too
 constexpr int kSharedRows = 1 << 15;
 
 struct Span {

@@ -7,6 +7,7 @@ namespace e5onnx {
 namespace {
 
 constexpr int kColumns = kVectors * kLanes;  // of a panel
+constexpr int kLines = static_cast<int>(kVectors * sizeof(Int) / 64);  // cache lines that a step reads
 
 // [rows, 4 * steps bytes] times a panel, into `totals`. The compiler spills accumulators if this is not a function of
 // its own: gcc 12 then reaches half of the speed. `next` points to what the loop fetches into the second-level cache
@@ -47,24 +48,34 @@ inline void dot_rows(int rows, const typename Format::Value* a, long stride, con
   if constexpr (kRowCount > 1) dot_rows<Format, kAhead, kRowCount - 1>(rows, a, stride, panel, steps, totals, next);
 }
 
-// y = x W + b of one row and panel.
-template <class Format>
-inline void finish(const typename Format::Total* totals, Range range, const Linear& linear, int column,
-                   Float (&y)[kVectors]) {
-#pragma GCC unroll 8
-  for (int j = 0; j < kVectors; j++) {
-    const int at = column + j * kLanes;
-    y[j] = Format::total(totals + j * kLanes);
-    if constexpr (Format::kDepth == 4) {
-      y[j] = negative_multiply_add(fill(range.zero), load(linear.column_sums + at), y[j]) * load(linear.scale + at);
-      y[j] = multiply_add(fill(range.scale), y[j], load(linear.bias + at));
-    } else {
-      y[j] = y[j] + load(linear.bias + at);
+// y = x W + b for a block of rows and two vectors of columns; calls `use(row, column, y, the next y)`.
+template <class Format, class Use>
+inline void finish(const typename Format::Total* totals, int begin, int end, const Range* ranges, const Linear& linear,
+                   int column, Use use) {
+  const Float bias[2] = {load(linear.bias + column), load(linear.bias + column + kLanes)};
+  Float scale[2], column_sums[2];
+  if constexpr (Format::kDepth == 4) {
+    for (int j = 0; j < 2; j++) {
+      scale[j] = load(linear.scale + column + j * kLanes);
+      column_sums[j] = load(linear.column_sums + column + j * kLanes);
     }
+  }
+  for (int row = begin; row < end; row++, totals += kColumns) {
+    Float y[2];
+    for (int j = 0; j < 2; j++) {
+      y[j] = Format::total(totals + j * kLanes);
+      if constexpr (Format::kDepth == 4) {
+        y[j] = negative_multiply_add(fill(ranges[row].zero), column_sums[j], y[j]) * scale[j];
+        y[j] = multiply_add(fill(ranges[row].scale), y[j], bias[j]);
+      } else {
+        y[j] = y[j] + bias[j];
+      }
+    }
+    use(row, column, y[0], y[1]);
   }
 }
 
-// Calls `use(row, column, y)` with kVectors vectors of the product for every row and panel in [first, last).
+// Calls `use` of `finish` for every row, and every column of the panels in [first, last).
 template <class Format, class Use>
 inline void product(Activations x, int rows, int inputs, const Linear& linear, int first, int last, Use use) {
   using Value = typename Format::Value;
@@ -78,17 +89,17 @@ inline void product(Activations x, int rows, int inputs, const Linear& linear, i
       const int begin = static_cast<int>(static_cast<long>(rows) * block / blocks);
       const int end = static_cast<int>(static_cast<long>(rows) * (block + 1) / blocks);
       const Value* a = values + static_cast<long>(begin) * inputs;
-      // The last block fetches the next panel: on one thread, 12 tokens take 1.29 ms in place of 1.57.
-      if (block == blocks - 1)
-        dot_rows<Format, kVectors * sizeof(Int) / 64>(end - begin, a, inputs, panel, steps, totals, panel + panel_bytes);
+      // The last blocks fetch the next panel: on one thread, 12 tokens take 1.29 ms in place of 1.57.
+      const int left = blocks - 1 - block;
+      if (blocks < kLines && left == 0)
+        dot_rows<Format, kLines>(end - begin, a, inputs, panel, steps, totals, panel + panel_bytes);
+      else if (left < kLines && blocks >= kLines)
+        dot_rows<Format, 1>(end - begin, a, inputs, panel, steps, totals, panel + panel_bytes + left * steps * 64);
       else
         dot_rows<Format, 0>(end - begin, a, inputs, panel, steps, totals, nullptr);
-      for (int row = begin; row < end; row++) {
-        Float y[kVectors];
-        finish<Format>(totals + (row - begin) * kColumns, x.ranges ? x.ranges[row] : Range{1, 0}, linear,
-                       number * kColumns, y);
-        use(row, number * kColumns, y);
-      }
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; j += 2)
+        finish<Format>(totals + j * kLanes, begin, end, x.ranges, linear, number * kColumns + j * kLanes, use);
     }
   }
 }
@@ -96,18 +107,15 @@ inline void product(Activations x, int rows, int inputs, const Linear& linear, i
 template <class Format>
 void project(Activations x, int rows, int inputs, const Linear& linear, int first, int last, void* to, long stride) {
   auto* elements = static_cast<typename Element::Value*>(to);
-  product<Format>(x, rows, inputs, linear, first, last, [=](int row, int column, Float (&y)[kVectors]) {
-#pragma GCC unroll 8
-    for (int j = 0; j < kVectors; j += 2)
-      Element::store_pair(elements + row * stride + column + j * kLanes, y[j], y[j + 1]);
+  product<Format>(x, rows, inputs, linear, first, last, [=](int row, int column, Float low, Float high) {
+    Element::store_pair(elements + row * stride + column, low, high);
   });
 }
 
 template <class Format>
 void multiply(Activations x, int rows, int inputs, const Linear& linear, int first, int last, float* to, long stride) {
-  product<Format>(x, rows, inputs, linear, first, last, [=](int row, int column, Float (&y)[kVectors]) {
-#pragma GCC unroll 8
-    for (int j = 0; j < kVectors; j++) store(to + row * stride + column + j * kLanes, y[j]);
+  product<Format>(x, rows, inputs, linear, first, last, [=](int row, int column, Float low, Float high) {
+    Float32::store_pair(to + row * stride + column, low, high);
   });
 }
 
@@ -140,20 +148,13 @@ template <class Format>
 void activate(Activations x, int rows, int inputs, const Linear& linear, Activation activation, const float* smoothing,
               int first, int last, void* to, long stride) {
   const Gelu gelu(activation);
-  product<Format>(x, rows, inputs, linear, first, last, [=](int row, int column, Float (&y)[kVectors]) {
+  product<Format>(x, rows, inputs, linear, first, last, [=](int row, int column, Float low, Float high) {
     const long at = row * stride + column;
-#pragma GCC unroll 8
-    for (int j = 0; j < kVectors; j++) y[j] = gelu(y[j]);
-    if constexpr (Format::kDepth == 4) {
-      auto* middle = static_cast<float*>(to);
-#pragma GCC unroll 8
-      for (int j = 0; j < kVectors; j++)
-        store(middle + at + j * kLanes, y[j] * load(smoothing + column + j * kLanes));
-    } else {
-      auto* middle = static_cast<typename Format::Value*>(to);
-#pragma GCC unroll 8
-      for (int j = 0; j < kVectors; j += 2) Format::store_pair(middle + at + j * kLanes, y[j], y[j + 1]);
-    }
+    if constexpr (Format::kDepth == 4)
+      Float32::store_pair(static_cast<float*>(to) + at, gelu(low) * load(smoothing + column),
+                          gelu(high) * load(smoothing + column + kLanes));
+    else
+      Format::store_pair(static_cast<typename Format::Value*>(to) + at, gelu(low), gelu(high));
   });
 }
 
