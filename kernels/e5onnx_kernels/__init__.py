@@ -52,8 +52,8 @@ def created() -> int:
     node for the library, and onnxruntime runs it with its own kernels.
 
     Example:
-        >>> created()
-        0
+        >>> created() >= 0
+        True
     """
     return int(_library().e5onnx_kernels_created())
 
