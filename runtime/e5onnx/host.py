@@ -73,7 +73,7 @@ def recommendations(host: Host) -> dict[str, str]:
     instructions = set(host.instructions or ())
     exactness = "precision fp32: the checkpoint's vectors except for rounding, whatever else is in the batch"
     if instructions & _FOR_KERNELS:
-        int8 = f"{_with(host, 'kernels')}, precision int8: for the int8 dot products of this processor"
+        int8 = f"{_with(host, 'kernels')}, precision int8: written for the int8 dot products of this processor"
     elif instructions & _INT8_PRODUCTS:
         int8 = "precision int8: this processor has instructions for int8 dot products"
     else:
