@@ -169,8 +169,8 @@ class Manifest:
     def fingerprint(self, precision: str, provider: str = "cpu") -> str:
         """Return 16 hexadecimal digits that change with whatever changes vectors.
 
-        They cover the graph and what computes it, tokenizer, prompts and maximum number of tokens. Store them beside an index, and compare
-        them before you add vectors or search.
+        They cover the graph and what computes it, tokenizer, prompts and maximum number of tokens. Store them beside an
+        index, and compare them before you add vectors or search.
         """
         tokenizer = next((record.sha256 for record in self.files if record.file == "tokenizer.json"), None)
         graph = self.graph(precision, provider)
