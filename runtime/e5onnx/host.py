@@ -15,7 +15,7 @@ from .cpu import available_processors
 _X86 = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 _ARM = ("asimd", "asimddp", "i8mm", "bf16", "sve")
 _INT8_PRODUCTS = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}
-_FOR_KERNELS = {"avx_vnni", "avx512_vnni"}  # where ours are known to be faster than onnxruntime's
+_FOR_KERNELS = {"avx_vnni", "avx512_vnni"}  # recommended there; AVX2 alone is not
 _PACKAGES = {"cpu": "onnxruntime", "kernels": "e5onnx-kernels", "openvino": "openvino"}
 
 
