@@ -1,4 +1,4 @@
-# Needs only Python and make. Everything is written to .venv, models and build.
+# Needs only Python and make, and a C++ compiler for the kernels. Everything is written to .venv, models and build.
 PYTHON ?= python3
 MODEL ?= sample
 
@@ -10,13 +10,14 @@ FOLDER := models/$(notdir $(MODEL))
 # The lower bounds of pyproject.toml. Their wheels end with Python 3.12, and newer Pythons start with newer versions.
 MINIMUM := $(shell $(PYTHON) -c 'import sys; print("numpy==1.26.0 onnxruntime==1.20.0 tokenizers==0.22.2" if sys.version_info < (3, 13) else "")')
 # Slow tests that do not depend on how the runtime was installed, and those that are repeated on the newest versions.
-THE_SAME_ON_A_WHEEL := $(addprefix --ignore=tests/runtime/test_,aws_lambda.py cpu.py faults.py fuzz.py openai_api.py other_processors.py)
+THE_SAME_ON_A_WHEEL := $(addprefix --ignore=tests/runtime/test_,aws_lambda.py cpu.py faults.py fuzz.py kernels.py openai_api.py other_processors.py)
 ON_NEWEST := $(addprefix tests/runtime/test_,encoder.py package.py tokenizer.py)
 PYTEST := -m pytest --numprocesses 2 --dist worksteal
 LINT := $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy
 SOURCES := $(shell find runtime export -name '*.py')
+KERNELS := $(shell find kernels -type f -not -name '*.pyc')
 
-.PHONY: quickstart test lint wheel-check wheel-venv wheel-tests bench clean
+.PHONY: quickstart kernels test lint wheel-check wheel-venv wheel-tests bench clean
 
 # Export a checkpoint and score an example with it. MODEL is `sample`, a hub id or a folder.
 quickstart: $(FOLDER)/e5onnx.json
@@ -25,12 +26,17 @@ quickstart: $(FOLDER)/e5onnx.json
 $(FOLDER)/e5onnx.json: $(SOURCES) | .venv/export
 	$(BIN)/e5onnx export $(MODEL) $(FOLDER) --force
 
+# The library of provider `kernels`, into .venv. pip fetches CMake and Ninja if they are missing.
+kernels: .venv/kernels
+
 # Two workers fill two cores: more threads of torch would only spin and wait.
 test wheel-tests: export OMP_NUM_THREADS = 1
 
-# Everything that must hold. Linting runs beside the tests and reports after them.
+# Everything that must hold. Linting runs beside the tests and reports after them. Without a C++ compiler, the tests of the
+# kernels are skipped.
 test:
 	$(MAKE) --no-print-directory --jobs 2 .venv/dev wheel-venv
+	@if command -v $(CXX) >/dev/null; then $(MAKE) --no-print-directory kernels; fi
 	@mkdir -p build; ($(LINT)) >build/lint.log 2>&1 & lint=$$!; \
 	$(BIN)/python $(PYTEST); status=$$?; \
 	wait $$lint || status=1; cat build/lint.log; exit $$status
@@ -75,6 +81,12 @@ bench: .venv/dev
 	$(PYTHON) -m venv .venv
 	$(BIN)/python $(PIP_INSTALL) --editable '.[sample,dev]'
 	touch .venv/export $@
+
+.venv/kernels: $(KERNELS) | .venv/export
+	@command -v $(CXX) >/dev/null || { echo 'make kernels needs a C++ compiler, and there is no $(CXX): install GCC 11 or' \
+		'Clang 12 (Debian: apt-get install g++; macOS: xcode-select --install)' >&2; exit 1; }
+	$(BIN)/python $(PIP_INSTALL) --no-deps --force-reinstall ./kernels
+	touch $@
 
 clean:
 	rm -rf .venv build models

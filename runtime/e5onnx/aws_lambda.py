@@ -3,9 +3,10 @@
 It answers OpenAI's embeddings requests (:mod:`e5onnx.openai_api`) from API Gateway (REST and HTTP APIs), a function URL
 or a load balancer, and plain events with the same content. `e5onnx pack-lambda` makes the deployment zip.
 
-Environment variables: `E5ONNX_MODEL`, the model folder (default: `model` beside the code); `E5ONNX_PRECISION` (default:
-fp32 if the folder has it); `E5ONNX_THREADS`; `E5ONNX_DEFAULT_ROLE`, the role of requests without `input_type`: "query",
-"document" (default) or "raw".
+Environment variables: `E5ONNX_MODEL`, the model folder (default: `model` beside the code); `E5ONNX_PROVIDER`, "cpu"
+(default) or "kernels"; `E5ONNX_PRECISION` (default: fp32, or bf16 with kernels, if the folder has the graph for it);
+`E5ONNX_THREADS`; `E5ONNX_DEFAULT_ROLE`, the role of requests without `input_type`: "query", "document" (default) or
+"raw".
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ from .model_folder import open_model
 from .openai_api import EmbeddingsRequest, parse_json, shortest_floats, shown
 from .tokenizer import ROLES, Role
 
-_PRECISIONS: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
+_PRECISIONS: dict[Literal["cpu", "kernels"], tuple[Literal["fp32", "bf16", "int8"], ...]] = {
+    "cpu": ("fp32", "int8"),
+    "kernels": ("bf16", "int8"),
+}
+"""The precisions of each provider, the default first."""
 _LARGEST_REPLY = 6 * 1024 * 1024
 """Bytes. AWS documentation, "Lambda quotas": payload of a synchronous invocation."""
 
@@ -89,15 +94,20 @@ def _load() -> tuple[Encoder, Role]:
         if not root:
             raise InputValueError("set the environment variable E5ONNX_MODEL to the model folder")
         model = os.path.join(root, "model")  # noqa: PTH118 - saves importing Path
-    precision = os.environ.get("E5ONNX_PRECISION") or _best_precision(model)
-    if precision not in _PRECISIONS:
-        raise InputValueError(f"E5ONNX_PRECISION must be fp32 or int8, got {precision!r}")
-    return Encoder(model, precision=precision), role
+    provider = os.environ.get("E5ONNX_PROVIDER") or "cpu"
+    if provider not in _PRECISIONS:
+        raise InputValueError(f"E5ONNX_PROVIDER must be cpu or kernels, got {provider!r}")
+    precisions = _PRECISIONS[provider]
+    precision = os.environ.get("E5ONNX_PRECISION") or ("int8" if _is_int8_only(model) else precisions[0])
+    if precision not in precisions:
+        raise InputValueError(
+            f"E5ONNX_PRECISION must be {' or '.join(precisions)} with provider {provider}, got {precision!r}"
+        )
+    return Encoder(model, precision=precision, provider=provider), role
 
 
-def _best_precision(model: str) -> str:
-    there = [graph.precision for graph in open_model(model).manifest.graphs if not graph.portable]
-    return "int8" if there == ["int8"] else "fp32"
+def _is_int8_only(model: str) -> bool:
+    return [graph.precision for graph in open_model(model).manifest.graphs if not graph.portable] == ["int8"]
 
 
 def _is_http(event: Any) -> bool:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .encoder import Encoder
     from .model_folder import ModelFolder
 
+_PRECISIONS = ["fp32", "int8", "bf16"]
 _EXAMPLE_QUERIES = ["how much protein should a female eat", "summit define"]
 _EXAMPLE_DOCUMENTS = [
     "Most health agencies advise women aged 19 to 70 to eat about 46 grams of protein a day; expectant mothers and "
@@ -137,7 +138,8 @@ def _portable(parser: argparse.ArgumentParser) -> None:
 def _pack_lambda(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, encoder=False)
     parser.add_argument("output", metavar="OUTPUT.zip", type=Path, help="the zip to write")
-    parser.add_argument("--precision", choices=["fp32", "int8"], default="int8", help="graph to pack (default: int8)")
+    parser.add_argument("--precision", choices=_PRECISIONS, default="int8", help="what to compute in (default: int8)")
+    parser.add_argument("--provider", choices=["cpu", "kernels"], default="cpu", help="default: cpu")
     parser.add_argument("--python", metavar="3.X", help="Python of the function (default: this one, or 3.13)")
     parser.add_argument("--architecture", choices=["x86_64", "arm64"], default="x86_64", help="default: x86_64")
     parser.set_defaults(run=_run_pack_lambda, json=False)
@@ -213,8 +215,8 @@ def _add_model(parser: argparse.ArgumentParser, *, encoder: bool = True, nargs: 
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     if encoder:
         parser.add_argument("--threads", type=int, metavar="N", help="default: E5ONNX_THREADS, or available processors")
-        parser.add_argument("--precision", choices=["fp32", "int8", "bf16"], help="default: fp32; with openvino: bf16")
-        parser.add_argument("--provider", choices=["cpu", "openvino"], default="cpu", help="default: cpu")
+        parser.add_argument("--precision", choices=_PRECISIONS, help="default: fp32; bf16 with kernels and openvino")
+        parser.add_argument("--provider", choices=["cpu", "kernels", "openvino"], default="cpu", help="default: cpu")
         parser.add_argument("--compile-cache", metavar="FOLDER", help="folder where openvino keeps compiled graphs")
 
 
@@ -235,6 +237,7 @@ def _run_pack_lambda(options: argparse.Namespace) -> None:
         options.model,
         options.output,
         precision=options.precision,
+        provider=options.provider,
         python=options.python,
         architecture=options.architecture,
         revision=options.revision,

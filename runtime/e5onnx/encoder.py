@@ -32,7 +32,7 @@ from .similarity import similarity
 from .tokenizer import PROMPT_NAMES, TokenizedText, Tokenizer
 
 Precision = Literal["fp32", "int8", "bf16"]
-Provider = Literal["cpu", "openvino"]
+Provider = Literal["cpu", "kernels", "openvino"]
 Embeddings = NDArray[np.float32]
 
 _WINDOW = 1024
@@ -48,7 +48,7 @@ class Encoder:
         manifest: the manifest of the model folder.
         tokenizer: the model's :class:`Tokenizer`.
         precision: the precision that really runs: "fp32", "int8" or "bf16".
-        provider: "cpu" or "openvino".
+        provider: "cpu", "kernels" or "openvino".
         threads: number of threads that one call uses.
 
     Example:
@@ -75,10 +75,11 @@ class Encoder:
                 id downloads anything; HF_HOME, HF_HUB_OFFLINE and HF_TOKEN apply. The model folder of a checkpoint is
                 built on first use and kept in the cache (E5ONNX_CACHE, or the platform's place for caches). This needs
                 the extra `export`, and the logger "e5onnx" says so.
-            precision: with "cpu": "fp32", the default, or "int8", if the model has it. With "openvino": "bf16", the
-                default if the processor has it, or "fp32".
-            provider: "cpu" for onnxruntime's own kernels; "openvino" for OpenVINO, which needs the extra `openvino`
-                and a folder with the portable graph.
+            precision: with "cpu": "fp32", the default, or "int8", if the model has it. With "kernels": "bf16", the
+                default, or "int8". With "openvino": "bf16", the default if the processor has it, or "fp32".
+            provider: "cpu" for onnxruntime's own kernels; "kernels" for ours in onnxruntime, which need the extra
+                `kernels`; "openvino" for OpenVINO, which needs the extra `openvino` and a folder with the portable
+                graph. Vectors differ a little, and so do fingerprints.
             threads: threads that one call uses. The default is the environment variable E5ONNX_THREADS, or else the
                 number of processors that are really available (affinity and control-group quotas).
             compile_cache: folder where OpenVINO keeps the compiled graph, to load faster the next time.

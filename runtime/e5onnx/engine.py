@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import onnxruntime
@@ -60,15 +60,22 @@ def engine_for(
     provider: str, precision: str | None, compile_cache: str | os.PathLike[str] | None
 ) -> tuple[Callable[..., Engine], str | None]:
     """Return a function that loads a provider's engine, and the precision to ask of the folder; see `Encoder`."""
+    if provider not in ("cpu", "kernels", "openvino"):
+        raise InputValueError(f"provider must be 'cpu', 'kernels' or 'openvino', got {provider!r}")
+    if compile_cache is not None and provider != "openvino":
+        raise InputValueError("a compile cache needs provider openvino: onnxruntime does not compile")
     if provider == "cpu":
         if precision == "bf16":
-            raise InputValueError("bf16 needs provider openvino: onnxruntime's own kernels do not have it")
-        if compile_cache is not None:
-            raise InputValueError("a compile cache needs provider openvino: onnxruntime does not compile")
+            raise InputValueError("bf16 needs provider kernels or openvino: onnxruntime's own kernels do not have it")
         given = precision or "fp32"
         return partial(OnnxRuntimeEngine, precision=given), given
-    if provider != "openvino":
-        raise InputValueError(f"provider must be 'cpu' or 'openvino', got {provider!r}")
+    if provider == "kernels":
+        from .kernels import check_precision, check_processor, replaced_encoder
+
+        given = precision or "bf16"
+        check_precision(given)
+        check_processor(given)
+        return partial(OnnxRuntimeEngine, precision=given, prepared=replaced_encoder), given
     if compile_cache is not None and not isinstance(compile_cache, (str, os.PathLike)):
         raise InputTypeError(f"compile_cache must be a folder, got {type(compile_cache).__name__}")
     if precision not in ("bf16", "fp32", None):
@@ -154,10 +161,27 @@ class LoadedGraph:
 
 
 class OnnxRuntimeEngine:
-    """onnxruntime's CPU provider. See :class:`Engine`."""
+    """onnxruntime's CPU provider, with its own kernels or those of `kernels.py`. See :class:`Engine`."""
 
-    def __init__(self, path: Path, *, threads: int, precision: str) -> None:
-        """Load the graph at `path`, whose weights have that precision; raise :class:`ModelFolderError` on failure."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int,
+        precision: str,
+        prepared: Callable[[Any, int, Path], AbstractContextManager[None]] = lambda *_: nullcontext(),
+    ) -> None:
+        """Load a graph.
+
+        Args:
+            path: the graph.
+            threads: threads that one call uses.
+            precision: what the graph's weights have, or what the kernels compute with.
+            prepared: called with the session's options, `threads` and `path`; the session is made in its context.
+
+        Raises:
+            ModelFolderError: onnxruntime or the kernels cannot load the graph.
+        """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -172,12 +196,15 @@ class OnnxRuntimeEngine:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 4  # errors are raised anyway, and warnings are for authors of graphs
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(path),
-                options,
-                providers=["CPUExecutionProvider"],
-                enable_fallback=0,  # it would print, and try again in the same way
-            )
+            with prepared(options, threads, path):
+                self._session = onnxruntime.InferenceSession(
+                    str(path),
+                    options,
+                    providers=["CPUExecutionProvider"],
+                    enable_fallback=0,  # it would print, and try again in the same way
+                )
+        except ModelFolderError:  # from `prepared`; it is a ValueError, too
+            raise
         except _ORT_ERRORS as error:
             raise ModelFolderError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}") from error
         self.precision = precision

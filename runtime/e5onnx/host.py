@@ -15,7 +15,8 @@ from .cpu import available_processors
 _X86 = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 _ARM = ("asimd", "asimddp", "i8mm", "bf16", "sve")
 _INT8_PRODUCTS = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}
-_PACKAGES = {"cpu": "onnxruntime", "openvino": "openvino"}
+_FOR_KERNELS = {"avx_vnni", "avx512_vnni"}  # recommended there; AVX2 alone is not
+_PACKAGES = {"cpu": "onnxruntime", "kernels": "e5onnx-kernels", "openvino": "openvino"}
 
 
 @dataclass(frozen=True)
@@ -70,19 +71,25 @@ def recommendations(host: Host) -> dict[str, str]:
         ['exactness', 'latency', 'throughput']
     """
     instructions = set(host.instructions or ())
-    if instructions & _INT8_PRODUCTS:
+    exactness = "precision fp32: the checkpoint's vectors except for rounding, whatever else is in the batch"
+    if instructions & _FOR_KERNELS:
+        int8 = f"{_with(host, 'kernels')}, precision int8: written for the int8 dot products of this processor"
+    elif instructions & _INT8_PRODUCTS:
         int8 = "precision int8: this processor has instructions for int8 dot products"
     else:
         int8 = "precision int8, but compare it with fp32: no instructions for int8 dot products are known here"
     throughput = int8
     if "amx_bf16" in instructions:
-        install = "" if host.providers["openvino"] else " (pip install 'e5onnx[openvino]')"
-        throughput = f"provider openvino{install}: it computes in bf16 on the matrix units (AMX) of this processor"
-    return {
-        "latency": int8,
-        "throughput": throughput,
-        "exactness": "precision fp32: the checkpoint's vectors except for rounding, whatever else is in the batch",
-    }
+        throughput = f"{_with(host, 'openvino')}: it computes in bf16 on the matrix units (AMX) of this processor"
+    if "avx512_bf16" in instructions:
+        exactness += f". Nearly as exact, and faster: {_with(host, 'kernels')}, precision bf16"
+    return {"latency": int8, "throughput": throughput, "exactness": exactness}
+
+
+def _with(host: Host, provider: str) -> str:
+    """Return a provider, and how to install it if it is not."""
+    install = "" if host.providers[provider] else f" (pip install 'e5onnx[{provider}]')"
+    return f"provider {provider}{install}"
 
 
 def _installed(package: str) -> str | None:

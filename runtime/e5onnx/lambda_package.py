@@ -21,7 +21,8 @@ from typing import Literal
 
 from .atomic import written_whole
 from .errors import E5OnnxError, InputValueError, MissingDependencyError
-from .manifest import MANIFEST
+from .kernels import check_precision
+from .manifest import MANIFEST, GraphRecord
 from .model_folder import ModelFolder, open_model
 
 UNUSED = (
@@ -40,7 +41,7 @@ _UNUSED_MODULES = {"__main__", "cli", "host", "lambda_package", "openvino_engine
 """Modules of e5onnx that the handler does not import."""
 _LAMBDA_PYTHONS = ("3.12", "3.13", "3.14")
 """Lambda's Python runtimes on Amazon Linux 2023. Earlier ones have a C library too old for onnxruntime's wheels."""
-_DEPENDENCIES = ("numpy", "onnxruntime", "tokenizers")
+_DEPENDENCIES: tuple[str, ...] = ("numpy", "onnxruntime", "tokenizers")
 _GLIBC = range(34, 16, -1)  # Amazon Linux 2023 has 2.34
 _LARGEST = 250 * 2**20
 """Bytes; AWS' documentation, "Lambda quotas": deployment package, unzipped."""
@@ -51,7 +52,8 @@ def pack_lambda(
     model: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    precision: Literal["fp32", "int8"] = "int8",
+    precision: Literal["fp32", "int8", "bf16"] = "int8",
+    provider: Literal["cpu", "kernels"] = "cpu",
     python: str | None = None,
     architecture: Literal["x86_64", "arm64"] = "x86_64",
     revision: str | None = None,
@@ -65,7 +67,9 @@ def pack_lambda(
     Args:
         model: a model folder or hub id.
         output: the zip to write; an existing file is replaced.
-        precision: precision of the graph to pack.
+        precision: what the function will compute in, which decides the graph to pack.
+        provider: "kernels" adds e5onnx-kernels. The function needs `E5ONNX_PROVIDER=kernels` in its environment, and a
+            processor that the kernels have instructions for; AWS does not promise one.
         python: the function's Python version, such as "3.13"; None for this Python's if Lambda has it, else "3.13".
         architecture: the function's processor.
         revision: branch, tag or commit of a hub id.
@@ -78,7 +82,7 @@ def pack_lambda(
         InputValueError: the model has no such graph, the output cannot be a file, or the content exceeds Lambda's
             limit.
         OSError: the output cannot be written; this is checked before the download.
-        MissingDependencyError: pip is not installed.
+        MissingDependencyError: pip or the provider is not installed.
         E5OnnxError: pip could not install the dependencies.
     """
     output = Path(output).absolute()
@@ -86,14 +90,18 @@ def pack_lambda(
         raise InputValueError(f"{output} is a folder: name the zip to write, such as {output / 'function.zip'}")
     if not output.parent.is_dir():
         raise InputValueError(f"there is no folder {output.parent} to write {output.name} to; make it first")
+    dependencies = _DEPENDENCIES
+    if provider == "kernels":
+        check_precision(precision)
+        dependencies += ("e5onnx-kernels",)
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     python = python or (here if here in _LAMBDA_PYTHONS else "3.13")
     with written_whole(output) as zipped, tempfile.TemporaryDirectory() as temporary:
         zipped.touch(exist_ok=False)  # fails before the download if it cannot be written
-        folder = open_model(model, precision=precision, revision=revision)
-        folder.manifest.graph(precision)  # likewise if there is no such graph
+        folder = open_model(model, precision=precision, provider=provider, revision=revision)
+        graph = folder.manifest.graph(precision, provider)  # likewise if there is no such graph
         content = Path(temporary)
-        versions = [f"{name}=={importlib.metadata.version(name)}" for name in _DEPENDENCIES]
+        versions = [f"{name}=={_version(name)}" for name in dependencies]
         if python not in _LAMBDA_PYTHONS:
             report(f"Lambda runs Python {', '.join(_LAMBDA_PYTHONS)}; Python {python} needs a container image")
         report(f"Installing {', '.join(versions)} for Python {python}, {architecture}")
@@ -101,13 +109,13 @@ def pack_lambda(
         remove_unused(content)
         (content / "e5onnx").mkdir()
         for module in Path(__file__).parent.glob("*.py"):
-            if module.stem not in _UNUSED_MODULES:
+            if module.stem not in _UNUSED_MODULES and (module.stem != "kernels" or provider == "kernels"):
                 shutil.copy(module, content / "e5onnx")
         if python == here:
             _compile(content)
         else:
             report(f"  without byte code, which only Python {python} can compile: a container takes longer to start")
-        _copy_model(folder, precision, content / "model")
+        _copy_model(folder, graph, content / "model")
         size = sum(path.stat().st_size for path in content.rglob("*") if path.is_file())
         if size > _LARGEST:
             raise InputValueError(
@@ -120,6 +128,8 @@ def pack_lambda(
     way = "" if size <= _LARGEST_UPLOAD else ", too large for a direct upload: put it on S3"
     report(f"Wrote {output} ({size / 2**20:.0f} MiB{way})")
     report(f"  runtime python{python}, architecture {architecture}, handler e5onnx.aws_lambda.handler")
+    if provider == "kernels":
+        report("  environment variable E5ONNX_PROVIDER=kernels")
     return output
 
 
@@ -131,6 +141,13 @@ def remove_unused(packages: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise MissingDependencyError(f"{package} is not installed here: pip install {package}") from error
 
 
 def _install(versions: list[str], folder: Path, python: str, architecture: str) -> None:
@@ -155,10 +172,10 @@ def _compile(folder: Path) -> None:
     )
 
 
-def _copy_model(folder: ModelFolder, precision: str, target: Path) -> None:
+def _copy_model(folder: ModelFolder, graph: GraphRecord, target: Path) -> None:
     """Copy a model folder with only one of its graphs, and a manifest to match."""
     manifest = folder.manifest
-    manifest = replace(manifest, graphs=(manifest.graph(precision),))
+    manifest = replace(manifest, graphs=(graph,))
     for record in manifest.records():
         path = target / record.file
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,16 @@ SIMILARITIES = ("cosine", "dot")
 """The ways to compare vectors that a manifest may name, with sentence-transformers' names."""
 
 
+def graph_name(precision: str | None, provider: str) -> str | None:
+    """Return which graph a provider runs: "portable", or one named by its precision; None for no graph.
+
+    OpenVINO runs the portable graph, whatever the precision. Our kernels make bf16 weights of those in fp32.
+    """
+    if provider == "openvino":
+        return "portable"
+    return "fp32" if provider == "kernels" and precision == "bf16" else precision
+
+
 def repair(path: Path) -> str:
     """Say how to replace a damaged file of a model folder."""
     cached = cached_folder(path)
@@ -138,33 +148,36 @@ class Manifest:
         yield from self.files
 
     def graph(self, precision: str | None, provider: str = "cpu") -> GraphRecord:
-        """Return the graph that a provider runs: for "cpu" the one of that precision, for others the portable one.
+        """Return the graph that a provider runs; see :func:`graph_name`.
 
         Raises:
             InputValueError: there is no such graph; the message names those there are, or says how to add one.
         """
+        name = graph_name(precision, provider)
         for graph in self.graphs:
-            if graph.portable == (provider != "cpu") and (graph.portable or graph.precision == precision):
+            if name == ("portable" if graph.portable else graph.precision):
                 return graph
-        if provider != "cpu":
+        if name == "portable":
             raise InputValueError(
                 f"provider {provider} needs the portable graph, which this model does not have; add it with "
                 "`e5onnx portable MODEL`, or export the model with --graph portable"
             )
+        use = "" if name == precision else f", which {precision} is computed from"
         there = ", ".join(repr(graph.precision) for graph in self.graphs if not graph.portable)
-        raise InputValueError(f"this model has no graph with precision {precision!r}; it has {there}")
+        raise InputValueError(f"this model has no graph with precision {name!r}{use}; it has {there}")
 
     def fingerprint(self, precision: str, provider: str = "cpu") -> str:
         """Return 16 hexadecimal digits that change with whatever changes vectors.
 
-        They cover the graph, tokenizer, prompts and maximum number of tokens. Store them beside an index, and compare
-        them before you add vectors or search.
+        They cover the graph and what computes it, tokenizer, prompts and maximum number of tokens. Store them beside an
+        index, and compare them before you add vectors or search.
         """
         tokenizer = next((record.sha256 for record in self.files if record.file == "tokenizer.json"), None)
         graph = self.graph(precision, provider)
         return _digest(
             {
                 **({"bf16": True} if precision == "bf16" else {}),
+                **({"kernels": True} if provider == "kernels" else {}),
                 "graph": [record.sha256 for record in graph.records()],
                 "tokenizer": tokenizer,
                 "prompts": dict(self.prompts),

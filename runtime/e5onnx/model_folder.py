@@ -33,7 +33,7 @@ from .errors import (
     ModelNotFoundError,
     plural,
 )
-from .manifest import CHECKPOINT_FILES, MANIFEST, FileRecord, Manifest, repair
+from .manifest import CHECKPOINT_FILES, MANIFEST, FileRecord, Manifest, graph_name, repair
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MOST_NAMED = 10
@@ -211,15 +211,14 @@ def open_model(
 
     Args:
         model: path of a folder, or a hub id ("owner/name") where no such folder exists.
-        precision: precision of the graph to download or build; None for no graph, unless the provider needs the
-            portable one.
-        provider: what will run the graph; any other than "cpu" needs the portable graph.
+        precision: what the provider will run; None for no graph, unless the provider needs the portable one.
+        provider: what will run the graph. The graph to download or build is that of :func:`manifest.graph_name`.
         all_files: download every file of the manifest.
         revision: branch, tag or commit on the hub; None for the main branch. A folder does not take one.
         local_files_only: use only the caches, the hub's and that of first use, not the network.
     """
     name = _path(model)
-    graph = "portable" if provider != "cpu" else precision
+    graph = graph_name(precision, provider)
     if not is_hub_id(name):
         path = Path(name)
         folder = None if _is_checkpoint(path) else ModelFolder.open(path)
@@ -235,8 +234,8 @@ def open_model(
         manifest = ModelFolder.open(folder).manifest
         if all_files:
             return [record.file for record in manifest.records()]
-        graph = manifest.graph(precision, provider).records() if precision or provider != "cpu" else ()
-        return [record.file for record in (*graph, *manifest.files)]
+        records = () if graph is None else manifest.graph(precision, provider).records()
+        return [record.file for record in (*records, *manifest.files)]
 
     from .first_use import built_before, from_hub, is_commit
 

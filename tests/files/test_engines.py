@@ -67,6 +67,18 @@ def test_a_part_may_have_more_texts_than_are_run_at_once(
     near(vectors, encoder.encode_document(texts))
 
 
+def test_actors_run_the_provider_of_the_encoder(cluster: Any, sample_model: Path, local: Any, tmp_path: Path) -> None:
+    kernels = pytest.importorskip("e5onnx_kernels")
+    if not kernels.supports("int8"):
+        pytest.skip("e5onnx-kernels has no int8 for this processor")
+    encoder = Encoder(sample_model, provider="kernels", precision="int8", threads=1)
+    embed_files(encoder, [local[0]], tmp_path / "local", part_rows=PART_ROWS)
+    embed(encoder, local[0], tmp_path / "out", cluster)
+    assert parts(tmp_path / "out") == parts(tmp_path / "local")
+    vectors = pq.read_table(tmp_path / "out/part-000000.parquet").column("embedding").to_pylist()
+    near(vectors, encoder.encode_document([row["text"] for row in ROWS[:PART_ROWS]]))
+
+
 def test_an_actor_killed_in_the_middle_of_a_part_is_restarted(
     cluster: Any, encoder: Encoder, local: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -214,6 +214,7 @@ def test_other_events_are_errors(event: Any) -> None:
         ("E5ONNX_MODEL", "/nowhere", ModelNotFoundError),
         ("E5ONNX_MODEL", "", InputValueError),
         ("E5ONNX_PRECISION", "int4", InputValueError),
+        ("E5ONNX_PROVIDER", "openvino", InputValueError),
         ("E5ONNX_PRECISION", "int8", InputValueError),  # the folder has fp32 only
         ("E5ONNX_DEFAULT_ROLE", "passage", InputValueError),
     ],

@@ -267,6 +267,8 @@ class TestFolder:
         before = {path: path.stat().st_mtime_ns for path in fp32.path.rglob("*")}
         int8 = open_model(checkpoint, precision="int8")
         portable = open_model(checkpoint, provider="openvino")
+        assert open_model(checkpoint, precision="bf16", provider="kernels").path == fp32.path
+        assert open_model(checkpoint, precision="int8", provider="kernels").path == int8.path
         assert [graph.precision for graph in int8.manifest.graphs] == ["int8"]
         assert [graph.portable for graph in portable.manifest.graphs] == [False, True]
         assert {fp32.path.name, int8.path.name, portable.path.name} == {"fp32", "int8", "portable"}

@@ -485,7 +485,7 @@ def test_info_says_what_this_host_has(e5_model: Path) -> None:
         for part in ("onnxruntime", "available", "latency", "throughput", "exactness"):
             assert part in text
         host = json.loads(e5onnx("info", *arguments, "--json").stdout)["host"]
-        assert set(host["providers"]) == {"cpu", "openvino"}
+        assert set(host["providers"]) == {"cpu", "kernels", "openvino"}
         assert set(host["recommended"]) == {"latency", "throughput", "exactness"}
 
 

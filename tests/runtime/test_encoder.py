@@ -402,9 +402,9 @@ def test_threads_and_precision_are_checked(sample_model: Path) -> None:
         Encoder(sample_model, threads=5000)
     with pytest.raises(InputValueError, match="no graph with precision 'fp16'; it has 'fp32', 'int8'"):
         Encoder(sample_model, precision="fp16")  # type: ignore[arg-type]
-    with pytest.raises(InputValueError, match="bf16 needs provider openvino"):
+    with pytest.raises(InputValueError, match="bf16 needs provider kernels or openvino"):
         Encoder(sample_model, precision="bf16")
-    with pytest.raises(InputValueError, match="must be 'cpu' or 'openvino', got 'cuda'"):
+    with pytest.raises(InputValueError, match="must be 'cpu', 'kernels' or 'openvino', got 'cuda'"):
         Encoder(sample_model, provider="cuda")  # type: ignore[arg-type]
     with pytest.raises(InputValueError, match="runs bf16 or fp32, not int8"):
         Encoder(sample_model, provider="openvino", precision="int8")

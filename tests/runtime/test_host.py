@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,19 @@ def test_instruction_sets_are_read_of_the_first_processor(tmp_path: Path) -> Non
 def test_openvino_is_recommended_for_throughput_where_there_is_amx(tmp_path: Path) -> None:
     with_amx = recommendations(describe_host(recorded(tmp_path, _XEON)))
     assert with_amx["throughput"].startswith("provider openvino")
-    assert with_amx["latency"].startswith("precision int8")
     assert with_amx["exactness"].startswith("precision fp32")
     assert recommendations(describe_host(recorded(tmp_path, _GRAVITON3)))["throughput"].startswith("precision int8")
+
+
+def test_kernels_are_recommended_where_they_have_instructions(tmp_path: Path) -> None:
+    host = replace(describe_host(recorded(tmp_path, _XEON)), providers={"cpu": "", "kernels": None, "openvino": None})
+    advice = recommendations(host)
+    assert advice["latency"].startswith("provider kernels (pip install 'e5onnx[kernels]'), precision int8: ")
+    assert advice["exactness"].endswith("provider kernels (pip install 'e5onnx[kernels]'), precision bf16")
+    installed = recommendations(replace(host, providers={**host.providers, "kernels": "e5onnx-kernels 0.1.0"}))
+    assert installed["latency"].startswith("provider kernels, precision int8: ")
+    for other in (_HASWELL, _GRAVITON3):
+        assert "kernels" not in str(recommendations(describe_host(recorded(tmp_path, other))))
 
 
 @pytest.mark.parametrize(("text", "known"), [(_XEON, True), (_GRAVITON3, True), (_HASWELL, False), ("", False)])

@@ -244,6 +244,15 @@ class TestDownloads:
             expected = {*tokenizer_files(sample_model), PORTABLE} if not precision else set()
             assert set(hub.downloaded()) == expected
 
+    @pytest.mark.parametrize(("precision", "files"), [("bf16", {GRAPHS["fp32"], WEIGHTS}), ("int8", {GRAPHS["int8"]})])
+    def test_our_kernels_need_the_graph_of_their_weights(
+        self, hub: HubStandIn, machine: Machine, small_model: Path, precision: str, files: set[str]
+    ) -> None:
+        hub.add("maker/small", small_model)
+        answer = machine.evaluate(f"str(open_model('maker/small', precision='{precision}', provider='kernels').path)")
+        assert not answer.error
+        assert set(hub.downloaded()) == {*tokenizer_files(small_model), *files}
+
     def test_nothing_but_the_manifest_where_the_portable_graph_is_missing(
         self, hub: HubStandIn, machine: Machine, small_model: Path
     ) -> None:

@@ -131,12 +131,22 @@ def test_langchain_embeds_queries_and_documents(server: Server, encoder: Encoder
     near(queries.embed_query("a question"), encoder.encode_query("a question"))
 
 
-def test_another_provider_serves_its_own_vectors(sample_model: Path, tmp_path: Path) -> None:
-    pytest.importorskip("openvino")
-    expected = Encoder(sample_model, provider="openvino", precision="fp32").encode_document(TEXTS)
-    with serving(sample_model, tmp_path / "log", "--provider", "openvino", "--precision", "fp32") as running:
-        assert httpx.get(f"{running.url}/info").json()["provider"] == "openvino"
+@pytest.mark.parametrize(
+    ("provider", "precision", "package"), [("openvino", "fp32", "openvino"), ("kernels", "int8", "e5onnx_kernels")]
+)
+def test_another_provider_serves_its_own_vectors(
+    sample_model: Path, tmp_path: Path, provider: Any, precision: Any, package: str
+) -> None:
+    imported = pytest.importorskip(package)
+    if provider == "kernels" and not imported.supports(precision):
+        pytest.skip(f"{package} has no {precision} for this processor")
+    expected = Encoder(sample_model, provider=provider, precision=precision).encode_document(TEXTS)
+    with serving(sample_model, tmp_path / "log", "--provider", provider, "--precision", precision) as running:
+        info = httpx.get(f"{running.url}/info").json()
+        assert (info["provider"], info["model_dtype"]) == (provider, {"fp32": "float32"}.get(precision, precision))
         near(httpx.post(f"{running.url}/embed", json={"inputs": TEXTS}, timeout=60).json(), expected)
+        for text, vector in zip(TEXTS, expected, strict=True):  # one at a time: another way through the scheduler
+            near(httpx.post(f"{running.url}/embed", json={"inputs": text}, timeout=60).json()[0], vector)
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ class Service:
 
 def _worker_encoder(encoder: Encoder) -> Encoder | None:
     """Return the same model with one thread for the workers; None for OpenVINO, which would run their work in turns."""
-    if encoder.provider != "cpu" or encoder.threads == 1:
+    if encoder.provider == "openvino" or encoder.threads == 1:
         return None
     worker = Encoder(**encoder.arguments(), threads=1)
     if worker.fingerprint != encoder.fingerprint:
