@@ -85,7 +85,7 @@ bench: .venv/dev
 .venv/kernels: $(KERNELS) | .venv/export
 	@command -v $(CXX) >/dev/null || { echo 'make kernels needs a C++ compiler, and there is no $(CXX): install GCC 11 or' \
 		'Clang 12 (Debian: apt-get install g++; macOS: xcode-select --install)' >&2; exit 1; }
-	$(BIN)/python $(PIP_INSTALL) --no-deps --force-reinstall ./kernels
+	$(BIN)/python $(PIP_INSTALL) --no-deps --force-reinstall ./kernels --config-settings=cmake.define.E5ONNX_WARNINGS_AS_ERRORS=ON
 	touch $@
 
 clean:

@@ -34,7 +34,7 @@ from e5onnx.files.plan import plan_parts
 from e5onnx.files.rows import RowReader, typed_columns
 from e5onnx.model_folder import ModelFolder
 
-from .peers import THREADS, e5onnx_model
+from .peers import ENCODERS, THREADS, e5onnx_model
 from .report import parser, write
 from .soak import random_words, resident_megabytes
 from .texts import require_data, short_passages
@@ -67,21 +67,21 @@ def _throughput(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
     corpus = folder / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     result: dict[str, Any] = {"rows": rows}
-    for precision in ("fp32", "int8"):
-        encoder = Encoder(e5onnx_model(), precision=precision, threads=THREADS)
-        one_thread = Encoder(e5onnx_model(), precision=precision, threads=1)
+    for name, (precision, provider) in ENCODERS.items():
+        encoder = Encoder(e5onnx_model(), precision=precision, provider=provider, threads=THREADS)
+        one_thread = Encoder(e5onnx_model(), precision=precision, provider=provider, threads=1)
         encoder.encode_document(texts[:100])
         seconds: dict[str, list[float]] = {"encoder": [], "files": [], "ray": []}
         for number in range(rounds):
             files = partial(embed_files, inputs=[str(corpus)], part_rows=250)
-            local, cluster = folder / f"local-{precision}-{number}", folder / f"ray-{precision}-{number}"
+            local, cluster = folder / f"local-{name}-{number}", folder / f"ray-{name}-{number}"
             seconds["encoder"].append(_seconds(partial(encoder.encode_document, texts)))
             seconds["files"].append(_seconds(partial(files, encoder, output=local)))
             ray.init(log_to_driver=False, logging_level="ERROR")
             seconds["ray"].append(_seconds(partial(files, one_thread, output=cluster, engine="ray")))
             ray.shutdown()
-            sys.stderr.write(f"{precision}: " + ", ".join(f"{k} {v[-1]:.1f} s" for k, v in seconds.items()) + "\n")
-        result[precision] = {
+            sys.stderr.write(f"{name}: " + ", ".join(f"{k} {v[-1]:.1f} s" for k, v in seconds.items()) + "\n")
+        result[name] = {
             "rows_per_second": {name: rows / statistics.median(each) for name, each in seconds.items()},
             "share_of_encoder": {
                 name: statistics.median(a / b for a, b in zip(seconds["encoder"], seconds[name], strict=True))

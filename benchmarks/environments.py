@@ -18,13 +18,13 @@ BUILD = REPOSITORY / "build/benchmarks"
 _TORCH = "torch>=2.6,<2.14"
 
 REQUIREMENTS: dict[str, tuple[str, ...]] = {
-    "e5onnx": (str(REPOSITORY),),
+    "e5onnx": (str(REPOSITORY), str(REPOSITORY / "kernels")),
     "sentence-transformers": ("sentence-transformers>=5.1", _TORCH),
     "sentence-transformers-onnx": ("sentence-transformers[onnx]>=5.1", _TORCH),
     "sentence-transformers-openvino": ("sentence-transformers[openvino]>=5.1", _TORCH),
     "fastembed": ("fastembed>=0.7",),
     "ctranslate2": ("ctranslate2>=4.6", "transformers>=4.49", _TORCH),
-    "server": (f"{REPOSITORY}[serve]",),
+    "server": (f"{REPOSITORY}[serve]", str(REPOSITORY / "kernels")),
     "infinity": ("infinity-emb[server,torch]", _TORCH),
     "openvino": (str(REPOSITORY), "openvino>=2026.0"),
 }
@@ -60,6 +60,7 @@ def _checkout_digest(name: str) -> tuple[str, ...]:
     if not any(requirement.startswith(str(REPOSITORY)) for requirement in REQUIREMENTS[name]):
         return ()
     sources = [REPOSITORY / "pyproject.toml", *sorted((REPOSITORY / "runtime").rglob("*.py"))]
+    sources += sorted((REPOSITORY / "kernels").rglob("*.*"))
     return (hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest(),)
 
 

@@ -19,6 +19,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from e5onnx.encoder import Precision, Provider
+
 from .environments import PeerError, environment
 from .forms import SHAPED, Checkpoint, form, last_line, log_of, offline
 
@@ -44,6 +46,8 @@ class Peer(NamedTuple):
 PEERS: dict[str, Peer] = {
     "e5onnx": Peer("e5onnx", "e5onnx"),
     "e5onnx-int8": Peer("e5onnx", "e5onnx", "int8"),
+    "e5onnx-kernels-int8": Peer("e5onnx", "e5onnx", "int8"),
+    "e5onnx-kernels-bf16": Peer("e5onnx", "e5onnx", "bf16"),
     "e5onnx-openvino": Peer("openvino", "e5onnx", "bf16"),
     "e5onnx-openvino-cached": Peer("openvino", "e5onnx", "bf16"),
     "fastembed": Peer("fastembed", "onnx"),
@@ -60,6 +64,13 @@ PEERS: dict[str, Peer] = {
     "openvino": Peer("openvino", "e5onnx"),
     "openvino-bf16": Peer("openvino", "e5onnx", "bf16"),
 }
+ENCODERS: dict[str, tuple[Precision, Provider]] = {
+    "e5onnx": ("fp32", "cpu"),
+    "e5onnx-int8": ("int8", "cpu"),
+    "e5onnx-kernels-int8": ("int8", "kernels"),
+    "e5onnx-kernels-bf16": ("bf16", "kernels"),
+}
+"""Precision and provider of the ways of e5onnx that run in the benchmark's own process or server."""
 
 
 @dataclass(frozen=True)

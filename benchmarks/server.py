@@ -28,16 +28,14 @@ from typing import Any
 import numpy as np
 
 from e5onnx import Encoder
-from e5onnx.encoder import Precision
 
 from .environments import environment
 from .forms import SHAPED, form, log_of, offline
-from .peers import THREADS, e5onnx_model
+from .peers import ENCODERS, THREADS, e5onnx_model
 from .report import parser, write
 from .texts import queries, require_data, short_passages
 
-PRECISIONS: dict[str, Precision] = {"e5onnx": "fp32", "e5onnx-int8": "int8"}
-_SERVERS = (*PRECISIONS, "infinity")
+_SERVERS = (*ENCODERS, "infinity")
 _PASSAGES = 32
 _CALLERS = 4
 _LIMITS = ("--max-waiting-tokens", "16384", "--max-waiting-requests", "128")
@@ -98,7 +96,8 @@ def serving(name: str, *options: str) -> Iterator[tuple[subprocess.Popen[bytes],
     else:
         model, served = e5onnx_model(), "e5-small-v2"
         command = [str(environment("server")), "-m", "e5onnx", "serve", str(model), "--port", str(port)]
-        command += ["--precision", PRECISIONS[name], "--threads", str(THREADS), *options]
+        precision, provider = ENCODERS[name]
+        command += ["--precision", precision, "--provider", provider, "--threads", str(THREADS), *options]
     with log_of(f"server-{name}").open("w") as log:
         # S603: fixed commands on paths of the harness
         process = subprocess.Popen(command, stdout=log, stderr=log, env=offline())  # noqa: S603
@@ -131,8 +130,9 @@ class _Load:
         self._texts, self._bodies, self._seconds = texts, bodies, seconds
         self._client = Client(port)
         self._encoder = None
-        if name in PRECISIONS:
-            self._encoder = Encoder(e5onnx_model(), precision=PRECISIONS[name], threads=THREADS)
+        if name in ENCODERS:
+            precision, provider = ENCODERS[name]
+            self._encoder = Encoder(e5onnx_model(), precision=precision, provider=provider, threads=THREADS)
 
     async def run(self, rounds: int, shares: Sequence[float]) -> dict[str, Any]:
         """Return capacity, and what came back at each share of it."""

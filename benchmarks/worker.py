@@ -24,7 +24,17 @@ Encode = Callable[["str | list[str]", str], Any]
 
 _PREFIXES = {"query": "query: ", "document": "passage: ", "raw": ""}
 _PACKAGES = (
-    *("e5onnx", "onnxruntime", "tokenizers", "numpy", "torch", "transformers", "sentence-transformers", "optimum"),
+    *(
+        "e5onnx",
+        "e5onnx-kernels",
+        "onnxruntime",
+        "tokenizers",
+        "numpy",
+        "torch",
+        "transformers",
+        "sentence-transformers",
+        "optimum",
+    ),
     *("optimum-onnx", "optimum-intel", "openvino", "fastembed", "ctranslate2"),
 )
 
@@ -37,6 +47,16 @@ def load_e5onnx(model: str, threads: int) -> Encode:
 def load_e5onnx_int8(model: str, threads: int) -> Encode:
     """The same on its int8 graph."""
     return _e5onnx(model, threads, "int8")
+
+
+def load_e5onnx_kernels_int8(model: str, threads: int) -> Encode:
+    """The same with its own kernels."""
+    return _e5onnx(model, threads, "int8", "kernels")
+
+
+def load_e5onnx_kernels_bf16(model: str, threads: int) -> Encode:
+    """The fp32 graph with the project's own kernels, which compute in bfloat16."""
+    return _e5onnx(model, threads, "bf16", "kernels")
 
 
 def load_e5onnx_openvino(model: str, threads: int) -> Encode:
@@ -52,8 +72,8 @@ def load_e5onnx_openvino_cached(model: str, threads: int) -> Encode:
 def _e5onnx(
     model: str,
     threads: int,
-    precision: Literal["fp32", "int8"] | None,
-    provider: Literal["cpu", "openvino"] = "cpu",
+    precision: Literal["fp32", "int8", "bf16"] | None,
+    provider: Literal["cpu", "kernels", "openvino"] = "cpu",
     compile_cache: str | None = None,
 ) -> Encode:
     from e5onnx import Encoder
@@ -155,6 +175,8 @@ _OPENVINO = ("openvino", "e5onnx")
 PROGRAMS: dict[str, Program] = {
     "e5onnx": Program(load_e5onnx, ("e5onnx",)),
     "e5onnx-int8": Program(load_e5onnx_int8, ("e5onnx",)),
+    "e5onnx-kernels-int8": Program(load_e5onnx_kernels_int8, ("e5onnx",)),
+    "e5onnx-kernels-bf16": Program(load_e5onnx_kernels_bf16, ("e5onnx",)),
     "e5onnx-openvino": Program(load_e5onnx_openvino, ("e5onnx",)),
     "e5onnx-openvino-cached": Program(load_e5onnx_openvino_cached, ("e5onnx",)),
     "sentence-transformers-torch": Program(load_torch_fp32, _SENTENCE_TRANSFORMERS),

@@ -371,7 +371,8 @@ class Encoder:
         advance: Callable[[int], object] = lambda texts: None,
     ) -> None:
         """Fill `embeddings` with the vectors of the texts."""
-        for rows in plan_batches([len(text.ids) for text in tokenized], max_texts=batch_size):
+        lengths = [len(text.ids) for text in tokenized]
+        for rows in plan_batches(lengths, token_budget=self._graph.token_budget, max_texts=batch_size):
             input_ids, attention_mask = pad_batch([tokenized[row].ids for row in rows])
             vectors = self._graph.run(input_ids, attention_mask, output)
             if not np.isfinite(vectors).all():

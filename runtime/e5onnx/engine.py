@@ -20,6 +20,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from .batching import TOKEN_BUDGET, UNPADDED_TOKEN_BUDGET
 from .cpu import processors_for_threads
 from .errors import InferenceError, InputTypeError, InputValueError, ModelFolderError
 from .model_folder import OpenedGraph
@@ -42,11 +43,13 @@ class Engine(Protocol):
 
     Attributes:
         precision: the precision that really runs.
+        token_budget: tokens in one run with which it is fastest.
         inputs: type and shape of each input, as onnxruntime names them; "any" for a dynamic axis.
         outputs: the same for the outputs.
     """
 
     precision: str
+    token_budget: int
     inputs: dict[str, tuple[str, list[int | str]]]
     outputs: dict[str, tuple[str, list[int | str]]]
 
@@ -75,7 +78,9 @@ def engine_for(
         given = precision or "bf16"
         check_precision(given)
         check_processor(given)
-        return partial(OnnxRuntimeEngine, precision=given, prepared=replaced_encoder), given
+        return partial(
+            OnnxRuntimeEngine, precision=given, token_budget=UNPADDED_TOKEN_BUDGET, prepared=replaced_encoder
+        ), given
     if compile_cache is not None and not isinstance(compile_cache, (str, os.PathLike)):
         raise InputTypeError(f"compile_cache must be a folder, got {type(compile_cache).__name__}")
     if precision not in ("bf16", "fp32", None):
@@ -114,6 +119,7 @@ class LoadedGraph:
         self._lock = threading.Lock()
         self._engine: Engine | None = self._load_checked(graph)
         self.precision = self._engine.precision
+        self.token_budget = self._engine.token_budget
         _loaded_graphs.add(self)
 
     def run(
@@ -169,6 +175,7 @@ class OnnxRuntimeEngine:
         *,
         threads: int,
         precision: str,
+        token_budget: int = TOKEN_BUDGET,
         prepared: Callable[[Any, int, Path], AbstractContextManager[None]] = lambda *_: nullcontext(),
     ) -> None:
         """Load a graph.
@@ -177,6 +184,7 @@ class OnnxRuntimeEngine:
             path: the graph.
             threads: threads that one call uses.
             precision: what the graph's weights have, or what the kernels compute with.
+            token_budget: see :class:`Engine`.
             prepared: called with the session's options, `threads` and `path`; the session is made in its context.
 
         Raises:
@@ -208,6 +216,7 @@ class OnnxRuntimeEngine:
         except _ORT_ERRORS as error:
             raise ModelFolderError(f"onnxruntime {onnxruntime.__version__} cannot load {path}: {error}") from error
         self.precision = precision
+        self.token_budget = token_budget
         self.inputs = {value.name: (value.type, _shape(value)) for value in self._session.get_inputs()}
         self.outputs = {value.name: (value.type, _shape(value)) for value in self._session.get_outputs()}
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .batching import TOKEN_BUDGET
 from .errors import InferenceError, InputValueError, MissingDependencyError, ModelFolderError
 
 _OLDEST = 2026
@@ -65,6 +66,7 @@ class OpenVinoEngine:
             raise ModelFolderError(f"OpenVINO {openvino.__version__} cannot load {path}: {error}") from error
         used = self._model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self.precision = next((name for name, hint in _NAMES.items() if hint == used), used)
+        self.token_budget = TOKEN_BUDGET
         self.inputs = {port.any_name: _signature(port) for port in self._model.inputs}
         self.outputs = {port.any_name: _signature(port) for port in self._model.outputs}
         self._idle: list[Any] = []  # requests that no call is using; there are as many requests as simultaneous callers
