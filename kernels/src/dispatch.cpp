@@ -3,6 +3,11 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace e5onnx {
@@ -32,6 +37,28 @@ const Kernels* find_kernels(bool int8) {
   if (has_avx512) return &kAvx512VnniInt8;
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return nullptr;
   return has_avx_vnni() ? &kAvxVnniInt8 : &kAvx2Int8;
+}
+
+#elif defined(__aarch64__)
+
+extern const Kernels kNeonDotprodInt8, kNeonI8mmInt8;
+
+const Kernels* find_kernels(bool int8) {
+  bool has_dotprod = false, has_i8mm = false;
+#if defined(__linux__)
+  has_dotprod = getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+  has_i8mm = getauxval(AT_HWCAP2) & HWCAP2_I8MM;
+#elif defined(__APPLE__)
+  const auto has = [](const char* name) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+  };
+  has_dotprod = has("hw.optional.arm.FEAT_DotProd");
+  has_i8mm = has("hw.optional.arm.FEAT_I8MM");
+#endif
+  if (!int8 || !has_dotprod) return nullptr;
+  return has_i8mm ? &kNeonI8mmInt8 : &kNeonDotprodInt8;
 }
 
 #else

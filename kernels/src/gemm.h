@@ -65,7 +65,7 @@ inline void finish(const typename Format::Total* totals, int begin, int end, con
     for (int j = 0; j < 2; j++) {
       y[j] = Format::total(totals + j * kLanes);
       if constexpr (Format::kDepth == 4) {
-        y[j] = negative_multiply_add(fill(ranges[row].zero), column_sums[j], y[j]) * scale[j];
+        y[j] = negative_multiply_add(fill(ranges[row].zero - Format::kShift), column_sums[j], y[j]) * scale[j];
         y[j] = multiply_add(fill(ranges[row].scale), y[j], bias[j]);
       } else {
         y[j] = y[j] + bias[j];

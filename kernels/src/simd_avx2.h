@@ -83,6 +83,7 @@ struct Int8 {
   using Total = int32_t;
   using Sum = Int;
   static constexpr int kDepth = 4;
+  static constexpr float kShift = 0;  // taken from bytes of `a` before they are multiplied
   static Sum zero() { return no_bits(); }
   static Sum dot(Sum total, Int a, Int b) {
 #ifdef E5ONNX_AVX_VNNI

@@ -55,6 +55,7 @@ struct Int8 {
   using Total = int32_t;
   using Sum = Int;
   static constexpr int kDepth = 4;
+  static constexpr float kShift = 0;  // taken from bytes of `a` before they are multiplied
   static Sum zero() { return _mm512_setzero_si512(); }
   static Sum dot(Sum total, Int a, Int b) { return _mm512_dpbusd_epi32(total, a, b); }
   static void store_sum(Total* to, Sum x) { _mm512_storeu_si512(to, x); }
