@@ -88,9 +88,7 @@ def _products(
     matrix = np.concatenate(matrices, axis=1)
     factors = smoothing_factors(seen, matrix)
     scale, zero_point = activation_range(seen, factors)
-    rows = seen.rows / factors
-    steps = np.clip(np.rint(rows / scale) + zero_point, 0, 255) - zero_point
-    fitted, scales = quantize_weights(matrix * factors[:, None], rows, (steps * scale).astype(np.float32))
+    fitted, scales, lost = quantize_weights(matrix * factors[:, None], seen.rows / factors, scale)
     smoothing, scale_name, zero_name = (f"{source}_{part}" for part in ("smoothing", "scale", "zero_point"))
     tensors |= {smoothing: 1 / factors, scale_name: np.asarray(scale), zero_name: np.asarray(zero_point)}
     nodes = [
@@ -99,13 +97,13 @@ def _products(
     ]
     ends = np.cumsum([each.shape[1] for each in matrices])[:-1]
     replaced = {}
-    for product, part, part_scales in zip(
-        products, np.split(fitted, ends, axis=1), np.split(scales, ends), strict=True
+    for product, part, part_scales, part_lost in zip(
+        products, np.split(fitted, ends, axis=1), np.split(scales, ends), np.split(lost, ends), strict=True
     ):
         output = product.output[0]
-        weight_name, weight_scale = f"{output}_weight", f"{output}_weight_scale"
-        tensors |= {weight_name: part, weight_scale: part_scales}
-        inputs = [f"{source}_steps", weight_name, scale_name, weight_scale, zero_name]
+        weight_name, weight_scale, lost_name = (f"{output}_{kind}" for kind in ("weight", "weight_scale", "lost"))
+        tensors |= {weight_name: part, weight_scale: part_scales, lost_name: part_lost}
+        inputs = [f"{source}_steps", weight_name, scale_name, weight_scale, zero_name, "", lost_name]
         nodes.append(helper.make_node("MatMulIntegerToFloat", inputs, [output], domain="com.microsoft"))
         replaced[output], nodes = nodes, []
     return replaced

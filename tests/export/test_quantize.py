@@ -23,7 +23,7 @@ from e5onnx import Encoder, InputValueError
 from e5onnx.errors import ParityError
 from e5onnx_export import export, export_model, validate
 from e5onnx_export.calibration import split_texts
-from e5onnx_export.quantize import quantize_weights
+from e5onnx_export.quantize import Activations, quantize_layer, quantize_weights
 from helpers import near
 from texts import TEXTS
 
@@ -57,13 +57,59 @@ def test_weights_never_saturate_and_are_as_good_as_rounding(
     random = np.random.default_rng(seed)
     weights = random.standard_normal((inputs, outputs)) * np.exp(spread * random.standard_normal((inputs, 1)))
     weights[random.random(weights.shape) < 0.2] = 0
-    rows = random.standard_normal((400, inputs)).astype(np.float32)
-    steps, scales = quantize_weights(weights.astype(np.float32), rows, rows)
+    rows = (random.standard_normal((400, inputs)) + 2 * random.standard_normal(inputs)).astype(np.float32)
+    steps, scales, lost = quantize_weights(weights.astype(np.float32), rows, np.float32(0.05))
     assert_cannot_saturate(steps)
-    rounded = np.rint(weights / scales) * scales
-    true = rows @ weights
-    error, error_of_rounding = (np.square(rows @ each - true).sum() for each in (steps * scales, rounded))
-    assert error <= error_of_rounding * 1.3 + 1e-6 * np.square(true).sum()
+    differences = rows @ (steps * scales - weights) + lost
+    largest = np.abs(rows).max(axis=0) @ np.abs(weights)
+    assert (np.abs(differences.mean(axis=0)) <= 1e-4 * largest).all()
+    rounding = rows @ (np.rint(weights / scales) * scales - weights)
+    rounding -= rounding.mean(axis=0)
+    assert np.square(differences).sum() <= 1.3 * np.square(rounding).sum() + 1e-6 * np.square(rows @ weights).sum()
+
+
+def test_the_outputs_of_mean_activations_are_kept() -> None:
+    random = np.random.default_rng(0)
+    sizes = {
+        "query": (32, 36),
+        "key": (32, 36),
+        "value": (32, 32),
+        "attention_output": (32, 32),
+        "intermediate": (32, 96),
+        "output": (96, 32),
+    }
+    weights = {}
+    for name, (inputs, outputs) in sizes.items():
+        weights[f"{name}_weight"] = (random.standard_normal((inputs, outputs)) / np.sqrt(inputs)).astype(np.float32)
+        weights[f"{name}_bias"] = random.standard_normal(outputs).astype(np.float32)
+    rows = {size: (random.standard_normal((500, size)) + 3).astype(np.float32) for size in (32, 96)}
+    attended = rows[32] @ weights["value_weight"]  # as if every token attended to itself alone
+    seen = {"hidden": rows[32], "attended": attended, "attention_normed": rows[32], "activated": rows[96]}
+    means = {name: values.mean(axis=0) for name, values in seen.items()}
+    ranges = {name: Activations(values, values.min(axis=0), values.max(axis=0)) for name, values in seen.items()}
+    tensors = quantize_layer(weights, ranges)
+
+    def product(row: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+        result: NDArray[np.float32] = row @ (tensors[f"{name}_weight"] * tensors[f"{name}_weight_scale"])
+        return result
+
+    hidden = means["hidden"] * tensors["hidden_smoothing"]
+    found = {
+        "query": product(hidden, "query"),
+        "attention_output": product(product(hidden, "value"), "attention_output"),
+        "intermediate": product(means["attention_normed"] * tensors["attention_normed_smoothing"], "intermediate"),
+        "output": product(means["activated"] * tensors["activated_smoothing"], "output"),
+    }
+    sources = {
+        "query": "hidden",
+        "attention_output": "attended",
+        "intermediate": "attention_normed",
+        "output": "activated",
+    }
+    for name, row in found.items():
+        wanted = means[sources[name]] @ weights[f"{name}_weight"]
+        assert np.abs(row - wanted).max() > 0.01
+        near(row + tensors[f"{name}_bias"], wanted + weights[f"{name}_bias"], 1e-3)
 
 
 def test_the_graph_of_the_sample_is_int8_throughout(sample_model: Path) -> None:
@@ -114,7 +160,7 @@ def test_fidelity_on_stsb_and_passages(sample_model: Path, int8: Encoder, data: 
     exact = Encoder(sample_model).encode(texts + passages)
     cosines = np.einsum("ij,ij->i", quantized, exact)
     assert cosines.mean() >= 0.998
-    assert cosines.min() >= 0.985
+    assert cosines.min() >= 0.988
     first, second = quantized[: len(rows)], quantized[len(rows) : len(texts)]
     correlation = spearmanr((first * second).sum(1), [float(row["score"]) for row in rows]).statistic
     assert correlation == pytest.approx(0.8203, abs=0.002)
