@@ -104,7 +104,7 @@ class Kernels:
         return Inputs(np.full((rows, columns), -1, BF16), None)
 
     def pack(self, weight: Array, bias: Array, scale: Array | None = None) -> Linear:
-        inputs, outputs = weight.shape
+        outputs = weight.shape[1]
         if not self.is_int8:
             packed, is_finite = pack_bfloat16(self.library, weight, (outputs, outputs, outputs), self.columns)
             assert is_finite

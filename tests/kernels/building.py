@@ -53,7 +53,7 @@ def build(sanitize: str = "") -> Path:
     flags += [f"-DE5ONNX_ISA_{name.upper()}" for name in found]
     commands = {path: [*flags, *shlex.split(_INSTRUCTIONS[name])] for name, path in found.items()}
     others = [path for path in sorted(SOURCES.glob("*.cpp")) if not path.name.startswith("isa_")]
-    commands |= {path: flags for path in (*others, Path(__file__).with_name("access.cpp"))}
+    commands |= dict.fromkeys((*others, Path(__file__).with_name("access.cpp")), flags)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2) as pool:
         objects = list(pool.map(_compile, commands, commands.values()))
     runtimes = [f"-fsanitize={sanitize}"] if sanitize else ["-static-libstdc++", "-static-libgcc"]

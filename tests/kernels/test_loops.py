@@ -131,10 +131,10 @@ def test_pack_keeps_every_weight(
         == np.abs(expected.astype(int)[::2] + expected[1::2]).max()
     )
 
-    factor = np.float32(data.draw(st.sampled_from([1.0, 0.25503486])))
+    factor = float(np.float32(data.draw(st.sampled_from([1.0, 0.25503486]))))
     floats = rng.normal(size=table.shape).astype(np.float32)
     found, is_finite = pack_bfloat16(loaded, floats, columns, width, factor)
-    rounded = (floats[:, in_file] * factor).astype(BF16)
+    rounded = (floats[:, in_file] * np.float32(factor)).astype(BF16)
     assert is_finite
     np.testing.assert_array_equal(found.reshape(-1, inputs // 2, width, 2), panels_of(rounded, width, 2))
 
