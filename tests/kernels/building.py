@@ -17,10 +17,13 @@ from pathlib import Path
 
 import pytest
 
+from e5onnx.cpu import default_threads
 from imports import REPOSITORY
 
 SOURCES = REPOSITORY / "kernels/src"
 BUILD = REPOSITORY / "build/tests-kernels"
+SANITIZE = os.environ.get("E5ONNX_SANITIZE", "")
+"""Sanitizers for the library, where test_sanitizers.py runs the other tests again."""
 _AVX2 = "-mavx2 -mfma -mf16c"
 _AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c"
 # isa_NAME.cpp -> its flags; as in kernels/CMakeLists.txt, and in this order
@@ -31,8 +34,7 @@ _INSTRUCTIONS = {
     "avx512_bf16": f"{_AVX512} -mavx512bf16",
 }
 _FLAGS = "-std=c++20 -fPIC -ffp-contract=off -fno-rtti -fvisibility=hidden -fvisibility-inlines-hidden"
-# at -O1 the accumulators of the loops stay in memory, and the tests take minutes
-_SANITIZED = "-O2 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all -fsanitize="
+_SANITIZED = "-O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all -fsanitize="
 
 
 def compiler() -> str:
@@ -43,10 +45,9 @@ def compiler() -> str:
     return name
 
 
-def build(sanitize: str = "") -> Path:
+def build(sanitize: str = SANITIZE) -> Path:
     """Return the library, built with sanitizers such as `address,undefined` or as it is shipped."""
-    flags = [*shlex.split(_FLAGS), *([f"{_SANITIZED}{sanitize}"] if sanitize else ["-O3"])]
-    flags = shlex.split(" ".join(flags))
+    flags = shlex.split(f"{_FLAGS} {_SANITIZED}{sanitize}" if sanitize else f"{_FLAGS} -O3")
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
     found = {name: SOURCES / f"isa_{name}.cpp" for name in _INSTRUCTIONS} if is_x86 else {}
     found = {name: path for name, path in found.items() if path.exists()}
@@ -54,11 +55,11 @@ def build(sanitize: str = "") -> Path:
     commands = {path: [*flags, *shlex.split(_INSTRUCTIONS[name])] for name, path in found.items()}
     others = [path for path in sorted(SOURCES.glob("*.cpp")) if not path.name.startswith("isa_")]
     commands |= dict.fromkeys((*others, Path(__file__).with_name("access.cpp")), flags)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2) as pool:
+    with ThreadPoolExecutor(default_threads()) as pool:
         objects = list(pool.map(_compile, commands, commands.values()))
-    runtimes = [f"-fsanitize={sanitize}"] if sanitize else ["-static-libstdc++", "-static-libgcc"]
-    if platform.system() == "Darwin" and not sanitize:
-        runtimes = []
+    runtimes = [] if platform.system() == "Darwin" else ["-static-libstdc++", "-static-libgcc"]
+    if sanitize:
+        runtimes = [f"-fsanitize={sanitize}"]
     return _made("e5onnx_kernels.so", objects, [compiler(), "-shared", *runtimes, *map(str, objects)])
 
 

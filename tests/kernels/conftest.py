@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -10,13 +9,10 @@ import pytest
 from kernels.access import TABLES, Kernels
 from kernels.building import build
 
-SANITIZE = "E5ONNX_SANITIZE"
-"""The environment variable by which test_sanitizers.py runs the other tests on a library with sanitizers."""
-
 
 @pytest.fixture(scope="session")
 def library() -> Path:
-    return build(os.environ.get(SANITIZE, ""))
+    return build()
 
 
 @pytest.fixture(scope="session", params=TABLES)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from e5onnx_export.reference import activation, softmax
 from kernels.access import BF16, RANGE, Inputs, Kernels, Linear, Model, Norm, pack_bfloat16, pack_int8
+from kernels.building import SANITIZE
 
 Array = NDArray[Any]
 SEEDS = st.integers(0, 2**32 - 1)
@@ -31,7 +32,7 @@ PHI_ERROR = 5.5e-5
 POWER_ERROR = 1e-4
 """Of the polynomial for 2^x in attention.h, where weights become bfloat16."""
 
-loops = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+loops = settings(max_examples=8 if SANITIZE else 25, deadline=None, derandomize=True, database=None)
 
 
 def pairs(weight: Array) -> Array:
