@@ -342,6 +342,26 @@ def test_quantize_at_the_ends(kernels: Kernels) -> None:
     check_ranges(kernels.quantize(one_value), one_value)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_rows_that_are_not_finite_go_on_as_nan(kernels: Kernels, value: float) -> None:
+    """Wherever it stands. As bytes with a plain scale they would become numbers that look sound."""
+    needs_int8(kernels)
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(64, 128)).astype(np.float32)
+    norm = Norm(*np.ones((3, 128), np.float32))
+    for place in (0, 15, 16, 63, 64, 127):
+        damaged = rows.copy()
+        damaged[place // 2, place] = value
+        expected = np.arange(64) == place // 2
+        found = kernels.quantize(damaged)
+        assert found.ranges is not None
+        np.testing.assert_array_equal(np.isnan(found.ranges["scale"] * 0), expected)
+        hidden, inputs = kernels.add_norm(np.zeros_like(rows), damaged, norm, 1e-12)
+        assert inputs.ranges is not None
+        np.testing.assert_array_equal(np.isnan(inputs.ranges["scale"]), expected)
+        np.testing.assert_array_equal(np.isnan(hidden).all(axis=1), expected)
+
+
 def check_normed(kernels: Kernels, before: Array, norm: Norm, epsilon: float, hidden: Array, inputs: Inputs) -> None:
     """Compare layer normalisation of float64 rows, and what it passes on."""
     mean = before.mean(axis=1, keepdims=True)
