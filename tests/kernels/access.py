@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 RANGE = np.dtype([("scale", np.float32), ("zero", np.float32)])
 BF16 = np.dtype(ml_dtypes.bfloat16)
-TABLES = ("avx512-bf16 int8", "avx512-bf16 bf16", "avx512-vnni int8", "avx-vnni int8", "avx2 int8")
+TABLES = (
+    "avx512-bf16 int8",
+    "avx512-bf16 bf16",
+    "avx512-vnni int8",
+    "avx-vnni int8",
+    "avx2 int8",
+    "neon-dotprod int8",
+    "neon-i8mm int8",
+)
 """In the order of access.cpp."""
 GUARD = 64
 """Bytes after each output that must stay as they are."""

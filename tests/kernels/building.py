@@ -1,7 +1,7 @@
 """Builds `kernels/src` with the tests' way in, `access.cpp`, as one library that onnxruntime and ctypes can load.
 
-Compiled files are kept under `build/tests-kernels`, by the content of what they are made of. The distribution is built
-by CMake, with these flags and warnings as errors.
+Compiled files are kept under `build/tests-kernels`, by the content of what they are made of. Flags of instruction sets
+are those of `kernels/CMakeLists.txt`, by which the distribution is built; CMake itself is not needed here.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -24,17 +25,10 @@ SOURCES = REPOSITORY / "kernels/src"
 BUILD = REPOSITORY / "build/tests-kernels"
 SANITIZE = os.environ.get("E5ONNX_SANITIZE", "")
 """Sanitizers for the library, where test_sanitizers.py runs the other tests again."""
-_AVX2 = "-mavx2 -mfma -mf16c"
-_AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c"
-# isa_NAME.cpp -> its flags; as in kernels/CMakeLists.txt, and in this order
-_INSTRUCTIONS = {
-    "avx2": _AVX2,
-    "avx_vnni": f"{_AVX2} -mavxvnni",
-    "avx512_vnni": _AVX512,
-    "avx512_bf16": f"{_AVX512} -mavx512bf16",
-}
-_FLAGS = "-std=c++20 -fPIC -ffp-contract=off -fno-rtti -fvisibility=hidden -fvisibility-inlines-hidden"
+_FLAGS = "-std=c++20 -fPIC -ffp-contract=off -fvisibility=hidden -fvisibility-inlines-hidden"
 _SANITIZED = "-O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all -fsanitize="
+FAMILY = {"x86_64": "avx", "amd64": "avx", "aarch64": "neon", "arm64": "neon"}.get(platform.machine().lower(), "none")
+"""What the names of this processor's instruction sets begin with."""
 
 
 def compiler() -> str:
@@ -48,19 +42,29 @@ def compiler() -> str:
 def build(sanitize: str = SANITIZE) -> Path:
     """Return the library, built with sanitizers such as `address,undefined` or as it is shipped."""
     flags = shlex.split(f"{_FLAGS} {_SANITIZED}{sanitize}" if sanitize else f"{_FLAGS} -O3")
-    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    found = {name: SOURCES / f"isa_{name}.cpp" for name in _INSTRUCTIONS} if is_x86 else {}
-    found = {name: path for name, path in found.items() if path.exists()}
-    flags += [f"-DE5ONNX_ISA_{name.upper()}" for name in found]
-    commands = {path: [*flags, *shlex.split(_INSTRUCTIONS[name])] for name, path in found.items()}
     others = [path for path in sorted(SOURCES.glob("*.cpp")) if not path.name.startswith("isa_")]
-    commands |= dict.fromkeys((*others, Path(__file__).with_name("access.cpp")), flags)
+    commands = dict.fromkeys((*others, Path(__file__).with_name("access.cpp")), flags)
+    commands[SOURCES / "dispatch.cpp"] = [*flags, "-Dfind_kernels=find_best_kernels"]  # see access.cpp
+    for name, own in _instruction_sets().items():
+        commands[SOURCES / f"isa_{name}.cpp"] = [*flags, *own]
     with ThreadPoolExecutor(default_threads()) as pool:
         objects = list(pool.map(_compile, commands, commands.values()))
     runtimes = [] if platform.system() == "Darwin" else ["-static-libstdc++", "-static-libgcc"]
     if sanitize:
         runtimes = [f"-fsanitize={sanitize}"]
     return _made("e5onnx_kernels.so", objects, [compiler(), "-shared", *runtimes, *map(str, objects)])
+
+
+def _instruction_sets() -> dict[str, list[str]]:
+    """Return the flags of each file isa_NAME.cpp for this kind of processor, from `set` and `add_isa` of CMake."""
+    text = (REPOSITORY / "kernels/CMakeLists.txt").read_text()
+    sets = dict(re.findall(r"set\((\w+) (-m[^)]*)\)", text))
+    found = {
+        name: shlex.split(re.sub(r"\$\{(\w+)\}", lambda match: sets[match[1]], flags))
+        for name, flags in re.findall(r"add_isa\((\w+) ([^)]*)\)", text)
+    }
+    assert found.keys() == {path.stem[4:] for path in SOURCES.glob("isa_*.cpp")}
+    return {name: flags for name, flags in found.items() if name.startswith(FAMILY)}
 
 
 def _compile(source: Path, flags: list[str]) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kernels.access import TABLES, Kernels
-from kernels.building import build
+from kernels.building import FAMILY, build
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +15,6 @@ def library() -> Path:
     return build()
 
 
-@pytest.fixture(scope="session", params=TABLES)
+@pytest.fixture(scope="session", params=[name for name in TABLES if name.startswith(FAMILY)])
 def kernels(request: pytest.FixtureRequest, library: Path) -> Kernels:
     return Kernels(library, request.param)

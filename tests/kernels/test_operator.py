@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from onnx import numpy_helper
 
 from e5onnx_export.build import FUSED, build_encoder, embedding_weights, layer_weights
 from e5onnx_export.network import Network
+from kernels.access import BF16, TABLES, Kernels
 from kernels.building import SANITIZE
 from kernels.encoders import (
     PADDING_ID,
@@ -46,7 +47,6 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "384-mpnet": {"hidden": 384, "heads": 12, "inner": 448, "family": "mpnet"},
     "768-bert-tanh": {"hidden": 768, "heads": 12, "inner": 832, "activation": "gelu_pytorch_tanh"},
 }
-PRECISIONS = ("int8", "bf16")
 # of one layer, largest and root of mean square; hidden states are about 0.6
 SAME = {"int8": (0.06, 0.007), "bf16": (0.02, 0.002)}
 FP32 = {"int8": (0.3, 0.04), "bf16": (0.05, 0.006)}
@@ -57,22 +57,18 @@ class Library:
     """The built library, and what it says of this processor."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._functions = path, ctypes.CDLL(str(path))
-        self._functions.e5onnx_kernels_instructions.restype = ctypes.c_char_p
+        self.path, self.functions = path, ctypes.CDLL(str(path))
+        self.functions.e5onnx_kernels_instructions.restype = ctypes.c_char_p
 
     @property
     def instructions(self) -> str:
-        return str(self._functions.e5onnx_kernels_instructions().decode())
+        return str(self.functions.e5onnx_kernels_instructions().decode())
 
     def has(self, precision: str) -> bool:
-        return bool(self._functions.e5onnx_kernels_has(precision.encode()))
+        return bool(self.functions.e5onnx_kernels_has(precision.encode()))
 
     def created(self) -> int:
-        return int(self._functions.e5onnx_kernels_created())
-
-    def needs(self, precision: str) -> None:
-        if not self.has(precision):
-            pytest.skip(f"the library has no {precision} for this processor")
+        return int(self.functions.e5onnx_kernels_created())
 
     def session(self, model: onnx.ModelProto, threads: int | str | None = 1, **options: Any) -> Any:
         before = self.created()
@@ -80,23 +76,29 @@ class Library:
         assert self.created() == before + 1
         return made
 
-    def expected(self, source: Tensors, ids: Array, mask: Array) -> Array:
-        """Return a batch of the same arithmetic in numpy."""
-        rounds = self.instructions == "avx512-bf16"
-        return np.stack(
-            [last_hidden_state(source, *text, rounds_elements=rounds) for text in zip(ids, mask, strict=True)]
-        )
-
 
 @pytest.fixture(scope="module")
 def built(library: Path) -> Library:
     return Library(library)
 
 
-@pytest.fixture(params=PRECISIONS)
-def precision(request: pytest.FixtureRequest, built: Library) -> str:
-    built.needs(request.param)
-    return str(request.param)
+@pytest.fixture
+def table(built: Library, kernels: Kernels) -> Iterator[Kernels]:
+    """The operator with the kernels of each instruction set in turn."""
+    built.functions.access_choose(kernels.number)
+    yield kernels
+    built.functions.access_choose(-1)
+
+
+@pytest.fixture
+def precision(table: Kernels) -> str:
+    return "int8" if table.is_int8 else "bf16"
+
+
+def same_arithmetic(table: Kernels, source: Tensors, ids: Array, mask: Array) -> Array:
+    """Return the hidden states of a batch, in numpy."""
+    rounds = table.element == BF16
+    return np.stack([last_hidden_state(source, *text, rounds_elements=rounds) for text in zip(ids, mask, strict=True)])
 
 
 @cache
@@ -128,34 +130,34 @@ def check(found: Array, expected: Array, tolerances: tuple[float, float]) -> Non
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_hidden_states(built: Library, precision: str, name: str) -> None:
+def test_hidden_states(built: Library, table: Kernels, precision: str, name: str) -> None:
     source = encoder(name, precision)
     ids, mask = random_texts(LENGTHS)
     ids[2, 3:5] = PADDING_ID  # as a token: RoBERTa does not count it
     found = run(built.session(source.graph()), ids, mask)
-    check(found, built.expected(source, ids, mask), SAME[precision])
+    check(found, same_arithmetic(table, source, ids, mask), SAME[precision])
     is_token = mask == 1
     check(found[is_token], run(stock(source.network), ids, mask)[is_token], FP32[precision])
     assert not found[~is_token].any()
 
 
 @pytest.mark.parametrize("name", ["128-bert-tanh", "384-mpnet"])
-def test_one_token_and_the_most(built: Library, precision: str, name: str) -> None:
+def test_one_token_and_the_most(built: Library, table: Kernels, precision: str, name: str) -> None:
     source = encoder(name, precision)
     made = built.session(source.graph())
     for length in (1, 511, 512):
         ids, mask = random_texts([length])
-        check(run(made, ids, mask), built.expected(source, ids, mask), SAME[precision])
+        check(run(made, ids, mask), same_arithmetic(table, source, ids, mask), SAME[precision])
 
 
-def test_layers_follow_each_other(built: Library, precision: str, deep: Tensors) -> None:
+def test_layers_follow_each_other(built: Library, table: Kernels, precision: str, deep: Tensors) -> None:
     ids, mask = random_texts(LENGTHS)
     largest, mean = SAME[precision]
-    check(run(built.session(deep.graph()), ids, mask), built.expected(deep, ids, mask), (3 * largest, 3 * mean))
+    check(run(built.session(deep.graph()), ids, mask), same_arithmetic(table, deep, ids, mask), (3 * largest, 3 * mean))
 
 
 @pytest.mark.parametrize("name", ["128-bert-tanh", "192-roberta", "384-mpnet"])
-def test_masks_with_holes(built: Library, precision: str, name: str) -> None:
+def test_masks_with_holes(built: Library, table: Kernels, precision: str, name: str) -> None:
     source = encoder(name, precision)
     made = built.session(source.graph())
     ids, mask = random_texts([40] * 6, seed=5)
@@ -164,7 +166,7 @@ def test_masks_with_holes(built: Library, precision: str, name: str) -> None:
     mask[2, 0] = 0
     mask[3, :39] = 0
     mask[4] = 0
-    found, expected = run(made, ids, mask), built.expected(source, ids, mask)
+    found, expected = run(made, ids, mask), same_arithmetic(table, source, ids, mask)
     check(found, expected, SAME[precision])
     is_read = (mask == 1) | (np.arange(40) == 0)
     is_read[4] = False
@@ -353,12 +355,7 @@ def replace(model: onnx.ModelProto, name: str, change: Callable[[Array], Array])
     ],
 )
 def test_sizes_that_are_not_covered(built: Library, sizes: dict[str, Any], reason: str) -> None:
-    built.needs("bf16" if built.has("bf16") else "int8")
-    kind = "bf16" if built.has("bf16") else "int8"
-    network = random_network(**{"layers": 1, **sizes})
-    if sizes.get("layers") == 0:
-        kind = "bf16"
-    refused(built, tensors(network, kind).graph(), reason)
+    refused(built, tensors(random_network(**{"layers": 1, **sizes}), "bf16").graph(), reason)
 
 
 @pytest.fixture
@@ -478,7 +475,7 @@ def test_a_graph_without_the_node_is_not_taken(built: Library) -> None:
 
 
 def test_what_the_library_says_of_the_processor(built: Library) -> None:
-    assert built.instructions in ("avx512-bf16", "avx512-vnni", "avx-vnni", "avx2", "")
+    assert built.instructions in ("", *(name.split()[0] for name in TABLES))
     assert built.has("int8") == (built.instructions != "")
     assert built.has("bf16") == (built.instructions == "avx512-bf16")
     for name in ("", "fp32", "int", "INT8", "int88"):
