@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from e5onnx.cpu import default_threads
 from imports import REPOSITORY
@@ -47,7 +48,8 @@ def build(sanitize: str = SANITIZE) -> Path:
     commands[SOURCES / "dispatch.cpp"] = [*flags, "-Dfind_kernels=find_best_kernels"]  # see access.cpp
     for name, own in _instruction_sets().items():
         commands[SOURCES / f"isa_{name}.cpp"] = [*flags, *own]
-    with ThreadPoolExecutor(default_threads()) as pool:
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with FileLock(BUILD / "lock"), ThreadPoolExecutor(default_threads()) as pool:
         objects = list(pool.map(_compile, commands, commands.values()))
     runtimes = [] if platform.system() == "Darwin" else ["-static-libstdc++", "-static-libgcc"]
     if sanitize:
