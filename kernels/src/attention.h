@@ -13,11 +13,11 @@ inline int round_up(int count, int unit) { return (count + unit - 1) / unit * un
 
 // Where the parts of `attend`'s memory are, for one head at a time.
 struct AttentionMemory {
-  char* keys;      // [keys / kLanes][head_size / kDepth][kLanes][kDepth]
-  Value* values;   // [keys / kDepth][head_size][kDepth]
-  float* scores;   // [kQueries][stride]
-  Value* weights;  // [kQueries][stride], the softmax of the scores but for the sum
-  int32_t* places; // [stride], of the keys in the text
+  char* keys;       // [keys / kLanes][head_size / kDepth][kLanes][kDepth]
+  Value* values;    // [keys / kDepth][head_size][kDepth]
+  float* scores;    // [kQueries][stride]
+  Value* weights;   // [kQueries][stride], the softmax of the scores but for the sum
+  int32_t* places;  // [stride], of the keys in the text
   int stride;
 
   AttentionMemory(void* memory, int count, int head_size) {
@@ -37,8 +37,8 @@ struct AttentionMemory {
 
 size_t attention_bytes(int keys, int head_size) {
   const size_t stride = static_cast<size_t>(round_up(keys, 2 * kLanes));
-  return stride * (2 * static_cast<size_t>(head_size) * sizeof(Value) +
-                   kQueries * (sizeof(float) + sizeof(Value)) + sizeof(int32_t));
+  return stride * (2 * static_cast<size_t>(head_size) * sizeof(Value) + kQueries * (sizeof(float) + sizeof(Value)) +
+                   sizeof(int32_t));
 }
 
 // 2^x, to a relative 8e-5 before bfloat16 and 1e-7 otherwise.
@@ -71,8 +71,7 @@ inline void pack_keys(const Value* from, long stride, int count, int head_size, 
   }
 }
 
-inline void pack_values(const Value* from, long stride, int count, int head_size,
-                        Value* to) {
+inline void pack_values(const Value* from, long stride, int count, int head_size, Value* to) {
   constexpr int kWidth = kLanes * Element::kDepth;
   for (int key = 0; key < count; key += Element::kDepth) {
     for (int part = 0; part < head_size; part += kWidth, to += kWidth * Element::kDepth) {
@@ -84,8 +83,7 @@ inline void pack_values(const Value* from, long stride, int count, int head_size
 
 // Scores of kCount queries with kBlocks vectors of keys.
 template <int kCount, int kBlocks>
-inline void score(const Value* queries, long stride, const char* keys, int head_size, float* scores,
-                  int score_stride) {
+inline void score(const Value* queries, long stride, const char* keys, int head_size, float* scores, int score_stride) {
   const int steps = head_size / Element::kDepth;
   Float sums[kCount][kBlocks];
 #pragma GCC unroll 16
@@ -134,8 +132,8 @@ inline float softmax(float* scores, int count, const float* bias, const int32_t*
 
 // kCount queries of one head: scores, softmax, and the mean of the values. `to` gets `head_size` values a row.
 template <class Format, int kCount>
-[[gnu::noinline]] void attend_rows(const Model& model, const Value* queries, long stride, int count,
-                                   const float* bias, const int32_t* places, const AttentionMemory& memory,
+[[gnu::noinline]] void attend_rows(const Model& model, const Value* queries, long stride, int count, const float* bias,
+                                   const int32_t* places, const AttentionMemory& memory,
                                    void* to) {  // bias: of the head, at distance 0; places: of the queries
   const int head_size = model.head_size, blocks = round_up(count, kLanes) / kLanes;
   const long key_block = static_cast<long>(sizeof(Int)) * (head_size / Element::kDepth);
@@ -200,16 +198,16 @@ void attend(const Model& model, const void* elements, const int32_t* places, int
     const auto* key = queries + hidden + head * head_size;
     pack_keys(key, stride, keys, head_size, memory.keys);
     pack_values(key + hidden, stride, keys, head_size, memory.values);
-    const float* bias = model.distance_bias
-                            ? model.distance_bias + head * (2L * model.farthest + 1) + model.farthest
-                            : nullptr;
+    const float* bias =
+        model.distance_bias ? model.distance_bias + head * (2L * model.farthest + 1) + model.farthest : nullptr;
     for (int block = 0; block < blocks; block++) {
       const int from = begin + static_cast<int>(static_cast<long>(rows) * block / blocks);
       const int until = begin + static_cast<int>(static_cast<long>(rows) * (block + 1) / blocks);
       const long at = static_cast<long>(from - begin) * hidden + head * head_size;
-      void* result = static_cast<char*>(to) + at * (Format::kDepth == 4 ? sizeof(float) : sizeof(typename Format::Value));
-      attend_count<Format>(until - from, model, queries + from * stride + head * head_size, stride, keys,
-                           bias, places + from, memory, result);
+      void* result =
+          static_cast<char*>(to) + at * (Format::kDepth == 4 ? sizeof(float) : sizeof(typename Format::Value));
+      attend_count<Format>(until - from, model, queries + from * stride + head * head_size, stride, keys, bias,
+                           places + from, memory, result);
     }
   }
 }

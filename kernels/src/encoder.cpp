@@ -14,9 +14,9 @@
 namespace e5onnx {
 namespace {
 
-constexpr int kColumnRows = 32;   // most rows that are divided by columns
-constexpr int kChunkRows = 512;   // rows of a task with whole texts: their hidden states stay in its cache
-constexpr int kBlockRows = 96;    // rows of the feed-forward layer: its inner activations stay in the cache, too
+constexpr int kColumnRows = 32;  // most rows that are divided by columns
+constexpr int kChunkRows = 512;  // rows of a task with whole texts: their hidden states stay in its cache
+constexpr int kBlockRows = 96;   // rows of the feed-forward layer: its inner activations stay in the cache, too
 constexpr int kSharedRows = 1 << 15;
 
 struct Span {
@@ -25,7 +25,9 @@ struct Span {
 // Part `number` of `count`, in whole units.
 Span part(int total, int unit, int number, int count) {
   const int units = (total + unit - 1) / unit;
-  const auto end = [&](int n) { return std::min(total, static_cast<int>(static_cast<long>(units) * n / count) * unit); };
+  const auto end = [&](int n) {
+    return std::min(total, static_cast<int>(static_cast<long>(units) * n / count) * unit);
+  };
   return {end(number), end(number + 1)};
 }
 
@@ -64,8 +66,8 @@ struct Encoder::Rows {
 // What a task needs for itself.
 struct Encoder::Scratch {
   char* attention;
-  float* sums;             // outputs of a linear layer
-  char* middle;            // outputs of the activation function
+  float* sums;                      // outputs of a linear layer
+  char* middle;                     // outputs of the activation function
   Activations attended, activated;  // both, quantised
 
   Scratch(const Model& model, const Kernels& kernels, Cutter& cutter, int rows, int keys) {
@@ -195,11 +197,11 @@ class Encoder::Run {
       const int begin = std::max(span.begin, text.first), end = std::min(span.end, text.first + text.rows);
       if (begin >= end) continue;
       const long first = text.first - base;
-      kernels_.attend(model_, elements + first * 3 * model_.hidden * static_cast<long>(kernels_.element_bytes),
-                      batch_.places.data() + text.first, text.keys, begin - text.first, end - text.first, heads.begin,
-                      heads.end, scratch.attention,
-                      rows.context + (begin - base) * static_cast<long>(model_.hidden) *
-                                         static_cast<long>(kernels_.middle_bytes));
+      kernels_.attend(
+          model_, elements + first * 3 * model_.hidden * static_cast<long>(kernels_.element_bytes),
+          batch_.places.data() + text.first, text.keys, begin - text.first, end - text.first, heads.begin, heads.end,
+          scratch.attention,
+          rows.context + (begin - base) * static_cast<long>(model_.hidden) * static_cast<long>(kernels_.middle_bytes));
     }
   }
 

@@ -6,7 +6,7 @@
 namespace e5onnx {
 namespace {
 
-constexpr int kColumns = kVectors * kLanes;  // of a panel
+constexpr int kColumns = kVectors * kLanes;                            // of a panel
 constexpr int kLines = static_cast<int>(kVectors * sizeof(Int) / 64);  // cache lines that a step reads
 
 // [rows, 4 * steps bytes] times a panel, into `totals`. The compiler spills accumulators if this is not a function of

@@ -12,12 +12,12 @@ namespace e5onnx {
 
 struct Kernels {
   const char* instructions;
-  int columns;               // of a packed panel of weights
-  int depth;                 // neighbouring inputs that a packed panel keeps together: 4 bytes of them
-  bool adds_pairs;           // two products of bytes are added in 16 bits, with saturation
-  size_t activation_bytes;   // of an activation that enters a linear layer: 1 or 2
-  size_t element_bytes;      // of a query, key or value: 2 or 4
-  size_t middle_bytes;       // of the output of attention and of the activation function, before `quantize`
+  int columns;              // of a packed panel of weights
+  int depth;                // neighbouring inputs that a packed panel keeps together: 4 bytes of them
+  bool adds_pairs;          // two products of bytes are added in 16 bits, with saturation
+  size_t activation_bytes;  // of an activation that enters a linear layer: 1 or 2
+  size_t element_bytes;     // of a query, key or value: 2 or 4
+  size_t middle_bytes;      // of the output of attention and of the activation function, before `quantize`
 
   // hidden = LayerNorm(words + positions), and `input`, the same for the first layer.
   void (*embed)(const Model&, const int32_t* ids, const int32_t* positions, int rows, float* hidden, Activations input);

@@ -117,7 +117,8 @@ class Loader {
         throw Refused("distance_bias is " + shape_text(bias.shape));
       const float* from = floats("distance_bias", {node_.heads, bias.shape[1]});
       model_.farthest = static_cast<int>(bias.shape[1] / 2);
-      model_.distance_bias = scaled(from, static_cast<size_t>(node_.heads * bias.shape[1]), std::numbers::log2e_v<float>);
+      model_.distance_bias =
+          scaled(from, static_cast<size_t>(node_.heads * bias.shape[1]), std::numbers::log2e_v<float>);
     }
     model_.embedding_norm = norm("embedding_norm_");
     if (model_.is_int8) model_.embedding_norm.smoothing = floats("layer_0_hidden_smoothing", {hidden});
@@ -179,7 +180,8 @@ class Loader {
   Linear linear(const std::string& name, int inputs, int outputs) {
     Linear result;
     result.bias = floats(name + "_bias", {outputs});
-    auto* packed = allocate<char>(static_cast<size_t>(inputs) * static_cast<size_t>(outputs) * kernels_->activation_bytes);
+    auto* packed =
+        allocate<char>(static_cast<size_t>(inputs) * static_cast<size_t>(outputs) * kernels_->activation_bytes);
     float *scale = nullptr, *sums = nullptr;
     if (model_.is_int8) {
       result.scale = scale = allocate<float>(static_cast<size_t>(outputs));

@@ -48,9 +48,9 @@ struct Model {
   float epsilon = 0;
   Activation activation = Activation::kGelu;
   bool is_int8 = false;
-  int64_t words = 0, positions = 0;       // rows of the tables
-  const float* word_table = nullptr;      // bfloat16: [words, hidden] as in the file
-  const int8_t* word_steps = nullptr;     // int8: [words, hidden], each row times its scale
+  int64_t words = 0, positions = 0;    // rows of the tables
+  const float* word_table = nullptr;   // bfloat16: [words, hidden] as in the file
+  const int8_t* word_steps = nullptr;  // int8: [words, hidden], each row times its scale
   const float* word_scales = nullptr;
   const float* position_table = nullptr;  // [positions, hidden]
   int64_t padding_id = -1;                // RoBERTa counts positions from padding_id + 1; -1 for BERT, from 0

@@ -250,7 +250,8 @@ E5ONNX_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const Ort
   if (!table) return nullptr;  // onnxruntime has already written that the version is too old
   static std::mutex mutex;
   const std::lock_guard lock(mutex);
-  api = ort::Api(table);
+  static const bool is_known = (api = ort::Api(table), true);  // once: other sessions may be running
+  static_cast<void>(is_known);
   return guarded([&] {
     const int threads = wanted_threads(options);
     // Sessions keep pointers to both, so they are never freed: one pair for each number of threads.

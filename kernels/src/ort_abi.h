@@ -47,7 +47,7 @@ struct OrtCustomOp {
   int (*GetVariadicOutputHomogeneity)(const OrtCustomOp*);
   OrtStatus* (*CreateKernelV2)(const OrtCustomOp*, const OrtApi*, const OrtKernelInfo*, void** kernel);
   OrtStatus* (*KernelComputeV2)(void* kernel, OrtKernelContext*);
-  OrtStatus* (*InferOutputShape)(const OrtCustomOp*, void*);
+  OrtStatus* (*InferOutputShapeFn)(const OrtCustomOp*, void*);
   int (*GetStartVersion)(const OrtCustomOp*);
   int (*GetEndVersion)(const OrtCustomOp*);
 };

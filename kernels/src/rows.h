@@ -10,9 +10,10 @@ namespace {
 
 constexpr int kStride = 4 * kLanes;  // four sums at a time, to hide the latency of an addition
 
-// Scale and zero point that cover the row and zero. Nothing is clipped, and the batch has no say in it.
-inline Range range_of(float low, float high) {
-  const float scale = (high - low) / 255;
+// Scale and zero point that cover the row and zero. Nothing is clipped, and the batch has no say in it. `nothing` is 0,
+// or NaN where the row holds NaN or infinity: the smallest and the largest leave NaN out.
+inline Range range_of(float low, float high, float nothing) {
+  const float scale = (high - low) / 255 + nothing;
   if (!(scale > 0)) return {scale == 0 ? 1 : scale, 0};  // zeros, or NaN, which goes on into the products
   return {scale, std::nearbyint(-low / scale)};
 }
@@ -27,16 +28,19 @@ void quantize(const void* from, int rows, int columns, Activations to) {
   for (int row = 0; row < rows; row++) {
     const float* values = static_cast<const float*>(from) + static_cast<long>(row) * columns;
     Float low[4] = {zeros(), zeros(), zeros(), zeros()}, high[4] = {zeros(), zeros(), zeros(), zeros()};
+    Float nothing[4] = {zeros(), zeros(), zeros(), zeros()};
     for (int j = 0; j < columns; j += kStride) {
 #pragma GCC unroll 4
       for (int i = 0; i < 4; i++) {
         const Float x = load(values + j + i * kLanes);
         low[i] = smaller(x, low[i]);
         high[i] = larger(x, high[i]);
+        nothing[i] = multiply_add(x, zeros(), nothing[i]);
       }
     }
     to.ranges[row] = range_of(smallest(smaller(smaller(low[0], low[1]), smaller(low[2], low[3]))),
-                              largest(larger(larger(high[0], high[1]), larger(high[2], high[3]))));
+                              largest(larger(larger(high[0], high[1]), larger(high[2], high[3]))),
+                              sum((nothing[0] + nothing[1]) + (nothing[2] + nothing[3])));
     quantize_row(values, columns, to.ranges[row], static_cast<uint8_t*>(to.values) + static_cast<long>(row) * columns);
   }
 }
@@ -68,7 +72,7 @@ inline void normalize_row(float* hidden, int columns, Float total, const Norm& n
       high = larger(smoothed, high);
     }
     if (!norm.smoothing) return;  // the last layer
-    const Range range = range_of(smallest(low), largest(high));
+    const Range range = range_of(smallest(low), largest(high), 0 * variance);
     const Float steps = fill(1 / range.scale), zero = fill(range.zero);
     input.ranges[number] = range;
     for (int j = 0; j < columns; j += kLanes)

@@ -23,7 +23,7 @@ inline Float load(const float* from) { return _mm512_loadu_ps(from); }
 inline void store(float* to, Float x) { _mm512_storeu_ps(to, x); }
 inline Float fill(float x) { return _mm512_set1_ps(x); }
 inline Float zeros() { return _mm512_setzero_ps(); }
-inline Float multiply_add(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }           // a * b + c
+inline Float multiply_add(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }            // a * b + c
 inline Float negative_multiply_add(Float a, Float b, Float c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
 inline Float smaller(Float a, Float b) { return _mm512_min_ps(a, b); }
 inline Float larger(Float a, Float b) { return _mm512_max_ps(a, b); }
