@@ -89,9 +89,7 @@ struct Float32 {
   using Sum = Float;
   static constexpr int kDepth = 1;
   static Sum zero() { return zeros(); }
-  static Sum dot(Sum total, Int a, Int b) {
-    return vfmaq_f32(total, vreinterpretq_f32_u8(a), vreinterpretq_f32_u8(b));
-  }
+  static Sum dot(Sum total, Int a, Int b) { return vfmaq_f32(total, vreinterpretq_f32_u8(a), vreinterpretq_f32_u8(b)); }
   static void store_sum(Total* to, Sum x) { store(to, x); }
   static Float total(const Total* from) { return load(from); }
   static void store_pair(Value* to, Float low, Float high) {
