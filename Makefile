@@ -13,7 +13,9 @@ MINIMUM := $(shell $(PYTHON) -c 'import sys; print("numpy==1.26.0 onnxruntime==1
 THE_SAME_ON_A_WHEEL := $(addprefix --ignore=tests/runtime/test_,aws_lambda.py cpu.py faults.py fuzz.py kernels.py openai_api.py other_processors.py)
 ON_NEWEST := $(addprefix tests/runtime/test_,encoder.py package.py tokenizer.py)
 PYTEST := -m pytest --numprocesses 2 --dist worksteal
-LINT := $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy
+CXX_SOURCES := $(shell find kernels/src tests/kernels -name '*.cpp' -o -name '*.h')
+LINT := $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && \
+	$(BIN)/clang-format --style=file:kernels/.clang-format --dry-run --Werror $(CXX_SOURCES)
 SOURCES := $(shell find runtime export -name '*.py')
 KERNELS := $(shell find kernels -type f -not -name '*.pyc')
 

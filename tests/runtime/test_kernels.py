@@ -35,7 +35,7 @@ IS_INSTALLED = importlib.util.find_spec("e5onnx_kernels") is not None
 _EMULATOR = shutil.which("qemu-x86_64")
 Precision = Literal["bf16", "int8"]
 # smallest and mean cosine to fp32
-COSINES: dict[str, tuple[float, float]] = {"bf16": (0.9995, 0.9999), "int8": (0.99, 0.996)}
+COSINES: dict[str, tuple[float, float]] = {"bf16": (0.9999, 0.99995), "int8": (0.993, 0.9975)}
 
 needs_package = pytest.mark.skipif(not IS_INSTALLED, reason="e5onnx-kernels is not installed")
 
@@ -92,7 +92,7 @@ def test_vectors_are_near_those_of_fp32_and_are_not_the_stock_kernels(encoder: E
         assert found.min() > least
         assert found.mean() > mean
         lengths, expected_lengths = (np.linalg.norm(each, axis=1) for each in (vectors, expected))
-        np.testing.assert_allclose(lengths, expected_lengths, rtol=1e-6 if normalize else 0.05)
+        np.testing.assert_allclose(lengths, expected_lengths, rtol=1e-6 if normalize else 0.1)
     if encoder.precision == "int8":
         exact = Encoder(sample_model, precision="int8")
     assert np.abs(encoder.encode(TEXTS) - exact.encode(TEXTS)).max() > 1e-5
