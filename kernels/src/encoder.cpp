@@ -14,9 +14,10 @@
 namespace e5onnx {
 namespace {
 
-constexpr int kColumnRows = 32;  // most rows that are divided by columns
+constexpr int kColumnRows = 64;  // most rows that are divided by columns: 40 in bfloat16 take 2.2 ms, by rows 2.7
 constexpr int kChunkRows = 512;  // rows of a task with whole texts: their hidden states stay in its cache
 constexpr int kBlockRows = 96;   // rows of the feed-forward layer: its inner activations stay in the cache, too
+static_assert(kColumnRows <= kBlockRows, "a task's scratch holds so many rows");
 constexpr int kSharedRows = 1 << 15;
 
 struct Span {
