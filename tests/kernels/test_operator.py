@@ -209,7 +209,7 @@ def test_empty_batches(built: Library, precision: str, deep: Tensors, shape: tup
 
 
 def test_texts_are_the_same_in_any_batch_and_on_any_threads(built: Library, precision: str, deep: Tensors) -> None:
-    """In all three ways to divide a batch: whole texts, rows, and columns where there are at most 32 rows."""
+    """In all three ways to divide a batch: whole texts, rows, and columns where there are at most 64 rows."""
     model = deep.graph()
     rng = np.random.default_rng(0)
     lengths = [int(length) for length in rng.permutation([1, 2, 3, 5, 6, 7, 11, 12, 30, 32, 33, 48, 97, 130, LONGEST])]

@@ -105,7 +105,7 @@ def test_twelve_layers_and_the_most_tokens(e5_model: Path, precision: Precision)
     encoder = Encoder(e5_model, provider="kernels", precision=precision)
     with pytest.warns(UserWarning, match="512"):
         vectors, expected = encoder.encode_document(texts), exact.encode_document(texts)
-    assert cosines(vectors, expected).min() > COSINES[precision][0]
+    assert cosines(vectors, expected).min() > 0.9998  # random weights are far from each other
 
 
 def test_vectors_depend_on_the_text_alone(encoder: Encoder, sample_model: Path) -> None:
