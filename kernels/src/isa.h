@@ -4,6 +4,8 @@
 // namespaces, and they use no templates of the standard library: a linker may keep any one copy of such a function.
 #pragma once
 
+#include "formats.h"
+//
 #include "attention.h"
 #include "gemm.h"
 #include "rows.h"

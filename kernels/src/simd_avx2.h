@@ -77,6 +77,7 @@ inline Int broadcast(const void* four_bytes) {
 inline Int load_bits(const void* from) { return _mm256_loadu_si256(static_cast<const Int*>(from)); }
 inline void store_bits(void* to, Int x) { _mm256_storeu_si256(static_cast<Int*>(to), x); }
 inline Int no_bits() { return _mm256_setzero_si256(); }
+inline Float as_floats(Int x) { return _mm256_castsi256_ps(x); }
 
 struct Int8 {
   using Value = uint8_t;
@@ -97,25 +98,6 @@ struct Int8 {
   static void store_sum(Total* to, Sum x) { store_bits(to, x); }
   static Float total(const Total* from) { return _mm256_cvtepi32_ps(load_bits(from)); }
 };
-
-struct Float32 {
-  using Value = float;
-  using Total = float;
-  using Sum = Float;
-  static constexpr int kDepth = 1;
-  static Sum zero() { return zeros(); }
-  static Sum dot(Sum total, Int a, Int b) {
-    return _mm256_fmadd_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), total);
-  }
-  static void store_sum(Total* to, Sum x) { store(to, x); }
-  static Float total(const Total* from) { return load(from); }
-  static void store_pair(Value* to, Float low, Float high) {
-    store(to, low);
-    store(to + kLanes, high);
-  }
-  static void interleave(Value* to, Int a, Int) { store_bits(to, a); }
-};
-using Element = Float32;
 
 inline void transpose(Int (&r)[8]) {
   Int t[8];

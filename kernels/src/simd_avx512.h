@@ -49,7 +49,7 @@ inline Float load_signed_bytes(const int8_t* from) {
 }
 inline void prefetch(const void* from) { _mm_prefetch(from, _MM_HINT_T1); }
 
-// A number format of products: `dot` adds the products of 4 bytes of `a` with 4 bytes of `b` to each lane.
+// See formats.h.
 struct Int8 {
   using Value = uint8_t;
   using Total = int32_t;
@@ -62,24 +62,6 @@ struct Int8 {
   static Float total(const Total* from) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(from)); }
 };
 
-struct Float32 {
-  using Value = float;
-  using Total = float;
-  using Sum = Float;
-  static constexpr int kDepth = 1;
-  static Sum zero() { return _mm512_setzero_ps(); }
-  static Sum dot(Sum total, Int a, Int b) {
-    return _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), total);
-  }
-  static void store_sum(Total* to, Sum x) { _mm512_storeu_ps(to, x); }
-  static Float total(const Total* from) { return _mm512_loadu_ps(from); }
-  static void store_pair(Value* to, Float low, Float high) {
-    _mm512_storeu_ps(to, low);
-    _mm512_storeu_ps(to + kLanes, high);
-  }
-  static void interleave(Value* to, Int a, Int) { _mm512_storeu_si512(to, a); }
-};
-
 inline Int broadcast(const void* four_bytes) {
   int32_t bits;
   std::memcpy(&bits, four_bytes, sizeof bits);
@@ -88,6 +70,7 @@ inline Int broadcast(const void* four_bytes) {
 inline Int load_bits(const void* from) { return _mm512_loadu_si512(from); }
 inline void store_bits(void* to, Int x) { _mm512_storeu_si512(to, x); }
 inline Int no_bits() { return _mm512_setzero_si512(); }
+inline Float as_floats(Int x) { return _mm512_castsi512_ps(x); }
 
 // A square of 4-byte elements: lane j of row i becomes lane i of row j.
 inline void transpose(Int (&r)[16]) {
@@ -144,9 +127,6 @@ struct Bfloat16 {
     _mm512_storeu_si512(to + 2 * kLanes, _mm512_permutex2var_epi16(a, high, b));
   }
 };
-using Element = Bfloat16;
-#else
-using Element = Float32;
 #endif
 
 }  // namespace

@@ -62,6 +62,7 @@ inline Int broadcast(const void* four_bytes) {
 inline Int load_bits(const void* from) { return vld1q_u8(static_cast<const uint8_t*>(from)); }
 inline void store_bits(void* to, Int x) { vst1q_u8(static_cast<uint8_t*>(to), x); }
 inline Int no_bits() { return vdupq_n_u8(0); }
+inline Float as_floats(Int x) { return vreinterpretq_f32_u8(x); }
 
 struct Int8 {
   using Value = uint8_t;
@@ -82,23 +83,6 @@ struct Int8 {
   static void store_sum(Total* to, Sum x) { vst1q_s32(to, x); }
   static Float total(const Total* from) { return vcvtq_f32_s32(vld1q_s32(from)); }
 };
-
-struct Float32 {
-  using Value = float;
-  using Total = float;
-  using Sum = Float;
-  static constexpr int kDepth = 1;
-  static Sum zero() { return zeros(); }
-  static Sum dot(Sum total, Int a, Int b) { return vfmaq_f32(total, vreinterpretq_f32_u8(a), vreinterpretq_f32_u8(b)); }
-  static void store_sum(Total* to, Sum x) { store(to, x); }
-  static Float total(const Total* from) { return load(from); }
-  static void store_pair(Value* to, Float low, Float high) {
-    store(to, low);
-    store(to + kLanes, high);
-  }
-  static void interleave(Value* to, Int a, Int) { store_bits(to, a); }
-};
-using Element = Float32;
 
 inline void transpose(Int (&r)[4]) {
   uint32x4_t t[4];
