@@ -224,6 +224,8 @@ def _value(name: str, wanted: Any, value: Any) -> Any:
         raise ValueError(f"{name!r} has the wrong type {type(value).__name__}")
     if kind is int and (isinstance(value, bool) or not 0 <= value < 2**53):
         raise ValueError(f"{name!r} is {value!r}, which no export writes")
+    if kind is float and isinstance(value, int) and value.bit_length() > 53:  # it may be too large for a float
+        raise ValueError(f"{name!r} is a whole number of {value.bit_length()} bits, which no export writes")
     if kind is tuple:
         return tuple(_value(name, arguments[0], each) for each in value)
     if kind is Mapping:

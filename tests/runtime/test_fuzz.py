@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from e5onnx import E5OnnxError, Encoder, InputTypeError, InputValueError
+from e5onnx import E5OnnxError, Encoder, InputTypeError, InputValueError, ModelFolderError
 from e5onnx.cli import main
 from e5onnx.manifest import MANIFEST, _digest
 from e5onnx.model_folder import ModelFolder
@@ -102,6 +102,16 @@ def test_any_change_of_the_manifest(folder: Path, tiny_model: Path, data: st.Dat
     only_documented_errors(lambda: use(folder))
     only_documented_errors(lambda: ModelFolder.open(folder).verify())
     assert main(["info", str(folder)]) in (0, 1)
+
+
+def test_a_number_too_large_for_a_float(folder: Path, tiny_model: Path) -> None:
+    content = json.loads((tiny_model / MANIFEST).read_text())
+    del content["checksum"]
+    content["graphs"][0]["parity"]["numpy_max_abs_difference"] = 10**400
+    content["checksum"] = _digest(content)
+    (folder / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(ModelFolderError, match="a whole number of 1329 bits"):
+        ModelFolder.open(folder)
 
 
 @fuzz
