@@ -268,13 +268,12 @@ void Encoder::run(const Batch& batch, const Parallel& parallel, float* output) {
   int most = count;
   if (!shared) {
     most = 0;
-    int chunks = (count + kChunkRows - 1) / kChunkRows;
-    chunks = (chunks + threads_ - 1) / threads_ * threads_;
-    const int wanted = (count + chunks - 1) / chunks;
     int first = 0;
     for (int text = 1; text <= texts; text++) {
       const int end = text < texts ? batch.texts[static_cast<size_t>(text)].first : count;
       const int next = text < texts ? end + batch.texts[static_cast<size_t>(text)].rows : 0;
+      // Smaller ones towards the end, so that the tasks end together.
+      const int wanted = std::clamp((count - first) / (2 * threads_), kBlockRows, kChunkRows);
       if (text == texts || next - first > wanted) {
         ends.push_back(text);
         most = std::max(most, end - first);
