@@ -98,7 +98,7 @@ def test_what_is_not_finite_is_refused(precision: Any, wrong: float) -> None:
         quantize_embeddings(vectors, precision)
     if precision.endswith("int8"):
         with pytest.raises(InputValueError, match="ranges holds NaN or infinity"):
-            quantize_embeddings(VECTORS, precision, [[wrong] * 44, [1] * 44])
+            quantize_embeddings(VECTORS, precision, np.full((2, 44), wrong))
 
 
 def test_what_cannot_be_quantised_is_refused() -> None:
