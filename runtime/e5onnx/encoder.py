@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
-from functools import partial
+from contextvars import ContextVar
+from functools import cached_property, partial, update_wrapper
 from operator import itemgetter
-from typing import Any, Literal, overload
+from types import MappingProxyType
+from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,7 +32,8 @@ from .errors import (
 )
 from .manifest import Manifest
 from .model_folder import open_model
-from .similarity import similarity
+from .quantization import OUTPUT_PRECISIONS, OutputPrecision, quantize_embeddings
+from .similarity import similarity, similarity_pairwise, unit_length
 from .tokenizer import PROMPT_NAMES, TokenizedText, Tokenizer
 
 Precision = Literal["fp32", "int8", "bf16"]
@@ -40,6 +45,46 @@ _WINDOW = 1024
 _WINDOW_CHARACTERS = 2**24
 """Characters after which no more texts are read before the model runs, in case the texts are long."""
 
+_cancelled: ContextVar[threading.Event | None] = ContextVar("e5onnx_cancelled", default=None)
+"""Set if the caller of an async method no longer waits for it."""
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _in_thread(
+    method: Callable[Concatenate[Encoder, _P], _R],
+) -> Callable[Concatenate[Encoder, _P], Coroutine[Any, Any, _R]]:
+    """Make an async method that calls `method` in a thread of asyncio, and ends it between two batches if cancelled."""
+
+    async def run(self: Encoder, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        import asyncio
+
+        cancelled = threading.Event()
+
+        def call() -> _R:
+            _cancelled.set(cancelled)  # in this call's copy of the context alone
+            return method(self, *args, **kwargs)
+
+        try:
+            return await asyncio.to_thread(call)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    update_wrapper(run, method)
+    run.__name__, run.__qualname__ = f"a{method.__name__}", f"Encoder.a{method.__name__}"
+    run.__doc__ = f"Call :meth:`{method.__name__}` in a thread. A cancelled call ends after the batch that runs."
+    return run
+
+
+class _Settings(NamedTuple):
+    """How one call makes vectors, checked."""
+
+    output: Output
+    dimension: int
+    batch_size: int | None
+    truncate: str
+
 
 class Encoder:
     """A loaded model that embeds text. Threads may share it; it can be pickled, and works after a fork.
@@ -50,6 +95,8 @@ class Encoder:
         precision: the precision that really runs: "fp32", "int8" or "bf16".
         provider: "cpu", "kernels" or "openvino".
         threads: number of threads that one call uses.
+
+    docs/sentence_transformers.md compares every argument and attribute with those of `SentenceTransformer`.
 
     Example:
         >>> encoder = Encoder("models/sample")
@@ -67,6 +114,9 @@ class Encoder:
         compile_cache: str | os.PathLike[str] | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
+        device: str | None = None,
+        truncate_dim: int | None = None,
+        force_truncate_dim: bool = False,
     ) -> None:
         """Load a model.
 
@@ -75,8 +125,9 @@ class Encoder:
                 id downloads anything; HF_HOME, HF_HUB_OFFLINE and HF_TOKEN apply. The model folder of a checkpoint is
                 built on first use and kept in the cache (E5ONNX_CACHE, or the platform's place for caches). This needs
                 the extra `export`, and the logger "e5onnx" says so.
-            precision: with "cpu": "fp32", the default, or "int8", if the model has it. With "kernels": "bf16", the
-                default, or "int8". With "openvino": "bf16", the default if the processor has it, or "fp32".
+            precision: what the model computes in; the `precision` of :meth:`encode` is the type of its vectors. With
+                "cpu": "fp32", the default, or "int8", if the model has it. With "kernels": "bf16", the default, or
+                "int8". With "openvino": "bf16", the default if the processor has it, or "fp32".
             provider: "cpu" for onnxruntime's own kernels; "kernels" for ours in onnxruntime, which need the extra
                 `kernels`; "openvino" for OpenVINO, which needs the extra `openvino` and a folder with the portable
                 graph. Vectors differ a little, and so do fingerprints.
@@ -85,6 +136,12 @@ class Encoder:
             compile_cache: folder where OpenVINO keeps the compiled graph, to load faster the next time.
             revision: branch, tag or commit of a hub id; None for the main branch.
             local_files_only: load a hub id from the caches without using the network.
+            device: "cpu" or None.
+            truncate_dim: dimension to cut vectors to. Vectors of unit length get unit length again. The model must
+                have been trained for it (Matryoshka), as its config.json says: with `matryoshka_dimensions`, a list of
+                dimensions, or `is_matryoshka`.
+            force_truncate_dim: cut vectors even if config.json does not say so, here and in :meth:`encode`. Measure
+                first how much worse the results are.
 
         Raises:
             ModelNotFoundError: there is no such folder or repository, or a file of it is missing.
@@ -93,17 +150,21 @@ class Encoder:
             CheckpointError: the checkpoint is damaged, or cannot be exported.
             CacheError: the cache cannot be written.
             InputValueError: the folder has no graph for this precision or provider, the processor or provider does
-                not support the precision, or `threads` (E5ONNX_THREADS) is below 1 or far above the number of
-                processors.
+                not support the precision, `threads` (E5ONNX_THREADS) is below 1 or far above the number of
+                processors, `device` is not the CPU, or the model is not known to be trained for `truncate_dim`.
             MissingDependencyError: the provider is not installed, or first use needs the extra `export`.
         """
         if threads is not None:
             threads = check_threads(whole_number("threads", threads), "threads")
+        _check_device(device)
         load, given = engine_for(provider, precision, compile_cache)
         folder = open_model(
             model, precision=given, provider=provider, revision=revision, local_files_only=local_files_only
         )
         self.manifest: Manifest = folder.manifest
+        self._folder = folder
+        self._force_truncate_dim = bool(force_truncate_dim)
+        self._truncate_dim = None if truncate_dim is None else self._checked_dimension(truncate_dim)
         self.provider: Provider = provider
         self.threads: int = threads or default_threads()
         opened = partial(folder.graph, given, provider)
@@ -113,15 +174,36 @@ class Encoder:
                 graph, dimension=folder.manifest.dimension, load=partial(load, threads=self.threads), reopen=opened
             )
         self.precision = self._graph.precision
-        self._pickled = (os.fspath(folder.path), precision, provider, threads, compile_cache, self.fingerprint)
+        self._arguments: dict[str, Any] = {
+            "model": os.fspath(folder.path),
+            "precision": precision,
+            "provider": provider,
+            "compile_cache": compile_cache,
+            "truncate_dim": self._truncate_dim,
+            "force_truncate_dim": self._force_truncate_dim,
+        }
+        self._given_threads = threads
         self._may_warn_of_prompts = all(
             any(folder.manifest.prompts.get(name) for name in PROMPT_NAMES[role]) for role in ("query", "document")
         )
 
     @property
     def dimension(self) -> int:
-        """Number of components of a vector."""
-        return self.manifest.dimension
+        """Number of components of a vector, after any cut."""
+        return self.manifest.dimension if self._truncate_dim is None else self._truncate_dim
+
+    @property
+    def truncate_dim(self) -> int | None:
+        """The dimension that vectors are cut to unless a call says otherwise; None for all of it."""
+        return self._truncate_dim
+
+    def get_embedding_dimension(self) -> int:
+        """Return :attr:`dimension`; sentence-transformers' name for it."""
+        return self.dimension
+
+    def get_sentence_embedding_dimension(self) -> int:
+        """Return :attr:`dimension`; sentence-transformers' older name for it."""
+        return self.dimension
 
     @property
     def max_tokens(self) -> int:
@@ -129,26 +211,53 @@ class Encoder:
         return self.manifest.max_tokens
 
     @property
-    def prompts(self) -> dict[str, str]:
-        """The model's prompts: the text put before each input, by name."""
-        return dict(self.manifest.prompts)
+    def max_seq_length(self) -> int:
+        """The same as :attr:`max_tokens`; sentence-transformers' name for it. It cannot be set."""
+        return self.manifest.max_tokens
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        """The model's prompts: the text put before each input, by name. They cannot be set."""
+        return MappingProxyType(dict(self.manifest.prompts))
+
+    @property
+    def default_prompt_name(self) -> str | None:
+        """Name of the prompt that :meth:`encode` puts before each text by default. It cannot be set."""
+        return self.manifest.default_prompt_name
+
+    @property
+    def similarity_fn_name(self) -> str:
+        """How :meth:`similarity` compares vectors: "cosine" or "dot". It cannot be set."""
+        return self.manifest.similarity_fn_name
 
     @property
     def fingerprint(self) -> str:
-        """Short hash of everything that changes vectors. Do not compare vectors with different fingerprints."""
-        return self.manifest.fingerprint(self.precision, self.provider)
+        """Short hash of everything that changes vectors. Do not compare vectors with different fingerprints.
+
+        It covers the encoder's `truncate_dim`, but not the arguments of a call. For vectors that a call cut, see
+        :meth:`Manifest.fingerprint`.
+        """
+        return self.manifest.fingerprint(self.precision, self.provider, self._truncate_dim)
 
     def encode(
         self,
         inputs: str | Iterable[str],
-        *,
         prompt_name: str | None = None,
         prompt: str | None = None,
         batch_size: int | None = None,
-        show_progress_bar: bool = False,
+        show_progress_bar: bool | None = None,
+        output_value: Literal["sentence_embedding"] = "sentence_embedding",
+        precision: OutputPrecision = "float32",
+        convert_to_numpy: Literal[True] = True,
+        convert_to_tensor: Literal[False] = False,
+        device: str | None = None,
         normalize_embeddings: bool | None = None,
+        truncate_dim: int | None = None,
+        pool: None = None,
+        chunk_size: None = None,
+        *,
         truncate: Literal["warn", "error"] = "warn",
-    ) -> Embeddings:
+    ) -> NDArray[Any]:
         """Embed texts as they are, or with a prompt.
 
         For retrieval with a model that has prompts, use :meth:`encode_query` and :meth:`encode_document`.
@@ -161,18 +270,32 @@ class Encoder:
             batch_size: most texts in one run of the model. The results do not depend on it, and batches are cut to
                 the size that runs fastest anyway.
             show_progress_bar: show a tqdm bar that counts texts.
+            output_value: as in sentence-transformers; "sentence_embedding" is all there is.
+            precision: type of the vectors, "float32", or one of those of
+                :func:`e5onnx.quantization.quantize_embeddings`. "int8" and "uint8" take their ranges from the vectors
+                of this call, so they cannot be compared with those of another. What the model computes in is the
+                `precision` of :class:`Encoder`.
+            convert_to_numpy: as in sentence-transformers; only True.
+            convert_to_tensor: as in sentence-transformers; only False.
+            device: as in sentence-transformers; only "cpu" or None.
             normalize_embeddings: True for vectors of unit length, False for the pooled vectors before normalisation
-                (as features for a classifier), None for what the checkpoint itself does.
+                (as features for a classifier), None for what the checkpoint itself does. In sentence-transformers,
+                False, its default, is what None is here.
+            truncate_dim: dimension to cut vectors to, instead of the encoder's; see :class:`Encoder`.
+            pool: as in sentence-transformers; only None.
+            chunk_size: as in sentence-transformers; only None.
             truncate: "warn" cuts texts that exceed the model's maximum and issues a :class:`TruncationWarning`;
                 "error" refuses them.
 
         Returns:
-            Float32 array of shape `[dimension]` for a `str`, `[texts, dimension]` in input order for an iterable.
+            Array of shape `[dimension]` for a `str`, `[texts, dimension]` in input order for an iterable; float32
+            unless `precision` says otherwise.
 
         Raises:
             InputTypeError: an input is not a str; the message names its position. A list or tuple is checked as a
                 whole before the model runs.
-            InputValueError: an input is not valid Unicode, or the model has no prompt of that name.
+            InputValueError: an input is not valid Unicode, the model has no prompt of that name, or an argument asks
+                for what there is not; the message names it.
             TextTooLongError: a text is too long and `truncate` is "error", or a text has a million characters without
                 a space.
 
@@ -183,19 +306,29 @@ class Encoder:
         """
         prefix = self.tokenizer.prompt_for(prompt=prompt, prompt_name=prompt_name)
         warn = prompt is None and prefix == "" and self._may_warn_of_prompts
-        return self._encode(inputs, prefix, warn, batch_size, show_progress_bar, normalize_embeddings, truncate)
+        _check_only_value(output_value, convert_to_numpy, convert_to_tensor, device, pool, chunk_size)
+        settings = self._settings(normalize_embeddings, truncate_dim, batch_size, truncate)
+        return self._encode(inputs, prefix, warn, settings, show_progress_bar, precision)
 
     def encode_query(
         self,
         inputs: str | Iterable[str],
-        *,
         prompt_name: str | None = None,
         prompt: str | None = None,
         batch_size: int | None = None,
-        show_progress_bar: bool = False,
+        show_progress_bar: bool | None = None,
+        output_value: Literal["sentence_embedding"] = "sentence_embedding",
+        precision: OutputPrecision = "float32",
+        convert_to_numpy: Literal[True] = True,
+        convert_to_tensor: Literal[False] = False,
+        device: str | None = None,
         normalize_embeddings: bool | None = None,
+        truncate_dim: int | None = None,
+        pool: None = None,
+        chunk_size: None = None,
+        *,
         truncate: Literal["warn", "error"] = "warn",
-    ) -> Embeddings:
+    ) -> NDArray[Any]:
         """Embed queries: :meth:`encode` with the model's prompt for queries ("query: " for E5).
 
         Use it also for both sides of a symmetric task: similarity, paraphrases, clustering.
@@ -205,19 +338,29 @@ class Encoder:
             (384,)
         """
         prefix = self.tokenizer.prompt_for("query", prompt=prompt, prompt_name=prompt_name)
-        return self._encode(inputs, prefix, False, batch_size, show_progress_bar, normalize_embeddings, truncate)
+        _check_only_value(output_value, convert_to_numpy, convert_to_tensor, device, pool, chunk_size)
+        settings = self._settings(normalize_embeddings, truncate_dim, batch_size, truncate)
+        return self._encode(inputs, prefix, False, settings, show_progress_bar, precision)
 
     def encode_document(
         self,
         inputs: str | Iterable[str],
-        *,
         prompt_name: str | None = None,
         prompt: str | None = None,
         batch_size: int | None = None,
-        show_progress_bar: bool = False,
+        show_progress_bar: bool | None = None,
+        output_value: Literal["sentence_embedding"] = "sentence_embedding",
+        precision: OutputPrecision = "float32",
+        convert_to_numpy: Literal[True] = True,
+        convert_to_tensor: Literal[False] = False,
+        device: str | None = None,
         normalize_embeddings: bool | None = None,
+        truncate_dim: int | None = None,
+        pool: None = None,
+        chunk_size: None = None,
+        *,
         truncate: Literal["warn", "error"] = "warn",
-    ) -> Embeddings:
+    ) -> NDArray[Any]:
         """Embed documents: :meth:`encode` with the model's prompt for documents ("passage: " for E5).
 
         Example:
@@ -225,16 +368,53 @@ class Encoder:
             (2, 384)
         """
         prefix = self.tokenizer.prompt_for("document", prompt=prompt, prompt_name=prompt_name)
-        return self._encode(inputs, prefix, False, batch_size, show_progress_bar, normalize_embeddings, truncate)
+        _check_only_value(output_value, convert_to_numpy, convert_to_tensor, device, pool, chunk_size)
+        settings = self._settings(normalize_embeddings, truncate_dim, batch_size, truncate)
+        return self._encode(inputs, prefix, False, settings, show_progress_bar, precision)
+
+    aencode = _in_thread(encode)
+    aencode_query = _in_thread(encode_query)
+    aencode_document = _in_thread(encode_document)
+
+    def encode_stream(
+        self,
+        inputs: Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        normalize_embeddings: bool | None = None,
+        truncate_dim: int | None = None,
+        truncate: Literal["warn", "error"] = "warn",
+    ) -> Iterator[Embeddings]:
+        """Yield the vector of each text, in input order, while the texts are read: for more than memory holds.
+
+        About a thousand texts are read ahead. The arguments are those of :meth:`encode`; they are checked at once,
+        the texts as they are read.
+
+        Example:
+            >>> encoder = Encoder("models/sample")
+            >>> sum(1 for vector in encoder.encode_stream(str(number) for number in range(5)))
+            5
+        """
+        prefix = self.tokenizer.prompt_for(prompt=prompt, prompt_name=prompt_name)
+        warn = prompt is None and prefix == "" and self._may_warn_of_prompts
+        settings = self._settings(normalize_embeddings, truncate_dim, batch_size, truncate)
+        return self._stream(iterate_texts(inputs), prefix, warn, settings)
 
     def encode_tokenized(
-        self, texts: Sequence[TokenizedText], *, normalize_embeddings: bool | None = None
+        self,
+        texts: Sequence[TokenizedText],
+        *,
+        normalize_embeddings: bool | None = None,
+        truncate_dim: int | None = None,
     ) -> Embeddings:
         """Embed the output of :meth:`Tokenizer.tokenize`, for servers that count tokens before they schedule a run.
 
         Args:
             texts: token ids, prompts included.
             normalize_embeddings: as in :meth:`encode`.
+            truncate_dim: as in :meth:`encode`.
 
         Returns:
             Float32 array of shape `[texts, dimension]` in input order.
@@ -252,9 +432,7 @@ class Encoder:
         for position, text in enumerate(texts):
             if not isinstance(text, TokenizedText):
                 raise InputTypeError(f"expected a TokenizedText at position {position}, got {type(text).__name__}")
-        embeddings: Embeddings = np.empty((len(texts), self.dimension), np.float32)
-        self._run(texts, embeddings, self._output(normalize_embeddings))
-        return embeddings
+        return self._run(texts, self._settings(normalize_embeddings, truncate_dim))
 
     def similarity(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> Embeddings:
         """Compare every vector of the first array with every vector of the second.
@@ -278,7 +456,23 @@ class Encoder:
             >>> encoder.similarity([[3.0, 4.0]], [[6.0, 8.0], [-4.0, 3.0]]).round(6).tolist()
             [[1.0, 0.0]]
         """
-        return similarity(embeddings1, embeddings2, self.manifest.similarity_fn_name)
+        return similarity(embeddings1, embeddings2, self.similarity_fn_name)
+
+    def similarity_pairwise(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> Embeddings:
+        """Compare each vector of the first array with that of the same row in the second; see :meth:`similarity`.
+
+        Args:
+            embeddings1: `[n, dimension]`, or one vector `[dimension]`.
+            embeddings2: the same shape.
+
+        Returns:
+            Float32 array `[n]`.
+
+        Example:
+            >>> Encoder("models/sample").similarity_pairwise([[3, 4], [1, 0]], [[6, 8], [0, 1]]).round(6).tolist()
+            [1.0, 0.0]
+        """
+        return similarity_pairwise(embeddings1, embeddings2, self.similarity_fn_name)
 
     @overload
     def count_tokens(  # type: ignore[overload-overlap]  # a str is an iterable of str, and comes first
@@ -305,7 +499,7 @@ class Encoder:
         Example:
             >>> Encoder("models/sample").warmup()
         """
-        self._encode("warm", "", False, None, False, None, "warn")
+        self.encode_tokenized(self.tokenizer.tokenize(["warm"]))
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments that load this model in another process, except `threads`.
@@ -315,70 +509,144 @@ class Encoder:
             >>> Encoder(**encoder.arguments(), threads=1).fingerprint == encoder.fingerprint
             True
         """
-        path, precision, provider, _, compile_cache, _ = self._pickled
-        return {"model": path, "precision": precision, "provider": provider, "compile_cache": compile_cache}
+        return dict(self._arguments)
 
-    def _encode(
+    def _settings(
         self,
-        inputs: str | Iterable[str],
-        prefix: str,
-        warn_of_prompts: bool,
-        batch_size: int | None,
-        show_progress_bar: bool,
-        normalize: bool | None,
-        truncate: str,
-    ) -> Embeddings:
+        normalize: bool | None = None,
+        truncate_dim: int | None = None,
+        batch_size: int | None = None,
+        truncate: str = "warn",
+    ) -> _Settings:
         if batch_size is not None:
             batch_size = whole_number("batch_size", batch_size)  # numpy's small integers would overflow
             if batch_size < 1:
                 raise InputValueError(f"batch_size must be at least 1, got {batch_size}")
         if truncate not in ("warn", "error"):
             raise InputValueError(f'truncate must be "warn" or "error", got {truncate!r}')
-        output = self._output(normalize)
+        if normalize is None:
+            normalize = self.manifest.normalize
+        output: Output = "sentence_embedding" if normalize else "pooled_embedding"
+        dimension = self.dimension if truncate_dim is None else self._checked_dimension(truncate_dim)
+        return _Settings(output, dimension, batch_size, truncate)
+
+    def _encode(
+        self,
+        inputs: str | Iterable[str],
+        prefix: str,
+        warn_of_prompts: bool,
+        settings: _Settings,
+        show_progress_bar: bool | None,
+        precision: OutputPrecision,
+    ) -> NDArray[Any]:
+        if precision not in OUTPUT_PRECISIONS:
+            known = ", ".join(map(repr, OUTPUT_PRECISIONS))
+            raise InputValueError(
+                f"precision of vectors must be one of {known}, got {precision!r:.80}; what the model computes in is "
+                "the `precision` of Encoder"
+            )
         single = isinstance(inputs, str)
         texts: Iterable[str] = [inputs] if isinstance(inputs, str) else iterate_texts(inputs)
         if isinstance(texts, (list, tuple)):
             check_texts(texts)
 
-        embeddings: Embeddings = np.empty((len(texts) if isinstance(texts, Sized) else 0, self.dimension), np.float32)
+        shape = (len(texts) if isinstance(texts, Sized) else 0, settings.dimension)
+        embeddings: Embeddings = np.empty(shape, np.float32)
         start = 0
         cut: list[tuple[int, int]] = []
-        with _progress_bar(show_progress_bar, texts) as advance:
-            for window in _windows(texts):
-                tokenized = self.tokenizer.tokenize(window, prefix, start=start)
-                if warn_of_prompts:
-                    self._warn_of_missing_prompt(window)
-                cut += self._cut_texts(tokenized, start, truncate)
-                end = start + len(window)
+        with _progress_bar(bool(show_progress_bar), texts) as advance:
+            for vectors in self._windows(texts, prefix, warn_of_prompts, settings, cut, advance):
+                end = start + len(vectors)
                 if end > len(embeddings):  # the number of texts is not known
-                    embeddings.resize((max(end, len(embeddings) * 3 // 2), self.dimension), refcheck=False)
-                self._run(tokenized, embeddings[start:end], output, batch_size, advance)
+                    embeddings.resize((max(end, len(embeddings) * 3 // 2), settings.dimension), refcheck=False)
+                embeddings[start:end] = vectors
                 start = end
         if cut:
-            tokens, position = max(cut, key=itemgetter(0))
-            warning = TruncationWarning(len(cut), start, tokens, position, self.max_tokens)
-            warnings.warn(warning, stacklevel=3)  # the caller of encode
+            warnings.warn(self._truncation(cut, start), stacklevel=3)  # the caller of encode
         if start != len(embeddings):
-            embeddings.resize((start, self.dimension), refcheck=False)
-        return embeddings[0] if single else embeddings
+            embeddings.resize((start, settings.dimension), refcheck=False)
+        result = embeddings[0] if single else embeddings
+        return result if precision == "float32" else quantize_embeddings(result, precision)
+
+    def _stream(
+        self, texts: Iterable[str], prefix: str, warn_of_prompts: bool, settings: _Settings
+    ) -> Iterator[Embeddings]:
+        cut: list[tuple[int, int]] = []
+        texts_done = 0
+        for vectors in self._windows(texts, prefix, warn_of_prompts, settings, cut, lambda texts: None):
+            yield from vectors
+            texts_done += len(vectors)
+        if cut:
+            warnings.warn(self._truncation(cut, texts_done), stacklevel=2)  # whoever reads the stream
+
+    def _windows(
+        self,
+        texts: Iterable[str],
+        prefix: str,
+        warn_of_prompts: bool,
+        settings: _Settings,
+        cut: list[tuple[int, int]],
+        advance: Callable[[int], object],
+    ) -> Iterator[Embeddings]:
+        """Yield the vectors of some texts after the other, and add to `cut` what :meth:`_cut_texts` returns."""
+        start = 0
+        for window in _windows(texts):
+            tokenized = self.tokenizer.tokenize(window, prefix, start=start)
+            if warn_of_prompts:
+                self._warn_of_missing_prompt(window)
+            cut += self._cut_texts(tokenized, start, settings.truncate)
+            yield self._run(tokenized, settings, advance)
+            start += len(window)
 
     def _run(
         self,
         tokenized: Sequence[TokenizedText],
-        embeddings: Embeddings,
-        output: Output,
-        batch_size: int | None = None,
+        settings: _Settings,
         advance: Callable[[int], object] = lambda texts: None,
-    ) -> None:
-        """Fill `embeddings` with the vectors of the texts."""
+    ) -> Embeddings:
+        """Return the vectors of the texts."""
+        embeddings: Embeddings = np.empty((len(tokenized), settings.dimension), np.float32)
+        cancelled = _cancelled.get()
         lengths = [len(text.ids) for text in tokenized]
-        for rows in plan_batches(lengths, token_budget=self._graph.token_budget, max_texts=batch_size):
+        for rows in plan_batches(lengths, token_budget=self._graph.token_budget, max_texts=settings.batch_size):
+            if cancelled is not None and cancelled.is_set():
+                raise InferenceError("the call was cancelled")
             input_ids, attention_mask = pad_batch([tokenized[row].ids for row in rows])
-            vectors = self._graph.run(input_ids, attention_mask, output)
+            vectors = self._graph.run(input_ids, attention_mask, settings.output)
             if not np.isfinite(vectors).all():
                 raise InferenceError(f"the model gives NaN or infinity for token ids of shape {input_ids.shape}")
+            if settings.dimension < vectors.shape[1]:
+                vectors = vectors[:, : settings.dimension]
+                if settings.output == "sentence_embedding":
+                    vectors = unit_length(vectors)
             embeddings[rows] = vectors
             advance(len(rows))
+        return embeddings
+
+    def _checked_dimension(self, truncate_dim: int) -> int:
+        """Return a dimension that the vectors may be cut to, or refuse it."""
+        wanted, full = whole_number("truncate_dim", truncate_dim), self.manifest.dimension
+        if not 1 <= wanted <= full:
+            raise InputValueError(f"truncate_dim must be from 1 to {full}, the dimension of this model, got {wanted}")
+        if wanted == full or self._force_truncate_dim or wanted in (trained := self._trained_dimensions):
+            return wanted
+        known = f"only for {', '.join(map(str, trained))}" if trained else "for shorter vectors at all"
+        raise InputValueError(
+            f"this model is not known to be trained {known} (its config.json would have `matryoshka_dimensions`), so "
+            f"its vectors may be much worse when cut to {wanted}. Measure that first; then allow it with "
+            "Encoder(..., force_truncate_dim=True), or --force on the command line"
+        )
+
+    @cached_property
+    def _trained_dimensions(self) -> Sequence[int]:
+        """The dimensions that the checkpoint was trained for, by the keys of config.json that vLLM reads, too."""
+        if not any(record.file == "config.json" for record in self.manifest.files):
+            return ()
+        config = json.loads(self._folder.file("config.json").read_text(encoding="utf-8"))
+        dimensions = config.get("matryoshka_dimensions")
+        if isinstance(dimensions, list):
+            return tuple(each for each in dimensions if type(each) is int)
+        return range(1, self.manifest.dimension) if config.get("is_matryoshka") is True else ()
 
     def _cut_texts(self, texts: Sequence[TokenizedText], start: int, truncate: str) -> list[tuple[int, int]]:
         """Return the number of tokens and the position of each text that was cut, or refuse the first."""
@@ -390,10 +658,9 @@ class Encoder:
                 cut.append((text.tokens, position))
         return cut
 
-    def _output(self, normalize: bool | None) -> Output:
-        if normalize is None:
-            normalize = self.manifest.normalize
-        return "sentence_embedding" if normalize else "pooled_embedding"
+    def _truncation(self, cut: Sequence[tuple[int, int]], texts: int) -> TruncationWarning:
+        tokens, position = max(cut, key=itemgetter(0))
+        return TruncationWarning(len(cut), texts, tokens, position, self.max_tokens)
 
     def _warn_of_missing_prompt(self, texts: Sequence[str]) -> None:
         """Warn once about a text without a prompt, if the model was trained with a prompt on every text."""
@@ -404,15 +671,15 @@ class Encoder:
                 f"encode() got texts that do not start with {' or '.join(map(repr, prompts))}; the model was trained "
                 'with these prompts. Use encode_query or encode_document, or pass prompt="" to embed texts as is.',
                 MissingPromptWarning,
-                stacklevel=4,  # the caller of encode
+                stacklevel=5,  # the caller of encode
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle, self._pickled
+        return _unpickle, ({**self._arguments, "threads": self._given_threads}, self.fingerprint)
 
     def __repr__(self) -> str:
         return (
-            f"Encoder({self._pickled[0]!r}, precision={self.precision!r}, provider={self.provider!r}, "
+            f"Encoder({self._arguments['model']!r}, precision={self.precision!r}, provider={self.provider!r}, "
             f"threads={self.threads}): dimension {self.dimension}, at most {self.max_tokens} tokens"
         )
 
@@ -445,15 +712,32 @@ def _progress_bar(show: bool, texts: Iterable[str]) -> Iterator[Callable[[int], 
         yield bar.update
 
 
-def _unpickle(
-    path: str,
-    precision: Precision | None,
-    provider: Provider,
-    threads: int | None,
-    compile_cache: str | None,
-    fingerprint: str,
-) -> Encoder:
-    encoder = Encoder(path, precision=precision, provider=provider, threads=threads, compile_cache=compile_cache)
+def _check_device(device: str | None) -> None:
+    if device is not None and str(device) != "cpu":  # or torch.device("cpu")
+        raise InputValueError(f"device must be 'cpu' or None, got {device!r}: e5onnx runs on the CPU alone")
+
+
+def _check_only_value(
+    output_value: Any, convert_to_numpy: Any, convert_to_tensor: Any, device: Any, pool: Any, chunk_size: Any
+) -> None:
+    """Refuse values of sentence-transformers' arguments that ask for what there is not."""
+    _check_device(device)
+    if output_value != "sentence_embedding":
+        raise InputValueError(
+            f"output_value must be 'sentence_embedding', got {output_value!r:.80}: the graph gives one vector per text"
+        )
+    if convert_to_tensor or not convert_to_numpy:
+        argument = "convert_to_tensor=True" if convert_to_tensor else "convert_to_numpy=False"
+        raise InputValueError(f"{argument} needs PyTorch, which e5onnx does not use: call torch.from_numpy(vectors)")
+    if pool is not None or chunk_size is not None:
+        argument = "pool" if pool is not None else "chunk_size"
+        raise InputValueError(
+            f"{argument} is for several processes; one Encoder uses all processors by itself (threads): leave it out"
+        )
+
+
+def _unpickle(arguments: dict[str, Any], fingerprint: str) -> Encoder:
+    encoder, path = Encoder(**arguments), arguments["model"]
     if encoder.fingerprint != fingerprint:
         raise ModelFolderError(
             f"{path} changed after this encoder was pickled: its fingerprint is {encoder.fingerprint}, expected "

@@ -166,11 +166,11 @@ class Manifest:
         there = ", ".join(repr(graph.precision) for graph in self.graphs if not graph.portable)
         raise InputValueError(f"this model has no graph with precision {name!r}{use}; it has {there}")
 
-    def fingerprint(self, precision: str, provider: str = "cpu") -> str:
+    def fingerprint(self, precision: str, provider: str = "cpu", truncate_dim: int | None = None) -> str:
         """Return 16 hexadecimal digits that change with whatever changes vectors.
 
-        They cover the graph and what computes it, tokenizer, prompts and maximum number of tokens. Store them beside an
-        index, and compare them before you add vectors or search.
+        They cover the graph and what computes it, tokenizer, prompts, maximum number of tokens, and the dimension that
+        vectors are cut to. Store them beside an index, and compare them before you add vectors or search.
         """
         tokenizer = next((record.sha256 for record in self.files if record.file == "tokenizer.json"), None)
         graph = self.graph(precision, provider)
@@ -178,6 +178,7 @@ class Manifest:
             {
                 **({"bf16": True} if precision == "bf16" else {}),
                 **({"kernels": True} if provider == "kernels" else {}),
+                **({"truncate_dim": truncate_dim} if truncate_dim not in (None, self.dimension) else {}),
                 "graph": [record.sha256 for record in graph.records()],
                 "tokenizer": tokenizer,
                 "prompts": dict(self.prompts),

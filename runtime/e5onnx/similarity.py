@@ -23,8 +23,34 @@ def similarity(embeddings1: ArrayLike, embeddings2: ArrayLike, similarity_fn_nam
     if similarity_fn_name == "dot":
         scores = first @ second.T
     else:
-        scores = np.clip(_unit_length(first) @ _unit_length(second).T, -1, 1)
+        scores = np.clip(unit_length(first) @ unit_length(second).T, -1, 1)
     return scores.astype(np.float32, copy=False)
+
+
+def similarity_pairwise(embeddings1: ArrayLike, embeddings2: ArrayLike, similarity_fn_name: str) -> NDArray[np.float32]:
+    """Compare each vector with that of the same row; see :meth:`e5onnx.Encoder.similarity_pairwise`.
+
+    Example:
+        >>> similarity_pairwise([[3.0, 4.0], [1.0, 0.0]], [[6.0, 8.0], [0.0, 1.0]], "dot").tolist()
+        [50.0, 0.0]
+    """
+    scores: NDArray[np.floating[Any]]
+    first, second = _vectors("embeddings1", embeddings1), _vectors("embeddings2", embeddings2)
+    if first.shape != second.shape:
+        raise InputValueError(f"cannot compare arrays of shapes {first.shape} and {second.shape} row by row")
+    if similarity_fn_name == "dot":
+        scores = np.einsum("ij,ij->i", first, second)
+    else:
+        scores = np.clip(np.einsum("ij,ij->i", unit_length(first), unit_length(second)), -1, 1)
+    return scores.astype(np.float32, copy=False)
+
+
+def unit_length(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Return vectors `[n, dimension]` with length 1; a vector of zeros stays as it is."""
+    largest = np.abs(vectors).max(axis=1, initial=0, keepdims=True)  # squares far from 1 would be 0 or infinite
+    scaled = (vectors / np.where(largest == 0, 1, largest)).astype(np.float64)
+    lengths: NDArray[np.float64] = np.linalg.norm(scaled, axis=1, keepdims=True)
+    return (scaled / np.maximum(lengths, 1)).astype(np.float32)
 
 
 def _vectors(name: str, given: ArrayLike) -> NDArray[np.floating[Any]]:
@@ -42,10 +68,3 @@ def _vectors(name: str, given: ArrayLike) -> NDArray[np.floating[Any]]:
         row = int(np.argmin(np.isfinite(vectors).all(axis=1)))
         raise InputValueError(f"{name} holds NaN or infinity in row {row}")
     return vectors
-
-
-def _unit_length(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    largest = np.abs(vectors).max(axis=1, initial=0, keepdims=True)  # squares far from 1 would be 0 or infinite
-    scaled = (vectors / np.where(largest == 0, 1, largest)).astype(np.float64)
-    lengths: NDArray[np.float64] = np.linalg.norm(scaled, axis=1, keepdims=True)
-    return (scaled / np.maximum(lengths, 1)).astype(np.float32)

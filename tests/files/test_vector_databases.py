@@ -47,7 +47,8 @@ def folder(sample_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def scores(sample_model: Path) -> NDArray[np.float32]:
     """The inner product of every text with the query of the programs."""
     encoder = Encoder(sample_model)
-    return encoder.encode_document(TEXTS) @ encoder.encode_query("how much protein should a female eat")
+    query: NDArray[np.float32] = encoder.encode_query("how much protein should a female eat")
+    return np.asarray(encoder.encode_document(TEXTS) @ query)
 
 
 @pytest.mark.parametrize("program", list(PROGRAMS))
