@@ -6,7 +6,7 @@ or a load balancer, and plain events with the same content. `e5onnx pack-lambda`
 Environment variables: `E5ONNX_MODEL`, the model folder (default: `model` beside the code); `E5ONNX_PROVIDER`, "cpu"
 (default) or "kernels"; `E5ONNX_PRECISION` (default: fp32, or bf16 with kernels, if the folder has the graph for it);
 `E5ONNX_THREADS`; `E5ONNX_DEFAULT_ROLE`, the role of requests without `input_type`: "query", "document" (default) or
-"raw".
+"raw"; `E5ONNX_FORCE_DIMENSIONS`, "1" to allow shorter vectors (`dimensions`) of a model not known to be trained for it.
 """
 
 from __future__ import annotations
@@ -76,10 +76,16 @@ def _reply(status: int, content: dict[str, Any]) -> dict[str, Any]:
 
 def _answer(content: Any) -> dict[str, Any]:
     encoder, default_role = _load()
-    model = encoder.manifest.checkpoint
-    request = EmbeddingsRequest.from_json(content, model=model, dimension=encoder.dimension, default_role=default_role)
+    request = EmbeddingsRequest.from_json(
+        content,
+        models=[encoder.manifest.checkpoint],
+        dimension=encoder.dimension,
+        may_shorten=_may_shorten(),
+        default_role=default_role,
+    )
     tokenized = request.tokenize(encoder)
-    return request.reply(encoder.encode_tokenized(tokenized), tokenized, model=model, floats=shortest_floats)
+    vectors = encoder.encode_tokenized(tokenized)
+    return request.reply(vectors, tokenized, normalize=encoder.manifest.normalize, floats=shortest_floats)
 
 
 @functools.cache
@@ -97,6 +103,7 @@ def _load() -> tuple[Encoder, Role]:
     provider = os.environ.get("E5ONNX_PROVIDER") or "cpu"
     if provider not in _PRECISIONS:
         raise InputValueError(f"E5ONNX_PROVIDER must be cpu or kernels, got {provider!r}")
+    _may_shorten()  # refuses a wrong value before the first request
     precisions = _PRECISIONS[provider]
     precision = os.environ.get("E5ONNX_PRECISION") or ("int8" if _is_int8_only(model) else precisions[0])
     if precision not in precisions:
@@ -104,6 +111,13 @@ def _load() -> tuple[Encoder, Role]:
             f"E5ONNX_PRECISION must be {' or '.join(precisions)} with provider {provider}, got {precision!r}"
         )
     return Encoder(model, precision=precision, provider=provider), role
+
+
+def _may_shorten() -> bool:
+    value = os.environ.get("E5ONNX_FORCE_DIMENSIONS") or "0"
+    if value not in ("0", "1"):
+        raise InputValueError(f"E5ONNX_FORCE_DIMENSIONS must be 0 or 1, got {value!r}")
+    return value == "1"
 
 
 def _is_int8_only(model: str) -> bool:

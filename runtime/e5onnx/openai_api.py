@@ -2,6 +2,9 @@
 
 The keys `input`, `model`, `encoding_format`, `dimensions` and `user` of a request are OpenAI's
 (https://platform.openai.com/docs/api-reference/embeddings/create). `input_type` is Cohere's and chooses the prompt.
+`output_dtype` is Voyage's: "float", or "binary" or "ubinary" for one bit per component, eight to a number. Its "int8"
+and "uint8" are refused: they need ranges measured on a corpus. Ranges of the texts of one request, which
+sentence-transformers would take, give vectors that cannot be compared with those of the next request.
 `truncate` is our own: "warn" (the reply counts the texts that were cut, in `truncated`) or "error".
 """
 
@@ -12,12 +15,13 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .checks import check_texts, json_type
+from .dimensions import shorten
 from .encoder import Encoder
 from .errors import MOST_SHOWN, InputTypeError, InputValueError, RequestError, TextTooLongError
 from .tokenizer import Role, TokenizedText, Tokenizer
@@ -33,7 +37,9 @@ INPUT_TYPES: dict[str, Role] = {
 }
 """The role of a text by `input_type`. As E5's card says, symmetric tasks and features use the prompt of queries."""
 _MOST_DIGITS = 100
-_KEYS = ("input", "model", "encoding_format", "dimensions", "user", "input_type", "truncate")
+_KEYS = ("input", "model", "encoding_format", "dimensions", "user", "input_type", "output_dtype", "truncate")
+
+OutputDType = Literal["float", "binary", "ubinary"]
 
 
 @dataclass(frozen=True)
@@ -46,24 +52,47 @@ class Limits:
 
 @dataclass(frozen=True)
 class EmbeddingsRequest:
-    """A checked request."""
+    """A checked request.
+
+    Attributes:
+        model: the name that the request gives the model, or else the first of its names.
+        dimensions: how many components to keep; None for all.
+    """
 
     texts: list[str]
+    model: str
     role: Role
     truncate: Literal["warn", "error"]
+    dimensions: int | None
+    output_dtype: OutputDType
     base64: bool
 
     @classmethod
     def from_json(
-        cls, content: Any, *, model: str, dimension: int, default_role: Role = "document", limits: Limits | None = None
+        cls,
+        content: Any,
+        *,
+        models: Sequence[str],
+        dimension: int,
+        may_shorten: bool = False,
+        default_role: Role = "document",
+        limits: Limits | None = None,
     ) -> EmbeddingsRequest:
-        """Check the content of a request to the model of that name and dimension.
+        """Check the content of a request.
+
+        Args:
+            content: what the body holds.
+            models: the names of the model, the main one first.
+            dimension: number of components of its vectors.
+            may_shorten: whether requests may ask for fewer.
+            default_role: role of the texts if the request has no `input_type`.
+            limits: what a request may ask for.
 
         Raises:
             RequestError: the request is wrong; the message says why.
 
         Example:
-            >>> request = EmbeddingsRequest.from_json({"input": "text"}, model="e5", dimension=384)
+            >>> request = EmbeddingsRequest.from_json({"input": "text"}, models=["e5"], dimension=384)
             >>> request.texts, request.role
             (['text'], 'document')
         """
@@ -75,15 +104,17 @@ class EmbeddingsRequest:
         wanted = content.get("model")
         if wanted is not None and not isinstance(wanted, str):
             raise RequestError(f"'model' must be a string, got {json_type(wanted)}", param="model")
-        if wanted not in (None, model):
-            raise no_such_model(wanted, model)
-        if wrong := dimensions_error(content, dimension):
-            raise RequestError(wrong, param="dimensions")
+        if wanted is not None and wanted not in models:
+            raise no_such_model(wanted, models)
+        output_dtype = _output_dtype(content)
         return cls(
             texts=_texts(content.get("input"), limits or Limits()),
+            model=models[0] if wanted is None else wanted,
             role=INPUT_TYPES[_choice(content, "input_type", tuple(INPUT_TYPES), default_role)],
             truncate="error" if _choice(content, "truncate", ("warn", "error"), "warn") == "error" else "warn",
-            base64=_choice(content, "encoding_format", ("float", "base64"), "float") == "base64",
+            dimensions=requested_dimensions(content, dimension, may_shorten=may_shorten, status=400),
+            output_dtype=output_dtype,
+            base64=_base64(content, output_dtype),
         )
 
     def tokenize(self, encoder: Encoder) -> list[TokenizedText]:
@@ -112,26 +143,31 @@ class EmbeddingsRequest:
         vectors: NDArray[np.float32],
         tokenized: Sequence[TokenizedText],
         *,
-        model: str,
+        normalize: bool,
         floats: Callable[[NDArray[np.float32]], Any],
     ) -> dict[str, Any]:
         """Return the content of the reply.
 
         Args:
-            vectors: `[texts, dimension]`.
+            vectors: the model's own, `[texts, dimension]`.
             tokenized: the result of :meth:`tokenize`.
-            model: name of the model.
-            floats: turns a vector into what the caller's JSON library writes; not used for base64.
+            normalize: whether `vectors` have unit length; shortened vectors then have it, too.
+            floats: turns a vector into what the caller's JSON library writes; not used for base64 and bits.
         """
         tokens = sum(len(text.ids) for text in tokenized)
-        encode: Callable[[NDArray[np.float32]], Any] = _encode_base64 if self.base64 else floats
+        finished: NDArray[Any] = vectors
+        encode: Callable[[NDArray[Any]], Any] = _encode_base64 if self.base64 else floats
+        if self.dimensions is not None:
+            finished = shorten(vectors, self.dimensions, normalize=normalize)
+        if self.output_dtype != "float":
+            finished, encode = _bits(finished, self.output_dtype), np.ndarray.tolist
         return {
             "object": "list",
             "data": [
                 {"object": "embedding", "index": index, "embedding": encode(vector)}
-                for index, vector in enumerate(vectors)
+                for index, vector in enumerate(finished)
             ],
-            "model": model,
+            "model": self.model,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
             "truncated": sum(text.is_cut for text in tokenized),
         }
@@ -171,8 +207,11 @@ def check_request_texts(texts: Sequence[Any], limits: Limits, param: str, *, sta
     if len(texts) > limits.texts:
         message = f"{param!r} has {len(texts)} texts, the limit is {limits.texts}: send several requests"
         raise RequestError(message, status=413, param=param)
-    if texts and isinstance(texts[0], (int, list)) and not isinstance(texts[0], bool):
-        message = f"{param!r} holds token ids, which are those of another model's tokenizer: send the texts instead"
+    if texts and _is_token_ids(texts[0]):
+        message = (
+            f"{param!r} holds token ids, which are those of another model's tokenizer: send the texts instead "
+            "(LangChain's OpenAIEmbeddings does with check_embedding_ctx_length=False)"
+        )
         raise RequestError(message, status=status, param=param)
     try:
         check_texts(texts)
@@ -187,18 +226,34 @@ def check_request_texts(texts: Sequence[Any], limits: Limits, param: str, *, sta
             raise RequestError(message, status=413, param=param)
 
 
-def no_such_model(wanted: str, model: str) -> RequestError:
-    """Return the error for a model other than the one that is loaded."""
-    message = f"there is no model {shown(wanted)} here; this is {model!r}"
+def no_such_model(wanted: str, models: Sequence[str]) -> RequestError:
+    """Return the error for a name that is not one of the loaded model's."""
+    message = f"there is no model {shown(wanted)} here; this is {' or '.join(map(repr, models))}"
     return RequestError(message, status=404, param="model", code="model_not_found")
 
 
-def dimensions_error(content: Mapping[str, Any], dimension: int) -> str | None:
-    """Return what is wrong with the key `dimensions` of a request; None if nothing is."""
+def requested_dimensions(content: Mapping[str, Any], dimension: int, *, may_shorten: bool, status: int) -> int | None:
+    """Return the key `dimensions` of a request; None if the vectors stay as they are.
+
+    Raises:
+        RequestError: it is not a number of components that the model can give; with `status`.
+    """
     wanted = content.get("dimensions")
+    if isinstance(wanted, float) and wanted.is_integer():
+        wanted = int(wanted)  # JSON has one kind of number
     if wanted is None or (wanted == dimension and not isinstance(wanted, bool)):
         return None
-    return f"this model's vectors have {dimension} dimensions and cannot be shortened, got {shown(wanted)}"
+    if not isinstance(wanted, int) or isinstance(wanted, bool) or not 1 <= wanted <= dimension:
+        message = f"'dimensions' must be a whole number from 1 to {dimension}, got {shown(wanted)}"
+        raise RequestError(message, status=status, param="dimensions")
+    if not may_shorten:
+        message = (
+            f"this model's vectors have {dimension} dimensions, and it is not known to be trained for fewer, got "
+            f"{wanted}: leave 'dimensions' out. Whoever runs the server can allow it with --force-dimensions, or on "
+            "Lambda with E5ONNX_FORCE_DIMENSIONS=1; quality may drop"
+        )
+        raise RequestError(message, status=status, param="dimensions")
+    return wanted
 
 
 def shown(value: Any) -> str:
@@ -226,6 +281,27 @@ def _texts(given: Any, limits: Limits) -> list[str]:
     return texts
 
 
+def _output_dtype(content: dict[str, Any]) -> OutputDType:
+    if (given := content.get("output_dtype")) in ("int8", "uint8"):
+        message = (
+            f"'output_dtype' cannot be {given}, which needs ranges measured on a corpus of yours: ask for float, and "
+            "convert the vectors with quantize_embeddings of e5onnx.quantization or sentence_transformers.quantization"
+        )
+        raise RequestError(message, param="output_dtype")
+    return cast(OutputDType, _choice(content, "output_dtype", get_args(OutputDType), "float"))
+
+
+def _base64(content: dict[str, Any], output_dtype: OutputDType) -> bool:
+    is_base64 = _choice(content, "encoding_format", ("float", "base64"), "float") == "base64"
+    if is_base64 and output_dtype != "float":
+        message = (
+            f'base64 holds float32 only, as clients decode it: with "output_dtype": "{output_dtype}" send '
+            '"encoding_format": "float" for a list of numbers (OpenAI\'s clients ask for base64 by themselves)'
+        )
+        raise RequestError(message, param="encoding_format")
+    return is_base64
+
+
 def _choice(content: dict[str, Any], name: str, choices: Sequence[str], default: str) -> str:
     given = content.get(name)
     if given is None:
@@ -233,6 +309,18 @@ def _choice(content: dict[str, Any], name: str, choices: Sequence[str], default:
     if not isinstance(given, str) or given not in choices:
         raise RequestError(f"{name!r} must be one of {', '.join(choices)}, got {shown(given)}", param=name)
     return given
+
+
+def _is_token_ids(value: Any) -> bool:
+    """Whether the first item of a request's input is a token id, or a list of them."""
+    first = value[0] if isinstance(value, list) and value else value
+    return isinstance(first, int) and not isinstance(first, bool)
+
+
+def _bits(vectors: NDArray[np.float32], output_dtype: OutputDType) -> NDArray[Any]:
+    """Return whether each component is positive, eight to a byte, as sentence-transformers does."""
+    packed = np.packbits(vectors > 0, axis=-1)
+    return packed if output_dtype == "ubinary" else (packed ^ 0x80).view(np.int8)  # that is 128 less
 
 
 def _encode_base64(vector: NDArray[np.float32]) -> str:

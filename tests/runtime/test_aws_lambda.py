@@ -84,6 +84,19 @@ def test_a_plain_event_is_the_request_itself(expected: Any) -> None:
     assert reply["model"].endswith("e5-small-v2")
 
 
+def test_shorter_vectors_need_the_operators_consent(expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    event = {"input": TEXTS[0], "input_type": "query", "dimensions": 64}
+    with pytest.raises(RequestError, match="E5ONNX_FORCE_DIMENSIONS=1"):
+        handler(event)
+    monkeypatch.setenv("E5ONNX_FORCE_DIMENSIONS", "1")
+    cut = expected[0, :64] / np.linalg.norm(expected[0, :64])
+    np.testing.assert_allclose(handler(event)["data"][0]["embedding"], cut, rtol=0, atol=1e-6)
+    monkeypatch.setenv("E5ONNX_FORCE_DIMENSIONS", "yes")
+    aws_lambda._load.cache_clear()
+    with pytest.raises(InputValueError, match="must be 0 or 1, got 'yes'"):
+        handler({"input": "a"})
+
+
 @http
 @pytest.mark.parametrize(
     ("body", "status", "message"),

@@ -15,13 +15,18 @@ from hypothesis import strategies as st
 from e5onnx import Encoder, openai_api
 from e5onnx.errors import RequestError
 from e5onnx.openai_api import EmbeddingsRequest, Limits, parse_json, shortest_floats
+from helpers import near
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(), values, max_size=3),
     max_leaves=8,
 )
-_KEYS = st.sampled_from(["input", "model", "encoding_format", "dimensions", "user", "input_type", "truncate"])
+_KEYS = st.sampled_from(openai_api._KEYS)
+
+
+_NOT_DIMENSIONS: list[Any] = [0, -1, 385, 10**50, 1.5, float("inf"), True, "256", []]
+"""Values of `dimensions` that a model of 384 refuses whatever it was trained for."""
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +35,9 @@ def encoder(e5_model: Path) -> Encoder:
 
 
 def read(**content: Any) -> EmbeddingsRequest:
-    return EmbeddingsRequest.from_json(content, model="e5", dimension=384, limits=Limits(texts=3, characters=100))
+    return EmbeddingsRequest.from_json(
+        content, models=["e5", "also"], dimension=384, limits=Limits(texts=3, characters=100)
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,6 +61,8 @@ def test_a_text_and_a_list_are_taken_with_openais_other_keys() -> None:
     assert read(input="a text").texts == ["a text"]
     request = read(input=["", "b"], model="e5", encoding_format="base64", dimensions=384, user="someone")
     assert (request.texts, request.base64, request.truncate) == (["", "b"], True, "warn")
+    assert (request.dimensions, request.output_dtype) == (None, "float")
+    assert [read(input="a", model=name).model for name in (None, "e5", "also")] == ["e5", "e5", "also"]
 
 
 @pytest.mark.parametrize(
@@ -64,17 +73,30 @@ def test_a_text_and_a_list_are_taken_with_openais_other_keys() -> None:
         ({"input": 1}, "must be a text or a list of texts, got a number", "input", 400),
         ({"input": {}}, "got an object", "input", 400),
         ({"input": []}, "empty list", "input", 400),
-        ({"input": [1, 2]}, "token ids.*send the texts", "input", 400),
+        ({"input": [1, 2]}, "token ids.*send the texts.*check_embedding_ctx_length=False", "input", 400),
         ({"input": [[1, 2]]}, "token ids.*send the texts", "input", 400),
+        ({"input": [["a"]]}, "expected a str at position 0, got list", "input", 400),
         ({"input": [True]}, "expected a str at position 0, got bool", "input", 400),
         ({"input": ["a", None]}, "expected a str at position 1, got NoneType", "input", 400),
         ({"input": ["a", "\ud800"]}, r"position 1 holds the lone surrogate U\+D800", "input", 400),
         ({"input": ["a"] * 4}, "has 4 texts, the limit is 3", "input", 413),
         ({"input": ["a", "b" * 101]}, "position 1 has 101 characters, the limit is 100", "input", 413),
-        ({"input": "a", "model": "gpt"}, "there is no model 'gpt' here; this is 'e5'", "model", 404),
+        ({"input": "a", "model": "gpt"}, "there is no model 'gpt' here; this is 'e5' or 'also'", "model", 404),
         ({"input": "a", "model": 1}, "'model' must be a string", "model", 400),
-        ({"input": "a", "dimensions": 256}, "384 dimensions and cannot be shortened, got 256", "dimensions", 400),
-        ({"input": "a", "dimensions": True}, "cannot be shortened", "dimensions", 400),
+        ({"input": "a", "dimensions": 256}, "not known .* for fewer, got 256: .*--force-dimensions", "dimensions", 400),
+        *(
+            ({"input": "a", "dimensions": wrong}, "must be a whole number from 1 to 384, got ", "dimensions", 400)
+            for wrong in _NOT_DIMENSIONS
+        ),
+        ({"input": "a", "output_dtype": "bits"}, "one of float, binary, ubinary, got 'bits'", "output_dtype", 400),
+        ({"input": "a", "output_dtype": "int8"}, "needs ranges.*ask for float", "output_dtype", 400),
+        ({"input": "a", "output_dtype": "uint8"}, "needs ranges.*quantize_embeddings", "output_dtype", 400),
+        (
+            {"input": "a", "output_dtype": "binary", "encoding_format": "base64"},
+            '"encoding_format": "float"',
+            "encoding_format",
+            400,
+        ),
         ({"input": "a", "encoding_format": "hex"}, "must be one of float, base64, got 'hex'", "encoding_format", 400),
         ({"input": "a", "input_type": ["query"]}, "'input_type' must be one of query, ", "input_type", 400),
         ({"input": "a", "truncate": True}, "'truncate' must be one of warn, error", "truncate", 400),
@@ -83,7 +105,9 @@ def test_a_text_and_a_list_are_taken_with_openais_other_keys() -> None:
 )
 def test_what_is_wrong_is_named(content: Any, message: str, param: str | None, status: int) -> None:
     with pytest.raises(RequestError, match=message) as caught:
-        EmbeddingsRequest.from_json(content, model="e5", dimension=384, limits=Limits(texts=3, characters=100))
+        EmbeddingsRequest.from_json(
+            content, models=["e5", "also"], dimension=384, limits=Limits(texts=3, characters=100)
+        )
     assert caught.value.status == status
     error = caught.value.body()["error"]
     assert (error["message"], error["type"], error["param"]) == (str(caught.value), "invalid_request_error", param)
@@ -92,14 +116,14 @@ def test_what_is_wrong_is_named(content: Any, message: str, param: str | None, s
 def test_limits_are_reached_before_they_are_exceeded() -> None:
     limits = Limits(texts=3, characters=100)
     content = {"input": ["é" * 100] * 3}
-    request = EmbeddingsRequest.from_json(content, model="e5", dimension=384, limits=limits)
+    request = EmbeddingsRequest.from_json(content, models=["e5", "also"], dimension=384, limits=limits)
     assert request.texts == content["input"]
 
 
 @given(_JSON | st.dictionaries(_KEYS, _JSON | st.lists(st.text()), max_size=7))
 def test_anything_else_is_read_or_refused(content: Any) -> None:
     try:
-        request = EmbeddingsRequest.from_json(content, model="e5", dimension=384)
+        request = EmbeddingsRequest.from_json(content, models=["e5", "also"], dimension=384)
     except RequestError:
         return
     assert request.texts
@@ -160,7 +184,7 @@ def test_the_reply_holds_the_encoders_vectors_as_floats_and_as_base64(encoder: E
         request = read(input=["one", "and two"], encoding_format=form, input_type="query")
         tokenized = request.tokenize(encoder)
         vectors = encoder.encode_tokenized(tokenized)
-        reply = request.reply(vectors, tokenized, model="e5", floats=shortest_floats)
+        reply = request.reply(vectors, tokenized, normalize=True, floats=shortest_floats)
         given_back = [item["embedding"] for item in json.loads(json.dumps(reply))["data"]]
         if form == "base64":
             given_back = [np.frombuffer(base64.b64decode(item), "<f4") for item in given_back]
@@ -172,6 +196,47 @@ def test_the_reply_holds_the_encoders_vectors_as_floats_and_as_base64(encoder: E
         assert (reply["object"], reply["model"], reply["truncated"]) == ("list", "e5", 0)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("dimensions", [1, 100, 384, 100.0, None])
+def test_shorter_vectors_are_those_of_sentence_transformers(dimensions: Any, normalize: bool) -> None:
+    torch = pytest.importorskip("torch")
+    util = pytest.importorskip("sentence_transformers.util")
+    vectors = np.random.default_rng(1).standard_normal((4, 384)).astype(np.float32)
+    vectors[2], vectors[3] = 0, 1e-30
+    content = {"input": ["a"] * 4, "dimensions": dimensions}
+    request = EmbeddingsRequest.from_json(content, models=["e5"], dimension=384, may_shorten=True)
+    reply = request.reply(vectors, [], normalize=normalize, floats=shortest_floats)
+    found = np.array([item["embedding"] for item in reply["data"]], np.float32)
+    if dimensions in (None, 384):
+        np.testing.assert_array_equal(found, vectors)
+        return
+    cut = util.truncate_embeddings(torch.from_numpy(vectors), int(dimensions))
+    if normalize:  # PyTorch divides by 1e-12 at least, so it does not give tiny vectors unit length
+        cut = torch.nn.functional.normalize(cut.double(), eps=1e-300)
+    near(found, cut.numpy(), 1e-6)
+
+
+@pytest.mark.parametrize("output_dtype", ["binary", "ubinary"])
+@pytest.mark.parametrize("dimensions", [None, 64])
+def test_bits_are_those_of_sentence_transformers(output_dtype: Any, dimensions: int | None) -> None:
+    quantization = pytest.importorskip("sentence_transformers.quantization")
+    vectors = np.random.default_rng(1).standard_normal((3, 384)).astype(np.float32)
+    vectors[1] = 0
+    content = {"input": ["a"] * 3, "dimensions": dimensions, "output_dtype": output_dtype}
+    request = EmbeddingsRequest.from_json(content, models=["e5"], dimension=384, may_shorten=True)
+    reply = json.loads(json.dumps(request.reply(vectors, [], normalize=True, floats=shortest_floats)))
+    found = np.array([item["embedding"] for item in reply["data"]])
+    np.testing.assert_array_equal(found, quantization.quantize_embeddings(vectors[:, :dimensions], output_dtype))
+
+
+def test_bits_of_nine_components_fill_two_bytes_per_vector() -> None:
+    vectors = np.array([[1, -1, 1, -1, -1, -1, -1, -1, 1], [-1, 1, 0, 0, 0, 0, 0, 1, -1]], np.float32)
+    content = {"input": ["a", "b"], "output_dtype": "ubinary"}
+    request = EmbeddingsRequest.from_json(content, models=["e5"], dimension=9)
+    reply = request.reply(vectors, [], normalize=False, floats=shortest_floats)
+    assert [item["embedding"] for item in reply["data"]] == [[0b10100000, 0b10000000], [0b01000001, 0]]
+
+
 @pytest.mark.parametrize(("role", "prompt"), [("query", "query: "), ("document", "passage: "), ("raw", "")])
 def test_each_role_has_its_prompt(encoder: Encoder, role: str, prompt: str) -> None:
     tokenized = read(input="one", input_type=role).tokenize(encoder)
@@ -181,20 +246,22 @@ def test_each_role_has_its_prompt(encoder: Encoder, role: str, prompt: str) -> N
 
 def test_long_texts_are_counted_or_refused(encoder: Encoder) -> None:
     content = {"input": ["short", "word " * 600]}
-    request = EmbeddingsRequest.from_json(content, model="e5", dimension=384)
+    request = EmbeddingsRequest.from_json(content, models=["e5", "also"], dimension=384)
     tokenized = request.tokenize(encoder)
-    reply = request.reply(encoder.encode_tokenized(tokenized), tokenized, model="e5", floats=shortest_floats)
+    reply = request.reply(encoder.encode_tokenized(tokenized), tokenized, normalize=True, floats=shortest_floats)
     assert reply["truncated"] == 1
     assert reply["usage"]["total_tokens"] == 512 + encoder.count_tokens("passage: short")
     words = 512 - encoder.count_tokens("passage: ")
-    exact = EmbeddingsRequest.from_json({"input": "word " * words, "truncate": "error"}, model="e5", dimension=384)
+    exact = EmbeddingsRequest.from_json(
+        {"input": "word " * words, "truncate": "error"}, models=["e5", "also"], dimension=384
+    )
     assert [text.tokens for text in exact.tokenize(encoder)] == [512]
     one_more = EmbeddingsRequest.from_json(
-        {"input": "word " * (words + 1), "truncate": "error"}, model="e5", dimension=384
+        {"input": "word " * (words + 1), "truncate": "error"}, models=["e5", "also"], dimension=384
     )
     with pytest.raises(RequestError, match="position 0 has 513 tokens"):
         one_more.tokenize(encoder)
-    refusing = EmbeddingsRequest.from_json({**content, "truncate": "error"}, model="e5", dimension=384)
+    refusing = EmbeddingsRequest.from_json({**content, "truncate": "error"}, models=["e5", "also"], dimension=384)
     with pytest.raises(RequestError, match=r"position 1 has 60\d tokens, the model's maximum is 512") as caught:
         refusing.tokenize(encoder)
     assert caught.value.code == "context_length_exceeded"

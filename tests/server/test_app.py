@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import re
@@ -95,10 +96,65 @@ def test_the_openai_client_gets_the_encoders_vectors(server: Server, encoder: En
     assert reply.usage.total_tokens == encoder.count_tokens("query: a question")
     with pytest.raises(BadRequestError, match="token ids"):
         client.embeddings.create(model=name, input=[1, 2, 3])
-    with pytest.raises(BadRequestError, match="384 dimensions"):
+    with pytest.raises(BadRequestError, match="--force-dimensions"):
         client.embeddings.create(model=name, input="a", dimensions=128)
     with pytest.raises(NotFoundError, match="there is no model"):
         client.embeddings.create(model="text-embedding-3-small", input="a")
+
+
+def test_the_openai_client_gets_bits_as_numbers_only(server: Server, encoder: Encoder) -> None:
+    """Without `encoding_format` the client would decode whatever comes as float32."""
+    client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    bits = np.packbits(encoder.encode_document(TEXTS) > 0, axis=1)
+    for output_dtype, expected in (("ubinary", bits), ("binary", bits.astype(int) - 128)):
+        extra = {"output_dtype": output_dtype}
+        reply = client.embeddings.create(model="e5-small-v2", input=TEXTS, encoding_format="float", extra_body=extra)
+        np.testing.assert_array_equal([item.embedding for item in reply.data], expected)
+        with pytest.raises(BadRequestError, match="base64 holds float32 only"):
+            client.embeddings.create(model="e5-small-v2", input="a", extra_body=extra)
+
+
+def test_programs_with_a_fixed_name_and_length_work(e5_model: Path, encoder: Encoder, tmp_path: Path) -> None:
+    names = ("text-embedding-3-small", "team/embedder")
+    expected = encoder.encode_document(TEXTS)[:, :128].astype(np.float64)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    options = [*(f"--served-model-name={name}" for name in names), "--force-dimensions"]
+    with serving(e5_model, tmp_path / "log", *options) as running:
+        client = OpenAI(base_url=f"{running.url}/v1", api_key="none")
+        assert [model.id for model in client.models.list()] == list(names)
+        for name in names:
+            assert client.models.retrieve(name).to_dict()["root"] == "e5-small-v2"
+            for form in ("float", "base64"):
+                reply = client.embeddings.create(model=name, input=TEXTS, dimensions=128, encoding_format=form)
+                assert reply.model == name
+                vectors: Any = [item.embedding for item in reply.data]
+                near(
+                    [np.frombuffer(base64.b64decode(each), "<f4") if form == "base64" else each for each in vectors],
+                    expected,
+                )
+        for name in ("e5-small-v2", "other"):
+            with pytest.raises(NotFoundError, match="this is 'text-embedding-3-small' or 'team/embedder'"):
+                client.embeddings.create(model=name, input="a")
+            with pytest.raises(NotFoundError, match=f"there is no model '{name}'"):
+                client.models.retrieve(name)
+        with pytest.raises(BadRequestError, match="a whole number from 1 to 384, got 512"):
+            client.embeddings.create(model=names[0], input="a", dimensions=512)
+        langchain = pytest.importorskip("langchain_openai")
+        embeddings = langchain.OpenAIEmbeddings(
+            model=names[0],
+            base_url=f"{running.url}/v1",
+            api_key="none",
+            dimensions=128,
+            check_embedding_ctx_length=False,
+        )
+        near(embeddings.embed_documents(TEXTS), expected)
+        embed = {"inputs": TEXTS, "dimensions": 128, "truncate": True}
+        near(httpx.post(f"{running.url}/embed", json=embed, timeout=60).json(), expected)
+        pooled = encoder.encode_document(TEXTS, normalize_embeddings=False)[:, :128]
+        found = httpx.post(f"{running.url}/embed", json=embed | {"normalize": False}, timeout=60).json()
+        np.testing.assert_allclose(found, pooled, rtol=1e-5, atol=1e-5)
+        refused = httpx.post(f"{running.url}/embed", json={"inputs": "a", "dimensions": 0}, timeout=60)
+        assert (refused.status_code, "from 1 to 384, got 0" in refused.json()["error"]) == (422, True)
 
 
 def test_the_readmes_example_runs(server: Server, encoder: Encoder) -> None:
@@ -129,6 +185,19 @@ def test_langchain_embeds_queries_and_documents(server: Server, encoder: Encoder
         **options, check_embedding_ctx_length=False, model_kwargs={"extra_body": {"input_type": "query"}}
     )
     near(queries.embed_query("a question"), encoder.encode_query("a question"))
+
+
+def test_langchain_that_sends_token_ids_is_told_what_to_set(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    langchain = pytest.importorskip("langchain_openai")
+    tiktoken = pytest.importorskip("tiktoken")
+    # the real library, with an encoding that needs no download: a token for every byte
+    encoding = tiktoken.Encoding(
+        "bytes", pat_str=".", mergeable_ranks={bytes([i]): i for i in range(256)}, special_tokens={}
+    )
+    monkeypatch.setitem(tiktoken.registry.ENCODINGS, "cl100k_base", encoding)
+    embeddings = langchain.OpenAIEmbeddings(model="e5-small-v2", base_url=f"{server.url}/v1", api_key="none")
+    with pytest.raises(BadRequestError, match=r"token ids.*check_embedding_ctx_length=False"):
+        embeddings.embed_documents(TEXTS)
 
 
 @pytest.mark.parametrize(

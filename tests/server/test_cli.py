@@ -19,7 +19,7 @@ from serving import Server, serving
 
 def test_the_defaults_are_those_of_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     given, defaults = vars(parse(["serve", "MODEL"])), ServerOptions()
-    names = {field.name for field in fields(ServerOptions)} - {"api_keys", "body_timeout"}
+    names = {field.name for field in fields(ServerOptions)} - {"api_keys", "body_timeout", "served_model_name"}
     assert {name: given[name] for name in names} == {name: getattr(defaults, name) for name in names}
     assert defaults.limits == Limits()
     with pytest.raises(SystemExit):
@@ -28,6 +28,8 @@ def test_the_defaults_are_those_of_the_options(capsys: pytest.CaptureFixture[str
     for name in names - {"allowed_hosts"}:
         (described,) = re.findall(rf"--{name.replace('_', '-')} .*?\(default: ([^)]*)\)", shown)
         assert described == str(getattr(defaults, name))
+    named = parse(["serve", "MODEL", "--served-model-name", "a", "--served-model-name", "b/c"])
+    assert vars(named)["served_model_name"] == ["a", "b/c"]
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,9 @@ def test_the_defaults_are_those_of_the_options(capsys: pytest.CaptureFixture[str
         (["--port", "70000"], "must be 0 to 65535"),
         (["--max-texts", "0"], "must be at least 1"),
         (["--request-timeout", "nan"], "must be 0 to 86400 seconds"),
+        (["--served-model-name", " "], "must be a name of printable characters, got ' '"),
+        (["--served-model-name", "a\nb"], "must be a name of printable characters"),
+        (["--served-model-name"], "expected one argument"),
         (["--drain-seconds", "-1"], "must be 0 to 86400 seconds"),
         (["--allowed-hosts", "a.example,https://b.example"], "holds 'https://b.example', which is not a name"),
         (["--allowed-hosts", "a.example:80"], "holds 'a.example:80', which is not a name"),

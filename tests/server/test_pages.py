@@ -61,6 +61,7 @@ def test_passages_are_ranked_by_keyboard_alone(page: Any, server: Server, encode
     assert len(cells) == 1 + 16
     assert [cells[1 + 5 * i] for i in range(4)] == ["1.000"] * 4
     assert "3 passages in" in page.inner_text("#status")
+    assert page.inner_text("#model") == "e5-small-v2"
     own = (f"{server.url}/", "blob:")
     assert [note for note in page.noted if not note.startswith(own)] == []
 

@@ -28,7 +28,7 @@ from serving import Server, connect, running, serving, wait_for
 
 _POSTS = ("/v1/embeddings", "/embed", "/similarity", "/tokenize", "/")
 _KEYS = "input inputs model encoding_format dimensions input_type truncate prompt_name source_sentence sentences"
-_KEYS += " parameters normalize add_special_tokens user"
+_KEYS += " parameters normalize add_special_tokens user output_dtype"
 _JSON = st.recursive(
     st.none()
     | st.booleans()

@@ -60,7 +60,7 @@ class Service:
         """
         self.encoder = encoder
         self.options = options
-        self.model = encoder.manifest.checkpoint
+        self.names = list(dict.fromkeys(options.served_model_name)) or [encoder.manifest.checkpoint]
         self.draining = False
         self.scheduler = Scheduler(
             encoder,
@@ -113,26 +113,27 @@ class Service:
         """`POST /v1/embeddings` of OpenAI."""
         asked = EmbeddingsRequest.from_json(
             await self._bodies.read_json(request),
-            model=self.model,
+            models=self.names,
             dimension=self.encoder.dimension,
+            may_shorten=self.options.force_dimensions,
             default_role=self.options.default_role,
             limits=self.options.limits,
         )
         prompt, normalize = self.encoder.tokenizer.prompt_for(asked.role), self.encoder.manifest.normalize
         tokenized, vectors = await self._unless_gone(request, self._embedded(request, asked, prompt, normalize))
-        content = asked.reply(vectors, tokenized, model=self.model, floats=lambda vector: vector)
+        content = asked.reply(vectors, tokenized, normalize=normalize, floats=lambda vector: vector)
         return self._held(request, JSONResponse(content))
 
     async def models(self, request: Request) -> Response:
         """`GET /v1/models` of OpenAI."""
-        return JSONResponse({"object": "list", "data": [self._model_object()]})
+        return JSONResponse({"object": "list", "data": [self._model_object(name) for name in self.names]})
 
     async def named_model(self, request: Request) -> Response:
         """`GET /v1/models/{name}` of OpenAI."""
         name = request.path_params["name"]
-        if name != self.model:
-            raise no_such_model(name, self.model)
-        return JSONResponse(self._model_object())
+        if name not in self.names:
+            raise no_such_model(name, self.names)
+        return JSONResponse(self._model_object(name))
 
     async def embed(
         self,
@@ -186,8 +187,10 @@ class Service:
         """`GET /openapi.json`."""
         return JSONResponse(openapi(secured=bool(self.options.api_keys)))
 
-    def _model_object(self) -> dict[str, Any]:
-        return {"id": self.model, "object": "model", "created": 0, "owned_by": "e5onnx"}
+    def _model_object(self, name: str) -> dict[str, Any]:
+        """Return a model of OpenAI's list; `root`, the name of what really runs, is vLLM's."""
+        root = self.encoder.manifest.checkpoint
+        return {"id": name, "object": "model", "created": 0, "owned_by": "e5onnx", "root": root}
 
     def _held(self, request: Request, response: Response) -> Response:
         self._bodies.hold_reply(state_of(request), len(response.body))

@@ -27,6 +27,21 @@ def add_arguments(serve: argparse.ArgumentParser) -> None:
     add("port", "port to listen on; 0 picks a free one", type=_port, metavar="N")
     add("default_role", "role of texts whose request does not name one", choices=get_args(Role))
     serve.add_argument(
+        "--served-model-name",
+        metavar="NAME",
+        action="append",
+        type=_model_name,
+        default=argparse.SUPPRESS,
+        help="name of the model in OpenAI's API, for programs with a fixed one, such as text-embedding-3-small; repeat "
+        "it for several (default: the checkpoint's name)",
+    )
+    add(
+        "force_dimensions",
+        "let requests ask for shorter vectors (`dimensions`), although the model is not known to be trained for them "
+        "and the quality may drop",
+        action="store_true",
+    )
+    serve.add_argument(
         "--api-key-file",
         metavar="FILE",
         type=Path,
@@ -95,6 +110,12 @@ def _hosts(text: str) -> tuple[str, ...]:
         if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9._-]+", host):
             raise argparse.ArgumentTypeError(f"holds {host!r}, which is not a name: leave out port and scheme")
     return hosts
+
+
+def _model_name(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"must be a name of printable characters, got {text!r}")
+    return text
 
 
 def _count(text: str) -> int:

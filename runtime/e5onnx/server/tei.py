@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..checks import json_type
+from ..dimensions import shorten
 from ..encoder import Encoder
 from ..errors import InputValueError, RequestError, TextTooLongError
-from ..openai_api import Limits, check_request_texts, dimensions_error, shown
+from ..openai_api import Limits, check_request_texts, requested_dimensions, shown
 from ..tokenizer import Role, TokenizedText, Tokenizer
 from .options import ServerOptions
 
@@ -32,24 +33,26 @@ _PARAMETERS = ("truncate", "truncation_direction", "prompt_name")
 
 @dataclass(frozen=True)
 class EmbedRequest:
-    """A request to `/embed`: the vectors of texts."""
+    """A request to `/embed`: the vectors of texts; `dimensions` is how many components to keep, None for all."""
 
     texts: list[str]
     prompt: str
     truncate: bool
     normalize: bool
+    dimensions: int | None
 
     @classmethod
     def from_json(cls, content: Any, encoder: Encoder, options: ServerOptions) -> EmbedRequest:
         """Check the content of a request; raise :class:`RequestError` if it cannot be answered."""
         checked = _object(content, _EMBED_KEYS)
-        if wrong := dimensions_error(checked, encoder.dimension):
-            raise _unprocessable(wrong, "dimensions")
         return cls(
             texts=_texts(checked, "inputs", options.limits),
             prompt=_prompt(checked, encoder.tokenizer, options.default_role),
             truncate=_truncate(checked),
             normalize=_flag(checked, "normalize", True),
+            dimensions=requested_dimensions(
+                checked, encoder.dimension, may_shorten=options.force_dimensions, status=422
+            ),
         )
 
     def check(self, tokenized: Sequence[TokenizedText], tokenizer: Tokenizer) -> None:
@@ -59,6 +62,8 @@ class EmbedRequest:
 
     def reply(self, vectors: NDArray[np.float32]) -> Any:
         """Return the content of the reply."""
+        if self.dimensions is not None:
+            vectors = shorten(vectors, self.dimensions, normalize=self.normalize)
         return list(vectors)
 
 

@@ -14,7 +14,13 @@ async function embed(input, inputType) {
   const response = await fetch("v1/embeddings", { method: "POST", headers: headers(), body });
   const content = await response.json().catch(() => null); // a proxy may answer with something else
   if (!response.ok || !content) throw new Error(content?.error?.message ?? `The server answered ${response.status}.`);
-  return { vectors: content.data.map((item) => item.embedding), truncated: content.truncated, model: content.model };
+  return { vectors: content.data.map((item) => item.embedding), truncated: content.truncated };
+}
+
+// The checkpoint: /v1/embeddings knows it by the names that the operator chose.
+async function checkpoint() {
+  const response = await fetch("info", { headers: headers() });
+  return response.ok ? (await response.json()).model_id : "";
 }
 
 function cosine(a, b) {
@@ -89,14 +95,14 @@ async function rank() {
   try {
     if (!passages.length) throw new Error("Write at least one passage.");
     const start = performance.now();
-    const [asked, found] = await Promise.all([embed([query], "query"), embed(passages, "document")]);
+    const [asked, found, model] = await Promise.all([embed([query], "query"), embed(passages, "document"), checkpoint()]);
     if (question !== latest) return;
     const milliseconds = Math.round(performance.now() - start);
     showRanking(passages, found.vectors.map((vector) => cosine(asked.vectors[0], vector)));
     showHeat([query, ...passages], [...asked.vectors, ...found.vectors]);
     const cut = asked.truncated + found.truncated;
     status.textContent = `${count(passages.length, "passage")} in ${milliseconds} ms${cut ? `; ${count(cut, "text")} cut` : ""}`;
-    element("model").textContent = asked.model;
+    element("model").textContent = model;
     element("results").hidden = false;
   } catch (error) {
     if (question !== latest) return;

@@ -1,0 +1,30 @@
+"""Shorter vectors: the first components, normalised again (Matryoshka embeddings). Does not know models.
+
+Only a model that was trained for it keeps its quality when vectors are cut; whoever calls this decides whether they may
+be. Shortened vectors are comparable with others of the same length only.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def shorten(vectors: NDArray[np.float32], dimensions: int, *, normalize: bool) -> NDArray[np.float32]:
+    """Return the first components of vectors, a new array `[..., dimensions]`.
+
+    Args:
+        vectors: float32 `[..., dimension]`.
+        dimensions: how many components to keep, from 1 to `dimension`.
+        normalize: whether to give them unit length again. A vector of zeros stays one.
+
+    Example:
+        >>> shorten(np.array([[0.48, 0.64, 0.6]], np.float32), 2, normalize=True).round(6).tolist()
+        [[0.6000000238418579, 0.800000011920929]]
+    """
+    cut = np.array(vectors[..., :dimensions], order="C")
+    if not normalize:
+        return cut
+    wide = cut.astype(np.float64)  # the squares of the smallest float32 would be 0
+    lengths = np.linalg.norm(wide, axis=-1, keepdims=True)
+    return (wide / np.where(lengths == 0, 1, lengths)).astype(np.float32)
