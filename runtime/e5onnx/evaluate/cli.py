@@ -115,11 +115,12 @@ def _kinds(options: argparse.Namespace) -> tuple[list[tuple[Provider, Precision]
             left_out.append({"provider": provider, "precision": precision, "reason": in_one_line(error)})
         else:
             kinds.append((provider, precision))
-    for named, place in [(options.provider, 0), (options.precision, 1)]:
+    for named, others, place in [(options.provider, options.precision, 0), (options.precision, options.provider, 1)]:
         for name in named or []:
             if not any(kind[place] == name for kind in kinds):
-                reasons = "; ".join(each["reason"] for each in left_out if name in each.values())
-                raise InputValueError(f"cannot evaluate {name}: {reasons or 'no such precision with these providers'}")
+                reasons = dict.fromkeys(each["reason"] for each in left_out if name in each.values())
+                reason = "; ".join(reasons) or f"it does not go with {', '.join(others)}"
+                raise InputValueError(f"cannot evaluate {name}: {reason}")
     if not kinds:
         raise InputValueError("; ".join(each["reason"] for each in left_out))
     return kinds, left_out
@@ -167,7 +168,7 @@ def _progress(what: str, total: int) -> Callable[[int], None]:
     def advance(texts: int) -> None:
         nonlocal done, last
         done += texts
-        if time.monotonic() - last > _SECONDS_BETWEEN_NOTES:
+        if done < total and time.monotonic() - last > _SECONDS_BETWEEN_NOTES:
             note(f"{what}: {done:,} of {plural(total, 'text')}")
             last = time.monotonic()
 
@@ -177,10 +178,12 @@ def _progress(what: str, total: int) -> Callable[[int], None]:
 def _note_about(data: Retrieval) -> None:
     """Say what counts differently than a user might expect."""
     if data.unjudged:
-        note(f"{data.name}: left out {data.unjudged:,} queries without a judgement in this split")
+        note(f"{data.name}: queries left out, as this split has no judgement of them: {data.unjudged:,}")
     hopeless = sum(not any(value > 0 for value in judged.values()) for judged in data.relevance.values())
     if hopeless:
-        note(f"warning: {data.name}: {hopeless:,} queries have no relevant document and count as 0, as in trec_eval")
+        note(
+            f"warning: {data.name}: queries without a relevant document, which count as 0, as in trec_eval: {hopeless:,}"
+        )
 
 
 def _report(
