@@ -27,7 +27,7 @@ from helpers import near, write_jsonl
 
 IDS = st.sampled_from([f"d{number}" for number in range(12)])
 E5_PROMPTS = {"query": "query: ", "passage": "passage: "}
-DOCUMENTS = [
+DOCUMENTS: list[dict[str, Any]] = [
     {"_id": "d1", "title": "Summit", "text": "The highest point of a mountain."},
     {"_id": "d2", "title": "", "text": "Women should eat 46 grams of protein a day."},
     {"_id": "d3", "text": "A river flows into the sea."},
@@ -166,19 +166,25 @@ def test_retrieval_equals_sentence_transformers_with_the_authors_prompts(
     """The reference has all scores at once; chunks of three texts must find the same."""
     monkeypatch.setattr("e5onnx.evaluate.evaluation._TEXTS_AT_ONCE", 3)
     monkeypatch.setattr("e5onnx.evaluate.evaluation._QUERIES_AT_ONCE", 1)
-    seen: list[np.ndarray[Any, Any]] = []
+    seen: list[Any] = []
     encoder = Encoder(tiny_e5, threads=1)
-    monkeypatch.setattr(encoder, "similarity", lambda *both: (seen.extend(both), Encoder.similarity(encoder, *both))[1])
+
+    def similarity(*both: Any) -> Any:
+        seen.extend(both)
+        return Encoder.similarity(encoder, *both)
+
+    monkeypatch.setattr(encoder, "similarity", similarity)
     advanced: list[int] = []
     data = read_retrieval(folder)
     result = evaluate_retrieval(encoder, data, recall_depths=[1], advance=advanced.append)
     reference = SentenceTransformer(str(tiny_checkpoint), device="cpu")
-    queries = reference.encode([f"query: {each['text']}" for each in QUERIES[:2]], normalize_embeddings=True)
+    queries = reference.encode([f"query: {each['text']}" for each in QUERIES[:2]])
     texts = [f"{each.get('title') or ''} {each['text']}".strip() for each in DOCUMENTS]
-    documents = reference.encode([f"passage: {text}" for text in texts], normalize_embeddings=True)
+    documents = reference.encode([f"passage: {text}" for text in texts])
     near(np.concatenate(seen[0:4:2]), queries)
     near(np.concatenate(seen[1::4]), documents)
-    ranks = [int((row > row[wanted]).sum()) + 1 for row, wanted in zip(queries @ documents.T, [1, 0], strict=True)]
+    scores = reference.similarity(queries, documents).numpy()
+    ranks = [int((row > row[wanted]).sum()) + 1 for row, wanted in zip(scores, [1, 0], strict=True)]
     assert result.metrics == {
         "ndcg@10": pytest.approx(np.mean([1 / np.log2(1 + rank) for rank in ranks])),
         "recall@1": np.mean([rank == 1 for rank in ranks]),
@@ -384,7 +390,7 @@ def test_failures_leave_no_output(folder: Path, tiny_model: Path, capsys: pytest
     assert not list(folder.glob("*results*"))
     code, _, error = run(capsys, tiny_model, folder, "--json", output, "--same-ids", "exclude", "--provider", "cpu")
     assert code == 0
-    assert "count as 0, as in trec_eval: 1" in error
+    assert "counted as 0 as in trec_eval: 1" in error
     assert json.loads(output.read_text())["datasets"][0]["results"][0]["metrics"]["ndcg@10"] == 0
 
 

@@ -181,9 +181,7 @@ def _note_about(data: Retrieval) -> None:
         note(f"{data.name}: queries left out, as this split has no judgement of them: {data.unjudged:,}")
     hopeless = sum(not any(value > 0 for value in judged.values()) for judged in data.relevance.values())
     if hopeless:
-        note(
-            f"warning: {data.name}: queries without a relevant document, which count as 0, as in trec_eval: {hopeless:,}"
-        )
+        note(f"warning: {data.name}: queries without a relevant document, counted as 0 as in trec_eval: {hopeless:,}")
 
 
 def _report(
