@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__, terminal
 from ..encoder import Embeddings, Encoder, Precision, Provider
-from ..errors import InputTypeError, InputValueError, MissingDependencyError
+from ..errors import E5OnnxError, InputTypeError, InputValueError, MissingDependencyError, in_one_line
 from ..terminal import print_line
 
 if TYPE_CHECKING:
@@ -216,4 +216,8 @@ def _meta(encoder: Encoder) -> ModelMeta:
 
 if __name__ == "__main__":
     terminal.prepare()
-    main()
+    try:
+        main()
+    except (E5OnnxError, OSError) as error:
+        terminal.note(f"error: {in_one_line(error)}")
+        raise SystemExit(1) from None
