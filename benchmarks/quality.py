@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from e5onnx import Tokenizer
+from e5onnx.evaluate import read_pairs
+from e5onnx.evaluate.metrics import ndcg, spearman
+from e5onnx.evaluate.search import BestDocuments
 
 from .environments import REPOSITORY
 from .forms import SAMPLE
@@ -41,9 +43,9 @@ def main() -> None:
     require_data()
     questions = _Retrieval()
     tokenizer = Tokenizer(e5onnx_model(SAMPLE))
-    pairs = _similarity_pairs()
+    pairs = read_pairs(_DATA / "stsb/test.tsv")
     sets = {
-        "stsb": [pair[column] for column in ("sentence1", "sentence2") for pair in pairs],
+        "stsb": pairs.first + pairs.second,
         "passages": mixed_passages(200),
         "questions": questions.queries,
         "paragraphs": questions.documents,
@@ -52,10 +54,9 @@ def main() -> None:
     with running(with_reference(arguments.peers), SAMPLE) as programs:
         vectors = programs.take_turns(lambda worker: _encode(worker, sets))
         dependence = programs.take_turns(lambda worker: _dependence_on_batch(worker, sets["passages"][:40]))
-    scores = [float(pair["score"]) for pair in pairs]
     results = {
         name: {
-            "stsb_test_spearman": _spearman(vectors[name]["stsb"], scores),
+            "stsb_test_spearman": _spearman(vectors[name]["stsb"], pairs.scores),
             f"xquad_en_ndcg@{_DEPTH}": questions.ndcg(vectors[name]["questions"], vectors[name]["paragraphs"]),
             "alone_against_in_a_batch": dependence[name],
             **{
@@ -76,16 +77,16 @@ class _Retrieval:
         corpus, queries = (_json_lines(_DATA / f"xquad_en/{name}.jsonl") for name in ("corpus", "queries"))
         with (_DATA / "xquad_en/qrels/test.tsv").open(encoding="utf-8", newline="") as stream:
             answers = {row["query-id"]: row["corpus-id"] for row in csv.DictReader(stream, delimiter="\t")}
-        position = {document["_id"]: row for row, document in enumerate(corpus)}
         self.documents: list[str] = [document["text"] for document in corpus]
         self.queries: list[str] = [query["text"] for query in queries]
-        self._wanted = np.array([position[answers[query["_id"]]] for query in queries])
+        self._ids: list[str] = [document["_id"] for document in corpus]
+        self._relevance = [{answers[query["_id"]]: 1} for query in queries]
 
     def ndcg(self, queries: Vectors, documents: Vectors) -> float:
-        """Return the mean nDCG@10 (Järvelin and Kekäläinen 2002), which with one answer is 1 / log2(1 + rank)."""
-        scores = queries @ documents.T
-        ranks = (scores > scores[np.arange(len(queries)), self._wanted][:, None]).sum(axis=1)
-        return float(np.where(ranks < _DEPTH, 1 / np.log2(ranks + 2), 0.0).mean())
+        """Return the mean nDCG@10."""
+        best = BestDocuments(self._ids, queries=len(queries), depth=_DEPTH)
+        best.add(queries @ documents.T, query=0, document=0)
+        return float(np.mean([ndcg(best.ranking(row), each, _DEPTH) for row, each in enumerate(self._relevance)]))
 
 
 def _encode(worker: Worker, sets: dict[str, list[str]]) -> dict[str, Vectors]:
@@ -103,7 +104,7 @@ def _dependence_on_batch(worker: Worker, passages: list[str]) -> float:
 
 def _spearman(vectors: Vectors, scores: list[float]) -> float:
     first, second = np.split(vectors, 2)
-    return float(spearmanr((first * second).sum(axis=1), scores).statistic)
+    return spearman((first * second).sum(axis=1), scores)
 
 
 def _distribution(vectors: Vectors, reference: Vectors) -> dict[str, float]:
@@ -120,11 +121,6 @@ def _cut(text: str, tokenizer: Tokenizer) -> str:
     while tokenizer.count_tokens(text) > _MAX_TOKENS:
         text = text.rsplit(maxsplit=1)[0]
     return text
-
-
-def _similarity_pairs() -> list[dict[str, str]]:
-    with (_DATA / "stsb/test.tsv").open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

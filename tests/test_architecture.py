@@ -67,8 +67,8 @@ class A:
     assert {each.target for each in read_imports("e5onnx", path.rename(tmp_path / "__init__.py"))} == {"e5onnx.encoder"}
 
 
-@pytest.mark.parametrize("room", ["server", "files"])
-def test_the_core_imports_neither_server_nor_files(room: str) -> None:
+@pytest.mark.parametrize("room", ["server", "files", "evaluate"])
+def test_the_core_imports_rooms_only_for_their_commands(room: str) -> None:
     found = [each for each in imports() if is_core(each.source) and is_in(each.target, f"e5onnx.{room}")]
     assert found == [Import("e5onnx.cli", f"e5onnx.{room}.cli", "lazy")]
 

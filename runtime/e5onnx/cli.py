@@ -175,6 +175,14 @@ def _similarity(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run_similarity, usage_error=parser.error)
 
 
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+    from .evaluate import cli as evaluate_cli
+
+    _add_model(parser, encoder=False)
+    evaluate_cli.add_arguments(parser)
+    parser.set_defaults(run=evaluate_cli.run, usage_error=parser.error)
+
+
 def _info(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, encoder=False, nargs="?")
     parser.add_argument("--json", action="store_true", help="print the manifest and the host as JSON")
@@ -203,6 +211,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "embed": ("embed lines of text, or files of any size into a folder", _embed),
     "serve": ("serve OpenAI's embeddings API over HTTP (extra: e5onnx[serve])", _serve),
     "similarity": ("score documents against queries", _similarity),
+    "evaluate": ("score every precision and provider on your own retrieval or similarity data", _evaluate),
     "info": ("describe a model folder, and what suits this host", _info),
     "push": ("publish a model folder on the Hugging Face hub, with a model card", _push),
     "verify": ("compare every file of a model folder with its SHA-256", _verify),

@@ -1,0 +1,255 @@
+"""The command `e5onnx evaluate`: every wanted precision and provider on every data set, as a table and as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..atomic import written_whole
+from ..errors import InputValueError, MissingDependencyError, ModelFolderError, in_one_line, plural
+from ..terminal import note, print_line
+from ..version import __version__
+
+if TYPE_CHECKING:
+    from ..encoder import Encoder, Precision, Provider
+    from .datasets import Pairs, Retrieval
+
+_KINDS: list[tuple[Provider, Precision]] = [
+    ("cpu", "fp32"),
+    ("cpu", "int8"),
+    ("kernels", "bf16"),
+    ("kernels", "int8"),
+    ("openvino", "fp32"),
+    ("openvino", "bf16"),
+]
+_SECONDS_BETWEEN_NOTES = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments, except the model's, to its parser."""
+    parser.add_argument(
+        "data",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="a BEIR folder (corpus.jsonl, queries.jsonl, qrels/test.tsv), a tab-separated file with the columns "
+        "score, sentence1 and sentence2, or a folder of such files",
+    )
+    for name, place, example in [("provider", 0, "cpu,kernels"), ("precision", 1, "fp32,int8")]:
+        parser.add_argument(
+            f"--{name}",
+            action="extend",
+            type=_names({kind[place] for kind in _KINDS}),
+            metavar="NAMES",
+            help=f"such as {example}; may be repeated (default: all that the model and this host have)",
+        )
+    parser.add_argument("--threads", type=int, metavar="N", help="default: E5ONNX_THREADS, or available processors")
+    parser.add_argument("--split", default="test", help="which file of qrels/ to use (default: test)")
+    parser.add_argument(
+        "--recall", action="extend", type=_depths, metavar="K", help="depths of recall, such as 10,100 (the default)"
+    )
+    parser.add_argument(
+        "--same-ids",
+        choices=["exclude", "keep"],
+        help="where queries share ids with documents: exclude the document from its own query's results, as BEIR does, "
+        "or keep it because the ids have nothing to do with each other",
+    )
+    parser.add_argument(
+        "--symmetric",
+        action="store_true",
+        help="documents get the prompt of queries (duplicate questions, as in Quora)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the results as JSON to a file, or - for standard output")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the command."""
+    from .datasets import Retrieval, find_datasets
+    from .evaluation import check_same_ids
+
+    with ExitStack() as stack:
+        stream = None
+        if options.json not in (None, "-"):  # opened first, to notice early that it cannot be written
+            temporary = stack.enter_context(written_whole(Path(options.json)))
+            stream = stack.enter_context(temporary.open("x", encoding="utf-8"))
+        datasets = find_datasets(options.data, options.split)
+        for data in datasets:
+            if isinstance(data, Retrieval):
+                check_same_ids(data, options.same_ids)
+                _note_about(data)
+        kinds, left_out = _kinds(options)
+        results: list[list[dict[str, Any]]] = [[] for _ in datasets]
+        for provider, precision in kinds:
+            encoder = _load(options, provider, precision)
+            for data, rows in zip(datasets, results, strict=True):
+                rows.append(_evaluated(options, encoder, data))
+        content = _report(options, encoder, datasets, results, left_out)
+        if options.json == "-":
+            print_line(json.dumps(content, ensure_ascii=False, indent=2))
+            return
+        if stream is not None:
+            json.dump(content, stream, ensure_ascii=False, indent=2)
+            stream.write("\n")
+    _print_tables(content)
+
+
+def _kinds(options: argparse.Namespace) -> tuple[list[tuple[Provider, Precision]], list[dict[str, str]]]:
+    """Return what can run, and what cannot, with the reasons. What the user named must run with something."""
+    kinds, left_out = [], []
+    for provider, precision in _KINDS:
+        if provider not in (options.provider or [provider]) or precision not in (options.precision or [precision]):
+            continue
+        try:
+            _load(options, provider, precision)
+        except (InputValueError, MissingDependencyError) as error:
+            left_out.append({"provider": provider, "precision": precision, "reason": in_one_line(error)})
+        except ModelFolderError as error:
+            if provider == "cpu":
+                raise
+            left_out.append({"provider": provider, "precision": precision, "reason": in_one_line(error)})
+        else:
+            kinds.append((provider, precision))
+    for named, others, place in [(options.provider, options.precision, 0), (options.precision, options.provider, 1)]:
+        for name in named or []:
+            if not any(kind[place] == name for kind in kinds):
+                reasons = dict.fromkeys(each["reason"] for each in left_out if name in each.values())
+                reason = "; ".join(reasons) or f"it does not go with {', '.join(others)}"
+                raise InputValueError(f"cannot evaluate {name}: {reason}")
+    if not kinds:
+        raise InputValueError("; ".join(each["reason"] for each in left_out))
+    return kinds, left_out
+
+
+def _load(options: argparse.Namespace, provider: Provider, precision: Precision) -> Encoder:
+    from ..encoder import Encoder
+
+    return Encoder(
+        options.model, provider=provider, precision=precision, threads=options.threads, revision=options.revision
+    )
+
+
+def _evaluated(options: argparse.Namespace, encoder: Encoder, data: Retrieval | Pairs) -> dict[str, Any]:
+    from .datasets import Pairs
+    from .evaluation import evaluate_pairs, evaluate_retrieval
+
+    what = f"{data.name}, {encoder.provider} {encoder.precision}"
+    if isinstance(data, Pairs):
+        result = evaluate_pairs(encoder, data, advance=_progress(what, 2 * len(data.scores)))
+    else:
+        result = evaluate_retrieval(
+            encoder,
+            data,
+            recall_depths=options.recall or (10, 100),
+            same_ids=options.same_ids,
+            symmetric=options.symmetric,
+            advance=_progress(what, len(data.queries) + len(data.documents)),
+        )
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+    cut = f"; cut {plural(result.truncated, 'text')} to {encoder.max_tokens} tokens" if result.truncated else ""
+    note(f"{what}: {scores} ({result.seconds:,.1f} s{cut})")
+    return {
+        "provider": encoder.provider,
+        "precision": encoder.precision,
+        "fingerprint": encoder.fingerprint,
+        **asdict(result),
+    }
+
+
+def _progress(what: str, total: int) -> Callable[[int], None]:
+    """Return a function that counts texts, and notes every few seconds how many are done."""
+    done, last = 0, time.monotonic()
+
+    def advance(texts: int) -> None:
+        nonlocal done, last
+        done += texts
+        if done < total and time.monotonic() - last > _SECONDS_BETWEEN_NOTES:
+            note(f"{what}: {done:,} of {plural(total, 'text')}")
+            last = time.monotonic()
+
+    return advance
+
+
+def _note_about(data: Retrieval) -> None:
+    """Say what counts differently than a user might expect."""
+    if data.unjudged:
+        note(f"{data.name}: queries left out, as this split has no judgement of them: {data.unjudged:,}")
+    hopeless = sum(not any(value > 0 for value in judged.values()) for judged in data.relevance.values())
+    if hopeless:
+        note(f"warning: {data.name}: queries without a relevant document, counted as 0 as in trec_eval: {hopeless:,}")
+
+
+def _report(
+    options: argparse.Namespace,
+    encoder: Encoder,
+    datasets: list[Retrieval | Pairs],
+    results: list[list[dict[str, Any]]],
+    left_out: list[dict[str, str]],
+) -> dict[str, Any]:
+    from ..host import describe_host
+    from .datasets import Pairs
+
+    described = []
+    for data, rows in zip(datasets, results, strict=True):
+        facts: dict[str, Any] = {"name": data.name, "path": str(data.path)}
+        if isinstance(data, Pairs):
+            facts |= {"task": "similarity", "pairs": len(data.scores)}
+        else:
+            facts |= {
+                "task": "retrieval",
+                "split": options.split,
+                "queries": len(data.queries),
+                "unjudged_queries": data.unjudged,
+                "documents": len(data.documents),
+                "same_ids": options.same_ids,
+            }
+        described.append({**facts, "results": rows})
+    host = describe_host()
+    return {
+        "model": options.model,
+        "checkpoint": encoder.manifest.checkpoint,
+        "revision": encoder.manifest.revision,
+        "e5onnx": __version__,
+        "processor": host.processor,
+        "threads": encoder.threads,
+        "datasets": described,
+        "left_out": left_out,
+    }
+
+
+def _print_tables(content: dict[str, Any]) -> None:
+    for data in content["datasets"]:
+        counts = ", ".join(f"{data[name]:,} {name}" for name in ("pairs", "queries", "documents") if name in data)
+        metrics = list(data["results"][0]["metrics"])
+        print_line(f"{data['name']}: {counts}")
+        print_line(f"  provider  precision  {''.join(f'{name:<12}' for name in metrics)}{'seconds':>9}  fingerprint")
+        for row in data["results"]:
+            scores = "".join(f"{row['metrics'][name]:<12.4f}" for name in metrics)
+            print_line(
+                f"  {row['provider']:<8}  {row['precision']:<9}  {scores}{row['seconds']:>9,.1f}  {row['fingerprint']}"
+            )
+    for each in content["left_out"]:
+        print_line(f"left out: {each['provider']} {each['precision']}: {each['reason']}")
+
+
+def _names(known: set[str]) -> Callable[[str], list[str]]:
+    def names(text: str) -> list[str]:
+        found = text.split(",")
+        for name in found:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(sorted(known))}")
+        return found
+
+    return names
+
+
+def _depths(text: str) -> list[int]:
+    depths = [int(part) if part.isascii() and part.isdecimal() else 0 for part in text.split(",")]
+    if not all(0 < depth < 1_000_000 for depth in depths):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers above 0")
+    return depths
