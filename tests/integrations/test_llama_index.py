@@ -41,11 +41,14 @@ def test_queries_and_texts_get_their_prompts(
 @pytest.mark.parametrize("embed", ["get_text_embedding_batch", "aget_text_embedding_batch"])
 def test_a_batch_is_one_call_of_the_encoder(tiny_model: Path, monkeypatch: pytest.MonkeyPatch, embed: str) -> None:
     embedding = E5OnnxEmbedding(model_name=str(tiny_model))
-    calls = []
+    calls: list[int] = []
     encode = Encoder.encode_document
-    monkeypatch.setattr(
-        Encoder, "encode_document", lambda self, texts: (calls.append(len(texts)), encode(self, texts))[1]
-    )
+
+    def counted(self: Encoder, texts: list[str]) -> NDArray[np.float32]:
+        calls.append(len(texts))
+        return encode(self, texts)
+
+    monkeypatch.setattr(Encoder, "encode_document", counted)
     found = getattr(embedding, embed)(["a text"] * 2050)
     assert len(asyncio.run(found) if embed.startswith("a") else found) == 2050
     assert calls == [2048, 2]

@@ -1,1 +1,10 @@
-"""Adapters for other libraries, one file each. Haystack's is in `haystack_integrations`, where Haystack loads it from."""
+"""Embeddings for other libraries, one file and one extra each.
+
+encoders.py     what they share: one encoder per model and arguments
+langchain.py    `E5OnnxEmbeddings`
+llama_index.py  `E5OnnxEmbedding`
+chroma.py       `E5OnnxEmbeddingFunction`
+lancedb.py      "e5onnx" of the registry
+
+Haystack's embedders are in `haystack_integrations.components.embedders.e5onnx`, where Haystack loads them from.
+"""
