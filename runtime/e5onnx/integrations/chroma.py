@@ -21,8 +21,12 @@ try:
 except ImportError as error:
     raise MissingDependencyError("the integration for Chroma needs more: pip install 'e5onnx[chroma]'") from error
 
+if not hasattr(EmbeddingFunction, "embed_query"):
+    raise MissingDependencyError(
+        "Chroma before 1.1 would embed queries as documents: pip install --upgrade 'e5onnx[chroma]'"
+    )
 
-@register_embedding_function
+
 class E5OnnxEmbeddingFunction(EmbeddingFunction[Documents]):
     """Embeds what is added with the model's prompt for documents, and query texts with that for queries.
 
@@ -108,3 +112,6 @@ class E5OnnxEmbeddingFunction(EmbeddingFunction[Documents]):
                 f"the collection's vectors have the fingerprint {old_config['fingerprint']}, and the new function "
                 f"{new_config['fingerprint']}: make a new collection"
             )
+
+
+register_embedding_function(E5OnnxEmbeddingFunction)

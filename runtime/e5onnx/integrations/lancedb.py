@@ -16,7 +16,8 @@ from ..errors import MissingDependencyError
 from .encoders import shared_encoder
 
 try:
-    from lancedb.embeddings import TextEmbeddingFunction, register
+    from lancedb.embeddings.base import TextEmbeddingFunction
+    from lancedb.embeddings.registry import register
     from pydantic import ConfigDict, PrivateAttr
 except ImportError as error:
     raise MissingDependencyError("the integration for LanceDB needs more: pip install 'e5onnx[lancedb]'") from error
