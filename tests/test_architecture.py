@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from functools import cache
 from graphlib import TopologicalSorter
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,14 @@ EXPORT_ONLY = {"onnx", "optimum", "torch", "transformers"}
 CORE = {"numpy", "onnxruntime", "tokenizers"}
 HOME_OF = {"huggingface_hub": "e5onnx.hub", "openvino": "e5onnx.openvino_engine"}
 """Optional packages that only one module of the core may import."""
+INTEGRATED = {
+    "langchain_core": "e5onnx.integrations.langchain",
+    "llama_index": "e5onnx.integrations.llama_index",
+    "haystack": "haystack_integrations.components.embedders.e5onnx",
+    "chromadb": "e5onnx.integrations.chroma",
+    "lancedb": "e5onnx.integrations.lancedb",
+}
+"""Packages that only their integration imports."""
 
 
 @cache
@@ -73,11 +82,23 @@ def test_the_core_imports_rooms_only_for_their_commands(room: str) -> None:
     assert found == [Import("e5onnx.cli", f"e5onnx.{room}.cli", "lazy")]
 
 
-@pytest.mark.parametrize(("room", "other"), [("server", "files"), ("files", "server")])
-def test_server_and_files_do_not_import_each_other(room: str, other: str) -> None:
+@pytest.mark.parametrize(("room", "other"), list(permutations(["server", "files", "integrations"], 2)))
+def test_rooms_do_not_import_each_other(room: str, other: str) -> None:
     assert not [
         each for each in imports() if is_in(each.source, f"e5onnx.{room}") and is_in(each.target, f"e5onnx.{other}")
     ]
+
+
+def test_only_an_integration_imports_what_it_integrates() -> None:
+    found = {(top(each.target), each.source) for each in imports() if top(each.target) in INTEGRATED}
+    assert found == set(INTEGRATED.items())
+
+
+def test_the_package_does_not_import_integrations() -> None:
+    """What integrations share, they import from one another's `encoders`; nothing else imports any of them."""
+    found = {each for each in imports() if is_in(each.target, "e5onnx.integrations")}
+    assert {each.target for each in found} == {"e5onnx.integrations.encoders"}
+    assert {each.source for each in found} == set(INTEGRATED.values())
 
 
 def test_the_runtime_imports_the_export_only_for_a_command_and_on_first_use() -> None:

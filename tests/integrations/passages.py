@@ -1,0 +1,12 @@
+"""A query and documents."""
+
+from __future__ import annotations
+
+QUERY = "how much protein should a female eat"
+TEXTS = [
+    "Women from 19 to 70 need some 46 grams of protein a day.",
+    "The summit of Everest is 8,849 metres above the sea.",
+    QUERY,  # a document that reads like the query has another vector all the same
+    "",
+    *(f"Passage number {number}. " * (1 + number % 7) for number in range(20)),
+]
