@@ -48,8 +48,8 @@ def quantize_embeddings(
             vector.
 
     Example:
-        >>> quantize_embeddings([[0.1, -0.2], [0.3, 0.2]], "uint8", ranges=[[-1, -1], [1, 1]]).tolist()
-        [[140, 102], [165, 153]]
+        >>> quantize_embeddings([[0.1, -0.3], [0.3, 0.25]], "uint8", ranges=[[-1, -1], [1, 1]]).tolist()
+        [[140, 89], [165, 159]]
     """
     if precision not in OUTPUT_PRECISIONS:
         known = ", ".join(map(repr, OUTPUT_PRECISIONS))

@@ -133,7 +133,7 @@ def command_lines(draw: st.DrawFn, command: str) -> tuple[list[str], dict[str, A
     """Arguments of a command, options and positionals in any order, and what they mean."""
     parser = argparse.ArgumentParser()
     cli._COMMANDS[command][1](parser)
-    expected = {action.dest: action.default for action in parser._actions if action.dest != "help"}
+    expected = {action.dest: action.default for action in parser._actions if action.default != argparse.SUPPRESS}
     expected |= {name: value for name, value in parser._defaults.items() if name == "json"}
     groups: list[list[str]] = []
     options = [action for action in parser._get_optional_actions() if action.dest != "help"]
@@ -150,7 +150,7 @@ def command_lines(draw: st.DrawFn, command: str) -> tuple[list[str], dict[str, A
         value = action.type(text) if callable(action.type) else text
         if isinstance(action, argparse._AppendAction):
             added = value if isinstance(action, argparse._ExtendAction) else [value]
-            value = [*(expected[action.dest] or []), *added]
+            value = [*(expected.get(action.dest) or []), *added]
         expected[action.dest] = value
     names: list[str] = []
     for action in parser._get_positional_actions():
