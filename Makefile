@@ -10,7 +10,7 @@ FOLDER := models/$(notdir $(MODEL))
 # The lower bounds of pyproject.toml. Their wheels end with Python 3.12, and newer Pythons start with newer versions.
 MINIMUM := $(shell $(PYTHON) -c 'import sys; print("numpy==1.26.0 onnxruntime==1.20.0 tokenizers==0.22.2" if sys.version_info < (3, 13) else "")')
 # Slow tests that do not depend on how the runtime was installed, and those that are repeated on the newest versions.
-THE_SAME_ON_A_WHEEL := $(addprefix --ignore=tests/runtime/test_,aws_lambda.py cpu.py faults.py fuzz.py kernels.py openai_api.py other_processors.py)
+THE_SAME_ON_A_WHEEL := $(addprefix --ignore=tests/runtime/test_,aws_lambda.py cpu.py evaluate.py faults.py fuzz.py kernels.py openai_api.py other_processors.py)
 ON_NEWEST := $(addprefix tests/runtime/test_,encoder.py package.py tokenizer.py)
 PYTEST := -m pytest --numprocesses 2 --dist worksteal
 CXX_SOURCES := $(shell find kernels/src tests/kernels -name '*.cpp' -o -name '*.h')
