@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .similarity import unit_length
+
 
 def shorten(vectors: NDArray[np.float32], dimensions: int, *, normalize: bool) -> NDArray[np.float32]:
     """Return the first components of vectors, a new array `[..., dimensions]`.
@@ -23,8 +25,4 @@ def shorten(vectors: NDArray[np.float32], dimensions: int, *, normalize: bool) -
         [[0.6000000238418579, 0.800000011920929]]
     """
     cut = np.array(vectors[..., :dimensions], order="C")
-    if not normalize:
-        return cut
-    wide = cut.astype(np.float64)  # the squares of the smallest float32 would be 0
-    lengths = np.linalg.norm(wide, axis=-1, keepdims=True)
-    return (wide / np.where(lengths == 0, 1, lengths)).astype(np.float32)
+    return unit_length(cut) if normalize else cut

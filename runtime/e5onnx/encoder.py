@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from .batching import pad_batch, plan_batches
 from .checks import check_texts, iterate_texts, whole_number
 from .cpu import check_threads, default_threads
+from .dimensions import shorten
 from .engine import LoadedGraph, Output, engine_for
 from .errors import (
     InferenceError,
@@ -33,7 +34,7 @@ from .errors import (
 from .manifest import Manifest
 from .model_folder import open_model
 from .quantization import OUTPUT_PRECISIONS, OutputPrecision, quantize_embeddings
-from .similarity import similarity, similarity_pairwise, unit_length
+from .similarity import similarity, similarity_pairwise
 from .tokenizer import PROMPT_NAMES, TokenizedText, Tokenizer
 
 Precision = Literal["fp32", "int8", "bf16"]
@@ -616,9 +617,7 @@ class Encoder:
             if not np.isfinite(vectors).all():
                 raise InferenceError(f"the model gives NaN or infinity for token ids of shape {input_ids.shape}")
             if settings.dimension < vectors.shape[1]:
-                vectors = vectors[:, : settings.dimension]
-                if settings.output == "sentence_embedding":
-                    vectors = unit_length(vectors)
+                vectors = shorten(vectors, settings.dimension, normalize=settings.output == "sentence_embedding")
             embeddings[rows] = vectors
             advance(len(rows))
         return embeddings

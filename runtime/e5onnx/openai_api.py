@@ -24,6 +24,7 @@ from .checks import check_texts, json_type
 from .dimensions import shorten
 from .encoder import Encoder
 from .errors import MOST_SHOWN, InputTypeError, InputValueError, RequestError, TextTooLongError
+from .quantization import quantize_embeddings
 from .tokenizer import Role, TokenizedText, Tokenizer
 
 INPUT_TYPES: dict[str, Role] = {
@@ -160,7 +161,7 @@ class EmbeddingsRequest:
         if self.dimensions is not None:
             finished = shorten(vectors, self.dimensions, normalize=normalize)
         if self.output_dtype != "float":
-            finished, encode = _bits(finished, self.output_dtype), np.ndarray.tolist
+            finished, encode = quantize_embeddings(finished, self.output_dtype), np.ndarray.tolist
         return {
             "object": "list",
             "data": [
@@ -315,12 +316,6 @@ def _is_token_ids(value: Any) -> bool:
     """Whether the first item of a request's input is a token id, or a list of them."""
     first = value[0] if isinstance(value, list) and value else value
     return isinstance(first, int) and not isinstance(first, bool)
-
-
-def _bits(vectors: NDArray[np.float32], output_dtype: OutputDType) -> NDArray[Any]:
-    """Return whether each component is positive, eight to a byte, as sentence-transformers does."""
-    packed = np.packbits(vectors > 0, axis=-1)
-    return packed if output_dtype == "ubinary" else (packed ^ 0x80).view(np.int8)  # that is 128 less
 
 
 def _encode_base64(vector: NDArray[np.float32]) -> str:

@@ -46,10 +46,10 @@ def similarity_pairwise(embeddings1: ArrayLike, embeddings2: ArrayLike, similari
 
 
 def unit_length(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """Return vectors `[n, dimension]` with length 1; a vector of zeros stays as it is."""
-    largest = np.abs(vectors).max(axis=1, initial=0, keepdims=True)  # squares far from 1 would be 0 or infinite
+    """Return vectors `[..., dimension]` with length 1; a vector of zeros stays as it is."""
+    largest = np.abs(vectors).max(axis=-1, initial=0, keepdims=True)  # squares far from 1 would be 0 or infinite
     scaled = (vectors / np.where(largest == 0, 1, largest)).astype(np.float64)
-    lengths: NDArray[np.float64] = np.linalg.norm(scaled, axis=1, keepdims=True)
+    lengths: NDArray[np.float64] = np.linalg.norm(scaled, axis=-1, keepdims=True)
     return (scaled / np.maximum(lengths, 1)).astype(np.float32)
 
 
