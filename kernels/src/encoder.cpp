@@ -92,7 +92,6 @@ class Encoder::Run {
     for (const auto& text : batch.texts) longest_ = std::max(longest_, text.rows);
   }
 
-  // Bytes that `cut` needs for `rows` rows.
   Rows cut_rows(Cutter& cutter, size_t rows, int layers_at_once) const {
     return Rows(model_, kernels_, cutter, rows, layers_at_once);
   }
@@ -155,7 +154,7 @@ class Encoder::Run {
         return kernels_.multiply(quantized(rows.context, count, hidden, own.attended), count, hidden,
                                  layer.attention_output, panels.begin, panels.end, shared.sums, hidden);
       case 2:
-        return add_norm(shared.sums, layer.attention_norm, rows, mine);
+        return add_norm(shared.sums + static_cast<long>(mine.begin) * hidden, layer.attention_norm, rows, mine);
       case 3: {
         const Span inner_columns = part(inner, kernels_.columns, task, tasks);
         return kernels_.activate(rows.input, count, hidden, layer.intermediate, model_.activation,
@@ -167,7 +166,7 @@ class Encoder::Run {
         return kernels_.multiply(quantized(shared.middle, count, inner, own.activated), count, inner, layer.output,
                                  panels.begin, panels.end, shared.sums, hidden);
       default:
-        add_norm(shared.sums, layer.output_norm, rows, mine);
+        add_norm(shared.sums + static_cast<long>(mine.begin) * hidden, layer.output_norm, rows, mine);
         if (step == model_.layers.size() * kColumnSteps) write(rows, 0, mine);
     }
   }
@@ -218,12 +217,12 @@ class Encoder::Run {
       char* context = rows.context + static_cast<long>(some.begin) * hidden * static_cast<long>(kernels_.middle_bytes);
       kernels_.multiply(quantized(context, n, hidden, scratch.attended), n, hidden, layer.attention_output, 0,
                         hidden / kernels_.columns, scratch.sums, hidden);
-      add_norm(scratch.sums - static_cast<long>(some.begin) * hidden, layer.attention_norm, rows, some);
+      add_norm(scratch.sums, layer.attention_norm, rows, some);
       kernels_.activate(input, n, hidden, layer.intermediate, model_.activation, layer.activated_smoothing, 0,
                         inner / kernels_.columns, scratch.middle, inner);
       kernels_.multiply(quantized(scratch.middle, n, inner, scratch.activated), n, inner, layer.output, 0,
                         hidden / kernels_.columns, scratch.sums, hidden);
-      add_norm(scratch.sums - static_cast<long>(some.begin) * hidden, layer.output_norm, rows, some);
+      add_norm(scratch.sums, layer.output_norm, rows, some);
     }
   }
 
@@ -233,9 +232,10 @@ class Encoder::Run {
     return to;
   }
 
+  // `sums` begins with the first row of the span.
   void add_norm(const float* sums, const Norm& norm, const Rows& rows, Span span) const {
     const long at = static_cast<long>(span.begin) * model_.hidden;
-    kernels_.add_norm(sums + at, span.end - span.begin, model_.hidden, norm, model_.epsilon, rows.hidden + at,
+    kernels_.add_norm(sums, span.end - span.begin, model_.hidden, norm, model_.epsilon, rows.hidden + at,
                       from_row(kernels_, rows.input, span.begin, model_.hidden));
   }
 
