@@ -153,6 +153,8 @@ def _embed(parser: argparse.ArgumentParser) -> None:
 
     def run(options: argparse.Namespace) -> None:
         terminal.use_utf8()  # JSON lines
+        if options.force and options.dimensions is None:
+            parser.error("--force needs --dimensions")
         files_cli.run(options, lambda: _load(options))
 
     parser.set_defaults(run=run, usage_error=parser.error)
@@ -364,6 +366,8 @@ def _load(options: argparse.Namespace) -> Encoder:
         threads=options.threads,
         compile_cache=options.compile_cache,
         revision=options.revision,
+        truncate_dim=getattr(options, "dimensions", None),  # of `embed` alone
+        force_truncate_dim=getattr(options, "force", False),
     )
 
 

@@ -204,3 +204,18 @@ def test_a_folder_is_summarised(e5onnx: Command, tiny_model: Path, tmp_path: Pat
     failed = e5onnx("embed", tiny_model, path, "--output", tmp_path / "other")
     error = f"e5onnx: error: {path}, line 2: its text, column 'text', is null"
     assert (failed.returncode, failed.stderr.splitlines()[-1]) == (1, error)
+
+
+def test_dimensions_cut_the_vectors_if_forced(
+    e5onnx: Command, encoder: Encoder, tiny_model: Path, tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    arguments = (tiny_model, tmp_path / "a.jsonl", "--dimensions", "16", "--output")
+    refused = e5onnx("embed", *arguments, tmp_path / "no.npy")
+    assert (refused.returncode, (tmp_path / "no.npy").exists()) == (1, False)
+    assert "--force" in refused.stderr
+    for output in ("x.npy", "folder"):
+        assert e5onnx("embed", *arguments, tmp_path / output, "--force").returncode == 0
+    cut = encoder.encode_document([row["text"] for row in ROWS])[:, :16]
+    near(np.load(tmp_path / "x.npy"), cut)  # this model's vectors are not normalised
+    near(np.array(read_output(tmp_path / "folder")["embedding"].to_pylist()), cut)

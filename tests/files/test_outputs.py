@@ -52,6 +52,20 @@ def test_smaller_vectors_are_close_and_say_their_scale(
     assert (np.abs(restored - expected) <= most + 1e-6).all()
 
 
+@pytest.mark.parametrize(("output_format", "dtype"), [("parquet", "binary"), ("npy", "ubinary")])
+def test_signs_are_those_of_the_vectors(encoder: Encoder, tmp_path: Path, output_format: Any, dtype: Any) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    for name, kind in [("bits", dtype), ("floats", "float32")]:
+        embed_files(encoder, [tmp_path / "a.jsonl"], tmp_path / name, output_format=output_format, dtype=kind)
+    if output_format == "npy":
+        bits, floats = (np.load(tmp_path / name / "part-000000.npy") for name in ("bits", "floats"))
+    else:
+        columns = (pq.read_table(tmp_path / name / "part-000000.parquet")["embedding"] for name in ("bits", "floats"))
+        bits, floats = (np.array(column.to_pylist()) for column in columns)
+    expected = np.packbits(floats > 0, axis=1).astype(int) - (128 if dtype == "binary" else 0)
+    np.testing.assert_array_equal(bits, expected)
+
+
 def test_int8_of_zeros_is_zero() -> None:
     integers, scales = quantized(np.array([[0, 0], [-2, 1]], np.float32))
     assert (integers.tolist(), scales.tolist()) == ([[0, 0], [-127, 64]], [0, np.float32(2 / 127)])

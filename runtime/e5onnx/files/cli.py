@@ -69,6 +69,10 @@ def add_arguments(embed: argparse.ArgumentParser) -> None:
         help="for texts that are too long: cut them and warn, or "
         "treat them as rows that cannot be embedded (default: warn)",
     )
+    embed.add_argument("--dimensions", type=int, metavar="N", help="cut vectors to N components (default: all)")
+    embed.add_argument(
+        "--force", action="store_true", help="cut vectors even if the model is not known to be trained for it"
+    )
     embed.add_argument("--json", action="store_true", help="with --output: report as JSON")
 
     folder = embed.add_argument_group(
@@ -92,7 +96,10 @@ def add_arguments(embed: argparse.ArgumentParser) -> None:
         ),
         folder.add_argument("--format", choices=["parquet", "npy"], default="parquet", help="of the parts"),
         folder.add_argument(
-            "--dtype", choices=["float32", "float16", "int8"], default="float32", help="of the vectors"
+            "--dtype",
+            choices=["float32", "float16", "int8", "binary", "ubinary"],
+            default="float32",
+            help="of the vectors; int8 has a scale per row, binary and ubinary hold eight signs per byte",
         ),
         folder.add_argument(
             "--part-rows", type=int, default=10_000, metavar="N", help="rows per part (default: 10000)"

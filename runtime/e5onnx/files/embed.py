@@ -71,7 +71,8 @@ def embed_files(
         role: which of the model's prompts to put before each text.
         input_format: of all files; by default the suffix of each decides.
         output_format: "parquet", or "npy" with ids and kept columns in JSON lines beside it.
-        dtype: of the vectors; "int8" adds a scale per row, "embedding_scale".
+        dtype: of the vectors; "int8" adds a scale per row, "embedding_scale". "binary" and "ubinary" keep the sign of
+            each component, eight to a byte, as :func:`e5onnx.quantization.quantize_embeddings`.
         truncate: "error" rejects texts longer than the model's maximum.
         on_error: what to do about a row that cannot be embedded: "stop" raises, "skip" notes it in `rejects.jsonl`.
         part_rows: maximum number of records of a part.

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from ..atomic import written_whole
 from ..errors import InputValueError
+from ..quantization import quantize_embeddings
 from .values import printable
 
 OutputFormat = Literal["parquet", "npy"]
-DType = Literal["float32", "float16", "int8"]
+DType = Literal["float32", "float16", "int8", "binary", "ubinary"]
 
 
 def quantized(vectors: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -56,6 +57,8 @@ def write_part(
     stored: NDArray[Any] = vectors
     if dtype == "int8":
         stored, scales = quantized(vectors)
+    elif dtype == "binary" or dtype == "ubinary":
+        stored = quantize_embeddings(vectors, dtype)
     elif dtype == "float16":
         with np.errstate(over="ignore"):
             stored = vectors.astype(np.float16)
@@ -69,7 +72,7 @@ def write_part(
         writers |= {file: partial(_write_npy, array=array) for file, array in arrays.items()}
     else:
         flat = pa.array(stored.reshape(-1))
-        table = columns.append_column("embedding", pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
+        table = columns.append_column("embedding", pa.FixedSizeListArray.from_arrays(flat, stored.shape[1]))
         if scales is not None:
             table = table.append_column("embedding_scale", pa.array(scales))
         table = table.replace_schema_metadata(dict(metadata))
