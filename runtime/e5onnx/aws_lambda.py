@@ -80,7 +80,7 @@ def _answer(content: Any) -> dict[str, Any]:
         content,
         models=[encoder.manifest.checkpoint],
         dimension=encoder.dimension,
-        may_shorten=_may_shorten(),
+        shorter_dimensions=encoder.shorter_dimensions,
         default_role=default_role,
     )
     tokenized = request.tokenize(encoder)
@@ -103,21 +103,16 @@ def _load() -> tuple[Encoder, Role]:
     provider = os.environ.get("E5ONNX_PROVIDER") or "cpu"
     if provider not in _PRECISIONS:
         raise InputValueError(f"E5ONNX_PROVIDER must be cpu or kernels, got {provider!r}")
-    _may_shorten()  # refuses a wrong value before the first request
     precisions = _PRECISIONS[provider]
     precision = os.environ.get("E5ONNX_PRECISION") or ("int8" if _is_int8_only(model) else precisions[0])
     if precision not in precisions:
         raise InputValueError(
             f"E5ONNX_PRECISION must be {' or '.join(precisions)} with provider {provider}, got {precision!r}"
         )
-    return Encoder(model, precision=precision, provider=provider), role
-
-
-def _may_shorten() -> bool:
-    value = os.environ.get("E5ONNX_FORCE_DIMENSIONS") or "0"
-    if value not in ("0", "1"):
-        raise InputValueError(f"E5ONNX_FORCE_DIMENSIONS must be 0 or 1, got {value!r}")
-    return value == "1"
+    force = os.environ.get("E5ONNX_FORCE_DIMENSIONS") or "0"
+    if force not in ("0", "1"):
+        raise InputValueError(f"E5ONNX_FORCE_DIMENSIONS must be 0 or 1, got {force!r}")
+    return Encoder(model, precision=precision, provider=provider, force_truncate_dim=force == "1"), role
 
 
 def _is_int8_only(model: str) -> bool:

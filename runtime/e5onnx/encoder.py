@@ -198,6 +198,24 @@ class Encoder:
         """The dimension that vectors are cut to unless a call says otherwise; None for all of it."""
         return self._truncate_dim
 
+    @cached_property
+    def shorter_dimensions(self) -> Sequence[int]:
+        """Dimensions that vectors may be cut to: those that the checkpoint was trained for (Matryoshka), mostly none.
+
+        Its config.json says so: with `matryoshka_dimensions`, a list, or with `is_matryoshka`. With
+        `force_truncate_dim` they are all that the vectors have.
+        """
+        full = range(1, self.manifest.dimension)
+        if self._force_truncate_dim:
+            return full
+        if not any(record.file == "config.json" for record in self.manifest.files):
+            return ()
+        config = json.loads(self._folder.file("config.json").read_text(encoding="utf-8"))
+        dimensions = config.get("matryoshka_dimensions")
+        if isinstance(dimensions, list):
+            return tuple(each for each in dimensions if type(each) is int and each in full)
+        return full if config.get("is_matryoshka") is True else ()
+
     def get_embedding_dimension(self) -> int:
         """Return :attr:`dimension`; sentence-transformers' name for it."""
         return self.dimension
@@ -627,25 +645,14 @@ class Encoder:
         wanted, full = whole_number("truncate_dim", truncate_dim), self.manifest.dimension
         if not 1 <= wanted <= full:
             raise InputValueError(f"truncate_dim must be from 1 to {full}, the dimension of this model, got {wanted}")
-        if wanted == full or self._force_truncate_dim or wanted in (trained := self._trained_dimensions):
+        if wanted == full or wanted in (shorter := self.shorter_dimensions):
             return wanted
-        known = f"only for {', '.join(map(str, trained))}" if trained else "for shorter vectors at all"
+        known = f"only for {', '.join(map(str, shorter))}" if shorter else "for shorter vectors at all"
         raise InputValueError(
             f"this model is not known to be trained {known} (its config.json would have `matryoshka_dimensions`), so "
             f"its vectors may be much worse when cut to {wanted}. Measure that first; then allow it with "
             "Encoder(..., force_truncate_dim=True), or --force on the command line"
         )
-
-    @cached_property
-    def _trained_dimensions(self) -> Sequence[int]:
-        """The dimensions that the checkpoint was trained for, by the keys of config.json that vLLM reads, too."""
-        if not any(record.file == "config.json" for record in self.manifest.files):
-            return ()
-        config = json.loads(self._folder.file("config.json").read_text(encoding="utf-8"))
-        dimensions = config.get("matryoshka_dimensions")
-        if isinstance(dimensions, list):
-            return tuple(each for each in dimensions if type(each) is int)
-        return range(1, self.manifest.dimension) if config.get("is_matryoshka") is True else ()
 
     def _cut_texts(self, texts: Sequence[TokenizedText], start: int, truncate: str) -> list[tuple[int, int]]:
         """Return the number of tokens and the position of each text that was cut, or refuse the first."""

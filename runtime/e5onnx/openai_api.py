@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -75,7 +75,7 @@ class EmbeddingsRequest:
         *,
         models: Sequence[str],
         dimension: int,
-        may_shorten: bool = False,
+        shorter_dimensions: Container[int] = (),
         default_role: Role = "document",
         limits: Limits | None = None,
     ) -> EmbeddingsRequest:
@@ -85,7 +85,8 @@ class EmbeddingsRequest:
             content: what the body holds.
             models: the names of the model, the main one first.
             dimension: number of components of its vectors.
-            may_shorten: whether requests may ask for fewer.
+            shorter_dimensions: the smaller numbers that requests may ask for, as
+                :attr:`Encoder.shorter_dimensions`.
             default_role: role of the texts if the request has no `input_type`.
             limits: what a request may ask for.
 
@@ -113,7 +114,7 @@ class EmbeddingsRequest:
             model=models[0] if wanted is None else wanted,
             role=INPUT_TYPES[_choice(content, "input_type", tuple(INPUT_TYPES), default_role)],
             truncate="error" if _choice(content, "truncate", ("warn", "error"), "warn") == "error" else "warn",
-            dimensions=requested_dimensions(content, dimension, may_shorten=may_shorten, status=400),
+            dimensions=requested_dimensions(content, dimension, shorter_dimensions, status=400),
             output_dtype=output_dtype,
             base64=_base64(content, output_dtype),
         )
@@ -233,7 +234,9 @@ def no_such_model(wanted: str, models: Sequence[str]) -> RequestError:
     return RequestError(message, status=404, param="model", code="model_not_found")
 
 
-def requested_dimensions(content: Mapping[str, Any], dimension: int, *, may_shorten: bool, status: int) -> int | None:
+def requested_dimensions(
+    content: Mapping[str, Any], dimension: int, shorter: Container[int], *, status: int
+) -> int | None:
     """Return the key `dimensions` of a request; None if the vectors stay as they are.
 
     Raises:
@@ -247,9 +250,9 @@ def requested_dimensions(content: Mapping[str, Any], dimension: int, *, may_shor
     if not isinstance(wanted, int) or isinstance(wanted, bool) or not 1 <= wanted <= dimension:
         message = f"'dimensions' must be a whole number from 1 to {dimension}, got {shown(wanted)}"
         raise RequestError(message, status=status, param="dimensions")
-    if not may_shorten:
+    if wanted not in shorter:
         message = (
-            f"this model's vectors have {dimension} dimensions, and it is not known to be trained for fewer, got "
+            f"this model's vectors have {dimension} dimensions, and it is not known to be trained for "
             f"{wanted}: leave 'dimensions' out. Whoever runs the server can allow it with --force-dimensions, or on "
             "Lambda with E5ONNX_FORCE_DIMENSIONS=1; quality may drop"
         )

@@ -20,8 +20,11 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 
 from e5onnx import Encoder, InputValueError, MissingPromptWarning, TruncationWarning
+from e5onnx.errors import RequestError
 from e5onnx.manifest import MANIFEST
 from e5onnx.model_folder import ModelFolder, file_record
+from e5onnx.server.options import ServerOptions
+from e5onnx.server.tei import EmbedRequest
 from texts import TEXTS
 
 PAGE = (Path(__file__).parents[2] / "docs/sentence_transformers.md").read_text()
@@ -233,9 +236,13 @@ def test_config_json_says_what_a_model_was_trained_for(
     (folder / MANIFEST).write_text(replace(manifest, files=files).to_json())
     loaded = Encoder(folder)
     for dimension in (16, 20, 32):
+        request = {"inputs": TEXTS, "dimensions": dimension}
         if dimension in allowed:
             assert loaded.encode(TEXTS, truncate_dim=dimension).shape == (len(TEXTS), dimension)
+            assert EmbedRequest.from_json(request, loaded, ServerOptions()).dimensions == dimension
         else:
+            with pytest.raises(RequestError, match="not known to be trained"):
+                EmbedRequest.from_json(request, loaded, ServerOptions())
             with pytest.raises(InputValueError, match="not known to be trained"):
                 loaded.encode(TEXTS, truncate_dim=dimension)
 

@@ -83,7 +83,7 @@ def test_a_text_and_a_list_are_taken_with_openais_other_keys() -> None:
         ({"input": ["a", "b" * 101]}, "position 1 has 101 characters, the limit is 100", "input", 413),
         ({"input": "a", "model": "gpt"}, "there is no model 'gpt' here; this is 'e5' or 'also'", "model", 404),
         ({"input": "a", "model": 1}, "'model' must be a string", "model", 400),
-        ({"input": "a", "dimensions": 256}, "not known .* for fewer, got 256: .*--force-dimensions", "dimensions", 400),
+        ({"input": "a", "dimensions": 256}, "not known .* for 256: .*--force-dimensions", "dimensions", 400),
         *(
             ({"input": "a", "dimensions": wrong}, "must be a whole number from 1 to 384, got ", "dimensions", 400)
             for wrong in _NOT_DIMENSIONS
@@ -204,7 +204,7 @@ def test_shorter_vectors_are_those_of_sentence_transformers(dimensions: Any, nor
     vectors = np.random.default_rng(1).standard_normal((4, 384)).astype(np.float32)
     vectors[2], vectors[3] = 0, 1e-30
     content = {"input": ["a"] * 4, "dimensions": dimensions}
-    request = EmbeddingsRequest.from_json(content, models=["e5"], dimension=384, may_shorten=True)
+    request = EmbeddingsRequest.from_json(content, models=["e5"], dimension=384, shorter_dimensions=range(1, 384))
     reply = request.reply(vectors, [], normalize=normalize, floats=shortest_floats)
     found = np.array([item["embedding"] for item in reply["data"]], np.float32)
     if dimensions in (None, 384):
@@ -223,7 +223,7 @@ def test_bits_are_those_of_sentence_transformers(output_dtype: Any, dimensions: 
     vectors = np.random.default_rng(1).standard_normal((3, 384)).astype(np.float32)
     vectors[1] = 0
     content = {"input": ["a"] * 3, "dimensions": dimensions, "output_dtype": output_dtype}
-    request = EmbeddingsRequest.from_json(content, models=["e5"], dimension=384, may_shorten=True)
+    request = EmbeddingsRequest.from_json(content, models=["e5"], dimension=384, shorter_dimensions=range(1, 384))
     reply = json.loads(json.dumps(request.reply(vectors, [], normalize=True, floats=shortest_floats)))
     found = np.array([item["embedding"] for item in reply["data"]])
     np.testing.assert_array_equal(found, quantization.quantize_embeddings(vectors[:, :dimensions], output_dtype))

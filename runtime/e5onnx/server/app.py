@@ -115,7 +115,7 @@ class Service:
             await self._bodies.read_json(request),
             models=self.names,
             dimension=self.encoder.dimension,
-            may_shorten=self.options.force_dimensions,
+            shorter_dimensions=self.encoder.shorter_dimensions,
             default_role=self.options.default_role,
             limits=self.options.limits,
         )

@@ -35,10 +35,11 @@ def add_arguments(serve: argparse.ArgumentParser) -> None:
         help="name of the model in OpenAI's API, for programs with a fixed one, such as text-embedding-3-small; repeat "
         "it for several (default: the checkpoint's name)",
     )
-    add(
-        "force_dimensions",
-        "let requests ask for shorter vectors (`dimensions`), although the model is not known to be trained for them "
-        "and the quality may drop",
+    serve.add_argument(
+        "--force-dimensions",
+        dest="force",
+        help="let requests ask for shorter vectors (`dimensions`), although the model is not known to be trained for "
+        "them and the quality may drop",
         action="store_true",
     )
     serve.add_argument(

@@ -17,7 +17,6 @@ class ServerOptions:
     port: int = 8080
     default_role: Role = "document"
     served_model_name: Sequence[str] = ()
-    force_dimensions: bool = False
     api_keys: Sequence[str] = ()
     allowed_hosts: Sequence[str] = ()
     max_texts: int = Limits.texts

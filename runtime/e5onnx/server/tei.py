@@ -50,9 +50,7 @@ class EmbedRequest:
             prompt=_prompt(checked, encoder.tokenizer, options.default_role),
             truncate=_truncate(checked),
             normalize=_flag(checked, "normalize", True),
-            dimensions=requested_dimensions(
-                checked, encoder.dimension, may_shorten=options.force_dimensions, status=422
-            ),
+            dimensions=requested_dimensions(checked, encoder.dimension, encoder.shorter_dimensions, status=422),
         )
 
     def check(self, tokenized: Sequence[TokenizedText], tokenizer: Tokenizer) -> None:
