@@ -84,12 +84,31 @@ def quantization_ranges(calibration_embeddings: ArrayLike) -> NDArray[np.float32
     return np.stack([vectors.min(axis=0), vectors.max(axis=0)]).astype(np.float32, copy=False)
 
 
+def check_ranges(ranges: ArrayLike, dimension: int) -> NDArray[np.float32]:
+    """Return ranges for :func:`quantize_embeddings` as float32 `[2, dimension]`.
+
+    Raises:
+        InputTypeError: they are not an array of numbers.
+        InputValueError: they have another shape, hold NaN or infinity, or a smallest value that exceeds the largest.
+
+    Example:
+        >>> check_ranges([[-1, -1], [1, 1]], 2).tolist()
+        [[-1.0, -1.0], [1.0, 1.0]]
+    """
+    checked = _floats("ranges", ranges).astype(np.float32, copy=False)
+    if checked.shape != (2, dimension):
+        raise InputValueError(f"ranges must have shape (2, {dimension}), got {checked.shape}")
+    if (checked[0] > checked[1]).any():
+        raise InputValueError("ranges must hold the smallest values first: its first row exceeds its second")
+    return checked
+
+
 def _ranges(
     vectors: NDArray[Any], precision: str, given: ArrayLike | None, calibration: ArrayLike | None
 ) -> NDArray[np.float32]:
     if given is not None:
-        ranges = _floats("ranges", given).astype(np.float32, copy=False)
-    elif calibration is not None:
+        return check_ranges(given, vectors.shape[-1])
+    if calibration is not None:
         ranges = quantization_ranges(calibration)
     elif vectors.ndim == 1 or len(vectors) == 1:
         raise InputValueError(
@@ -105,11 +124,7 @@ def _ranges(
                 stacklevel=3,  # the caller of quantize_embeddings
             )
         ranges = quantization_ranges(vectors)
-    if ranges.shape != (2, vectors.shape[-1]):
-        raise InputValueError(f"ranges must have shape (2, {vectors.shape[-1]}), got {ranges.shape}")
-    if (ranges[0] > ranges[1]).any():
-        raise InputValueError("ranges must hold the smallest values first: its first row exceeds its second")
-    return ranges
+    return check_ranges(ranges, vectors.shape[-1])
 
 
 def _in_steps(vectors: NDArray[Any], precision: str, ranges: NDArray[np.float32]) -> NDArray[Any]:

@@ -18,6 +18,7 @@ from corpora import TITLED_ROWS as ROWS
 from corpora import content, near, read_output, write_jsonl
 from e5onnx import Encoder
 from e5onnx.files import Columns, cli, embed_files
+from e5onnx.quantization import quantization_ranges
 
 Command: TypeAlias = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -204,6 +205,21 @@ def test_a_folder_is_summarised(e5onnx: Command, tiny_model: Path, tmp_path: Pat
     failed = e5onnx("embed", tiny_model, path, "--output", tmp_path / "other")
     error = f"e5onnx: error: {path}, line 2: its text, column 'text', is null"
     assert (failed.returncode, failed.stderr.splitlines()[-1]) == (1, error)
+
+
+def test_ranges_come_from_a_file(e5onnx: Command, encoder: Encoder, tiny_model: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    ranges = quantization_ranges(encoder.encode_document([row["text"] for row in ROWS]))
+    np.save(tmp_path / "ranges.npy", ranges)
+    (tmp_path / "text.npy").write_text("no array")
+    command = ("embed", tiny_model, tmp_path / "a.jsonl", "--output", tmp_path / "out", "--dtype", "uint8")
+    for wrong, message in (("text.npy", "is not an array that numpy.save wrote"), ("none.npy", "none.npy")):
+        failed = e5onnx(*command, "--ranges", tmp_path / wrong)
+        assert (failed.returncode, (tmp_path / "out").exists()) == (1, False)
+        assert message in failed.stderr
+    assert e5onnx(*command, "--ranges", tmp_path / "ranges.npy").returncode == 0
+    stored = np.array(read_output(tmp_path / "out")["embedding"].to_pylist())
+    assert (stored.min(), stored.max()) == (0, 255)
 
 
 def test_dimensions_cut_the_vectors_if_forced(

@@ -144,7 +144,7 @@ def test_an_edited_plan_is_reported(encoder: Encoder, tmp_path: Path) -> None:
         embed_files(encoder, [path], tmp_path / "out", part_rows=20)
 
 
-@pytest.mark.parametrize("plan", ["", "[]", "{}", '{"format": 3}', '{"format": 3, "files": [{}], "parts": []}'])
+@pytest.mark.parametrize("plan", ["", "[]", "{}", '{"format": 4}', '{"format": 4, "files": [{}], "parts": []}'])
 def test_a_damaged_plan_is_reported(encoder: Encoder, tmp_path: Path, plan: str) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
     embed_files(encoder, [path], tmp_path / "out")

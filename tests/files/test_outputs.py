@@ -13,8 +13,10 @@ import pytest
 
 from corpora import near, write_jsonl
 from e5onnx import Encoder, InputValueError
+from e5onnx.errors import JobChangedError
 from e5onnx.files import Columns, embed_files
 from e5onnx.files.outputs import quantized, write_part
+from e5onnx.quantization import quantization_ranges
 from texts import TEXTS
 
 ROWS = [
@@ -64,6 +66,48 @@ def test_signs_are_those_of_the_vectors(encoder: Encoder, tmp_path: Path, output
         bits, floats = (np.array(column.to_pylist()) for column in columns)
     expected = np.packbits(floats > 0, axis=1).astype(int) - (128 if dtype == "binary" else 0)
     np.testing.assert_array_equal(bits, expected)
+
+
+@pytest.mark.parametrize(("output_format", "dtype"), [("parquet", "uint8"), ("npy", "int8")])
+def test_ranges_are_those_of_the_whole_corpus(encoder: Encoder, tmp_path: Path, output_format: Any, dtype: Any) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    floats = encoder.encode_document([str(row["text"]) for row in ROWS])
+    ranges = quantization_ranges(floats[:5])  # a sample: other vectors exceed it
+    out, options = tmp_path / "out", {"output_format": output_format, "dtype": dtype, "part_rows": 3}
+    embed_files(encoder, [tmp_path / "a.jsonl"], out, ranges=ranges, **options)
+    if output_format == "npy":
+        stored = np.concatenate([np.load(path) for path in sorted(out.glob("part-*.npy"))])
+    else:
+        table = pq.read_table(out)
+        assert "embedding_scale" not in table.column_names
+        stored = np.array(table["embedding"].to_pylist())
+    steps = np.clip(np.floor((floats - ranges[0]) / ((ranges[1] - ranges[0]) / 255)), 0, 255)
+    expected = steps - (128 if dtype == "int8" else 0)
+    # a component at the edge of two steps may fall on either side, as texts run in other batches here
+    assert (np.abs(stored.astype(int) - expected) <= 1).all()
+    assert (stored == expected).mean() > 0.999
+    settings = json.loads((out / "_e5onnx" / "summary.json").read_text())["settings"]
+    np.testing.assert_array_equal(np.array(settings["ranges"], np.float32), ranges)
+    with pytest.raises(JobChangedError, match=r"ranges '[0-9a-f]{12}', now '[0-9a-f]{12}'"):
+        embed_files(encoder, [tmp_path / "a.jsonl"], out, ranges=ranges * 2, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "uint8"}, "uint8 needs `ranges`, one for the whole corpus"),
+        ({"dtype": "binary", "ranges": [[0], [1]]}, "binary has no use for `ranges`"),
+        ({"dtype": "uint8", "ranges": [[0], [1]]}, r"ranges must have shape \(2, 48\), got \(2, 1\)"),
+        ({"dtype": "int8", "ranges": [[float("nan")] * 48] * 2}, "ranges holds NaN"),
+    ],
+)
+def test_ranges_that_cannot_be_used_are_refused(
+    encoder: Encoder, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(InputValueError, match=message):
+        embed_files(encoder, [tmp_path / "a.jsonl"], tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_int8_of_zeros_is_zero() -> None:

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..atomic import written_whole
 from ..encoder import Encoder
-from ..errors import TextTooLongError
+from ..errors import InputValueError, TextTooLongError
 from ..terminal import note, print_line
 from ..tokenizer import TokenizedText
 from .columns import Columns, named_types
@@ -97,9 +98,16 @@ def add_arguments(embed: argparse.ArgumentParser) -> None:
         folder.add_argument("--format", choices=["parquet", "npy"], default="parquet", help="of the parts"),
         folder.add_argument(
             "--dtype",
-            choices=["float32", "float16", "int8", "binary", "ubinary"],
+            choices=["float32", "float16", "int8", "uint8", "binary", "ubinary"],
             default="float32",
-            help="of the vectors; int8 has a scale per row, binary and ubinary hold eight signs per byte",
+            help="of the vectors; int8 has a scale per row or, like uint8, --ranges; binary and ubinary hold eight "
+            "signs per byte (default: float32)",
+        ),
+        folder.add_argument(
+            "--ranges",
+            metavar="X.npy",
+            type=Path,
+            help="smallest and largest value of each component, [2, dimension], measured on a sample",
         ),
         folder.add_argument(
             "--part-rows", type=int, default=10_000, metavar="N", help="rows per part (default: 10000)"
@@ -232,6 +240,7 @@ def _embed_files(options: argparse.Namespace, load: Callable[[], Encoder]) -> No
         input_format=options.input_format,
         output_format=options.format,
         dtype=options.dtype,
+        ranges=None if options.ranges is None else _array(options.ranges),
         truncate=options.truncate,
         on_error=options.on_error,
         part_rows=options.part_rows,
@@ -252,6 +261,13 @@ def _embed_files(options: argparse.Namespace, load: Callable[[], Encoder]) -> No
         note(f"warning: skipped {_counted(summary.rejected, 'row')}; {reasons}")
     if summary.truncated:
         _warn_of_cut(summary.truncated, encoder.max_tokens)
+
+
+def _array(path: Path) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputValueError(f"{path} is not an array that numpy.save wrote: {error}") from error
 
 
 def _warn_of_cut(texts: int, most: int, longest: str = "") -> None:

@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from ..checks import whole_number
 from ..encoder import Encoder
 from ..errors import InputTypeError, InputValueError, JobChangedError
+from ..quantization import check_ranges
 from ..tokenizer import Role
 from . import engines
 from .columns import Columns
@@ -53,6 +55,7 @@ def embed_files(
     input_format: Format | None = None,
     output_format: OutputFormat = "parquet",
     dtype: DType = "float32",
+    ranges: ArrayLike | None = None,
     truncate: Truncate = "warn",
     on_error: OnError = "stop",
     part_rows: int = PART_ROWS,
@@ -71,8 +74,11 @@ def embed_files(
         role: which of the model's prompts to put before each text.
         input_format: of all files; by default the suffix of each decides.
         output_format: "parquet", or "npy" with ids and kept columns in JSON lines beside it.
-        dtype: of the vectors; "int8" adds a scale per row, "embedding_scale". "binary" and "ubinary" keep the sign of
-            each component, eight to a byte, as :func:`e5onnx.quantization.quantize_embeddings`.
+        dtype: of the vectors; "int8" without `ranges` adds a scale per row, "embedding_scale". The others are those of
+            :func:`e5onnx.quantization.quantize_embeddings`: "uint8", and "int8" with `ranges`, have 256 steps per
+            component; "binary" and "ubinary" keep its sign, eight to a byte.
+        ranges: smallest and largest value of each component, `[2, dimension]`, for "uint8" and "int8"; see
+            :func:`e5onnx.quantization.quantization_ranges`. The summary keeps them.
         truncate: "error" rejects texts longer than the model's maximum.
         on_error: what to do about a row that cannot be embedded: "stop" raises, "skip" notes it in `rejects.jsonl`.
         part_rows: maximum number of records of a part.
@@ -105,6 +111,10 @@ def embed_files(
         _check_choice("input_format", input_format, Format)
     if isinstance(inputs, str | os.PathLike):
         raise InputTypeError(f"inputs must be a list of names, got a single name: use [{os.fspath(inputs)!r}]")
+    if ranges is None and dtype == "uint8":
+        raise InputValueError("uint8 needs `ranges`, one for the whole corpus: measure them on vectors of a sample")
+    if ranges is not None and dtype not in ("int8", "uint8"):
+        raise InputValueError(f"{dtype} has no use for `ranges`: leave them out")
     part_rows = whole_number("part_rows", part_rows)
     if part_rows < 1:
         raise InputValueError(f"part_rows must be at least 1, got {part_rows}")
@@ -112,6 +122,8 @@ def embed_files(
     options = JobOptions(
         checkpoint=encoder.manifest.checkpoint,
         revision=encoder.manifest.revision,
+        precision=encoder.precision,
+        provider=encoder.provider,
         fingerprint=encoder.fingerprint,
         dimension=encoder.dimension,
         role=role,
@@ -121,6 +133,7 @@ def embed_files(
         input_format=input_format,
         output_format=output_format,
         dtype=dtype,
+        ranges=None if ranges is None else check_ranges(ranges, encoder.dimension).tolist(),
         part_rows=part_rows,
     )
     unknown = set(column_types or ()).difference(options.columns.stored())

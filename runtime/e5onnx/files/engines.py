@@ -179,6 +179,7 @@ def write(folder: Path, prepared: Prepared, vectors: NDArray[np.float32], option
         vectors,
         output_format=options.output_format,
         dtype=options.dtype,
+        ranges=options.ranges,
         metadata=options.metadata(),
     )
     return Done(

@@ -32,7 +32,7 @@ from .outputs import DType, OutputFormat, sha256_of, sync
 from .plan import Part, Piece
 from .records import Place, Reject
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class JobOptions:
 
     checkpoint: str
     revision: str | None
+    precision: str
+    provider: str
     fingerprint: str
     dimension: int
     role: str
@@ -50,6 +52,7 @@ class JobOptions:
     input_format: Format | None
     output_format: OutputFormat
     dtype: DType
+    ranges: list[list[float]] | None
     part_rows: int
 
     def to_json(self) -> dict[str, Any]:
@@ -65,7 +68,8 @@ class JobOptions:
         """Return every option by its name in messages."""
         columns = {f"columns.{name}": value for name, value in vars(self.columns).items()}
         types = ", ".join(f"{name}: {kind}" for name, kind in self.columns.types)
-        return {**vars(self), "columns": None, **columns, "columns.types": types}
+        ranges = self.ranges and hashlib.sha256(json.dumps(self.ranges).encode()).hexdigest()[:12]
+        return {**vars(self), "columns": None, **columns, "columns.types": types, "ranges": ranges}
 
     def metadata(self) -> dict[str, str]:
         """Return the metadata of a Parquet file of vectors."""
@@ -242,14 +246,14 @@ def write_plan(folder: Path, files: Sequence[InputFile], parts: Sequence[Part], 
 
 def check_unchanged(folder: Path, planned: JobOptions, options: JobOptions) -> None:
     """Raise JobChangedError if the options differ from those of the plan."""
-    begun = planned.readable()
-    changed = [
-        f"{name}: {begun[name]!r}, now {value!r}" for name, value in options.readable().items() if begun[name] != value
-    ]
-    if changed:
-        raise JobChangedError(
-            f"{folder} was started with other options ({'; '.join(changed)}): name another output folder"
-        )
+    begun, now = planned.readable(), options.readable()
+    changed = [name for name, value in now.items() if begun[name] != value]
+    if not changed:
+        return
+    if changed != ["fingerprint"]:  # which follows from the others
+        changed = [name for name in changed if name != "fingerprint"]
+    differences = ", ".join(f"{name} {begun[name]!r}, now {now[name]!r}" for name in changed)
+    raise JobChangedError(f"{folder} was started with {differences}: name another output folder")
 
 
 def _inside(folder: Path) -> Path:

@@ -22,7 +22,7 @@ from ..quantization import quantize_embeddings
 from .values import printable
 
 OutputFormat = Literal["parquet", "npy"]
-DType = Literal["float32", "float16", "int8", "binary", "ubinary"]
+DType = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 
 
 def quantized(vectors: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -43,6 +43,7 @@ def write_part(
     *,
     output_format: OutputFormat,
     dtype: DType,
+    ranges: list[list[float]] | None = None,
     metadata: Mapping[str, str],
 ) -> dict[str, str]:
     """Write a part, and return the SHA-256 of each of its files.
@@ -55,10 +56,10 @@ def write_part(
     """
     scales: NDArray[np.float32] | None = None
     stored: NDArray[Any] = vectors
-    if dtype == "int8":
+    if dtype == "int8" and ranges is None:
         stored, scales = quantized(vectors)
-    elif dtype == "binary" or dtype == "ubinary":
-        stored = quantize_embeddings(vectors, dtype)
+    elif dtype in ("int8", "uint8", "binary", "ubinary"):
+        stored = quantize_embeddings(vectors, dtype, ranges)
     elif dtype == "float16":
         with np.errstate(over="ignore"):
             stored = vectors.astype(np.float16)
