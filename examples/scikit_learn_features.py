@@ -53,7 +53,7 @@ TOPICS = {
 encoder = Encoder(sys.argv[1])
 texts = [text for group in TOPICS.values() for text in group]
 labels = [topic for topic, group in TOPICS.items() for _ in group]
-features = encoder.encode_query(texts, normalize_embeddings=False)  # before the normalisation
+features = encoder.encode_query(texts, output_value="pooled_embedding")  # before the normalisation
 
 clusters = KMeans(n_clusters=len(TOPICS), n_init=10, random_state=0).fit_predict(features)
 agreement = adjusted_rand_score(labels, clusters)

@@ -56,7 +56,7 @@ def test_semantic_search_finds_what_sorting_everything_finds(run: Run, tiny_mode
     passages = names["passages"]
     assert len(set(passages)) == len(passages) == 5000
     encoder = Encoder(tiny_model)
-    vectors = encoder.encode_document(passages, normalize_embeddings=None)
+    vectors = encoder.encode_document(passages)
     near(names["vectors"], vectors)
     scores = vectors.astype(np.float64) @ encoder.encode_query("classical music in the capital of Japan")
     near(names["scores"][names["best"]], np.sort(scores)[::-1][:5])

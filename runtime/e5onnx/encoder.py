@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from functools import cached_property, partial, update_wrapper
 from operator import itemgetter
 from types import MappingProxyType
-from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar, get_args, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -265,12 +265,12 @@ class Encoder:
         prompt: str | None = None,
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
-        output_value: Literal["sentence_embedding"] = "sentence_embedding",
+        output_value: Output = "sentence_embedding",
         precision: OutputPrecision = "float32",
         convert_to_numpy: Literal[True] = True,
         convert_to_tensor: Literal[False] = False,
         device: str | None = None,
-        normalize_embeddings: bool | None = None,
+        normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
         pool: None = None,
         chunk_size: None = None,
@@ -289,7 +289,8 @@ class Encoder:
             batch_size: most texts in one run of the model. The results do not depend on it, and batches are cut to
                 the size that runs fastest anyway.
             show_progress_bar: show a tqdm bar that counts texts.
-            output_value: as in sentence-transformers; "sentence_embedding" is all there is.
+            output_value: "sentence_embedding", or "pooled_embedding" for the vectors before any normalisation, which
+                E5's authors use as features for a classifier.
             precision: type of the vectors, "float32", or one of those of
                 :func:`e5onnx.quantization.quantize_embeddings`. "int8" and "uint8" take their ranges from the vectors
                 of this call, so they cannot be compared with those of another. What the model computes in is the
@@ -297,9 +298,8 @@ class Encoder:
             convert_to_numpy: as in sentence-transformers; only True.
             convert_to_tensor: as in sentence-transformers; only False.
             device: as in sentence-transformers; only "cpu" or None.
-            normalize_embeddings: True for vectors of unit length, False for the pooled vectors before normalisation
-                (as features for a classifier), None for what the checkpoint itself does. In sentence-transformers,
-                False, its default, is what None is here.
+            normalize_embeddings: True for vectors of unit length; False keeps what the checkpoint itself does, which
+                mostly is the same (see :attr:`Manifest.normalize`).
             truncate_dim: dimension to cut vectors to, instead of the encoder's; see :class:`Encoder`.
             pool: as in sentence-transformers; only None.
             chunk_size: as in sentence-transformers; only None.
@@ -325,8 +325,8 @@ class Encoder:
         """
         prefix = self.tokenizer.prompt_for(prompt=prompt, prompt_name=prompt_name)
         warn = prompt is None and prefix == "" and self._may_warn_of_prompts
-        _check_only_value(output_value, convert_to_numpy, convert_to_tensor, device, pool, chunk_size)
-        settings = self._settings(normalize_embeddings, truncate_dim, batch_size, truncate)
+        _check_only_value(convert_to_numpy, convert_to_tensor, device, pool, chunk_size)
+        settings = self._settings(output_value, normalize_embeddings, truncate_dim, batch_size, truncate)
         return self._encode(inputs, prefix, warn, settings, show_progress_bar, precision)
 
     def encode_query(
@@ -336,12 +336,12 @@ class Encoder:
         prompt: str | None = None,
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
-        output_value: Literal["sentence_embedding"] = "sentence_embedding",
+        output_value: Output = "sentence_embedding",
         precision: OutputPrecision = "float32",
         convert_to_numpy: Literal[True] = True,
         convert_to_tensor: Literal[False] = False,
         device: str | None = None,
-        normalize_embeddings: bool | None = None,
+        normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
         pool: None = None,
         chunk_size: None = None,
@@ -357,8 +357,8 @@ class Encoder:
             (384,)
         """
         prefix = self.tokenizer.prompt_for("query", prompt=prompt, prompt_name=prompt_name)
-        _check_only_value(output_value, convert_to_numpy, convert_to_tensor, device, pool, chunk_size)
-        settings = self._settings(normalize_embeddings, truncate_dim, batch_size, truncate)
+        _check_only_value(convert_to_numpy, convert_to_tensor, device, pool, chunk_size)
+        settings = self._settings(output_value, normalize_embeddings, truncate_dim, batch_size, truncate)
         return self._encode(inputs, prefix, False, settings, show_progress_bar, precision)
 
     def encode_document(
@@ -368,12 +368,12 @@ class Encoder:
         prompt: str | None = None,
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
-        output_value: Literal["sentence_embedding"] = "sentence_embedding",
+        output_value: Output = "sentence_embedding",
         precision: OutputPrecision = "float32",
         convert_to_numpy: Literal[True] = True,
         convert_to_tensor: Literal[False] = False,
         device: str | None = None,
-        normalize_embeddings: bool | None = None,
+        normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
         pool: None = None,
         chunk_size: None = None,
@@ -387,8 +387,8 @@ class Encoder:
             (2, 384)
         """
         prefix = self.tokenizer.prompt_for("document", prompt=prompt, prompt_name=prompt_name)
-        _check_only_value(output_value, convert_to_numpy, convert_to_tensor, device, pool, chunk_size)
-        settings = self._settings(normalize_embeddings, truncate_dim, batch_size, truncate)
+        _check_only_value(convert_to_numpy, convert_to_tensor, device, pool, chunk_size)
+        settings = self._settings(output_value, normalize_embeddings, truncate_dim, batch_size, truncate)
         return self._encode(inputs, prefix, False, settings, show_progress_bar, precision)
 
     aencode = _in_thread(encode)
@@ -402,7 +402,8 @@ class Encoder:
         prompt_name: str | None = None,
         prompt: str | None = None,
         batch_size: int | None = None,
-        normalize_embeddings: bool | None = None,
+        output_value: Output = "sentence_embedding",
+        normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
         truncate: Literal["warn", "error"] = "warn",
     ) -> Iterator[Embeddings]:
@@ -418,20 +419,22 @@ class Encoder:
         """
         prefix = self.tokenizer.prompt_for(prompt=prompt, prompt_name=prompt_name)
         warn = prompt is None and prefix == "" and self._may_warn_of_prompts
-        settings = self._settings(normalize_embeddings, truncate_dim, batch_size, truncate)
+        settings = self._settings(output_value, normalize_embeddings, truncate_dim, batch_size, truncate)
         return self._stream(iterate_texts(inputs), prefix, warn, settings)
 
     def encode_tokenized(
         self,
         texts: Sequence[TokenizedText],
         *,
-        normalize_embeddings: bool | None = None,
+        output_value: Output = "sentence_embedding",
+        normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
     ) -> Embeddings:
         """Embed the output of :meth:`Tokenizer.tokenize`, for servers that count tokens before they schedule a run.
 
         Args:
             texts: token ids, prompts included.
+            output_value: as in :meth:`encode`.
             normalize_embeddings: as in :meth:`encode`.
             truncate_dim: as in :meth:`encode`.
 
@@ -451,7 +454,7 @@ class Encoder:
         for position, text in enumerate(texts):
             if not isinstance(text, TokenizedText):
                 raise InputTypeError(f"expected a TokenizedText at position {position}, got {type(text).__name__}")
-        return self._run(texts, self._settings(normalize_embeddings, truncate_dim))
+        return self._run(texts, self._settings(output_value, normalize_embeddings, truncate_dim))
 
     def similarity(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> Embeddings:
         """Compare every vector of the first array with every vector of the second.
@@ -532,8 +535,9 @@ class Encoder:
 
     def _settings(
         self,
-        normalize: bool | None = None,
-        truncate_dim: int | None = None,
+        output_value: Output,
+        normalize: bool,
+        truncate_dim: int | None,
         batch_size: int | None = None,
         truncate: str = "warn",
     ) -> _Settings:
@@ -543,9 +547,17 @@ class Encoder:
                 raise InputValueError(f"batch_size must be at least 1, got {batch_size}")
         if truncate not in ("warn", "error"):
             raise InputValueError(f'truncate must be "warn" or "error", got {truncate!r}')
-        if normalize is None:
-            normalize = self.manifest.normalize
-        output: Output = "sentence_embedding" if normalize else "pooled_embedding"
+        if output_value not in get_args(Output):
+            raise InputValueError(
+                f"output_value must be 'sentence_embedding' or 'pooled_embedding', got {output_value!r:.80}: the graph "
+                "gives one vector per text"
+            )
+        if output_value == "pooled_embedding" and normalize:
+            raise InputValueError(
+                "output_value='pooled_embedding' is the vector before normalisation: leave out normalize_embeddings"
+            )
+        unit = output_value == "sentence_embedding" and (normalize or self.manifest.normalize)
+        output: Output = "sentence_embedding" if unit else "pooled_embedding"
         dimension = self.dimension if truncate_dim is None else self._checked_dimension(truncate_dim)
         return _Settings(output, dimension, batch_size, truncate)
 
@@ -723,15 +735,9 @@ def _check_device(device: str | None) -> None:
         raise InputValueError(f"device must be 'cpu' or None, got {device!r}: e5onnx runs on the CPU alone")
 
 
-def _check_only_value(
-    output_value: Any, convert_to_numpy: Any, convert_to_tensor: Any, device: Any, pool: Any, chunk_size: Any
-) -> None:
+def _check_only_value(convert_to_numpy: Any, convert_to_tensor: Any, device: Any, pool: Any, chunk_size: Any) -> None:
     """Refuse values of sentence-transformers' arguments that ask for what there is not."""
     _check_device(device)
-    if output_value != "sentence_embedding":
-        raise InputValueError(
-            f"output_value must be 'sentence_embedding', got {output_value!r:.80}: the graph gives one vector per text"
-        )
     if convert_to_tensor or not convert_to_numpy:
         argument = "convert_to_tensor=True" if convert_to_tensor else "convert_to_numpy=False"
         raise InputValueError(f"{argument} needs PyTorch, which e5onnx does not use: call torch.from_numpy(vectors)")

@@ -122,7 +122,7 @@ def test_harmless_values_change_nothing(encoder: Encoder) -> None:
     torch = pytest.importorskip("torch")
     expected = encoder.encode_query(TEXTS)
     positional = encoder.encode_query(
-        TEXTS, None, None, 32, False, "sentence_embedding", "float32", True, False, "cpu", None, None, None, None
+        TEXTS, None, None, 32, False, "sentence_embedding", "float32", True, False, "cpu", False, None, None, None
     )
     np.testing.assert_array_equal(positional, expected)
     np.testing.assert_array_equal(encoder.encode_query(TEXTS, device=torch.device("cpu")), expected)
@@ -184,8 +184,8 @@ def test_cut_vectors_are_normalised_again_unless_they_are_not_normalised(encoder
     np.testing.assert_allclose(
         forced.encode_query(TEXTS), whole / np.linalg.norm(whole, axis=1, keepdims=True), atol=1e-6
     )
-    pooled = encoder.encode_query(TEXTS, normalize_embeddings=False)
-    np.testing.assert_array_equal(forced.encode_query(TEXTS, normalize_embeddings=False), pooled[:, :100])
+    pooled = encoder.encode_query(TEXTS, output_value="pooled_embedding")
+    np.testing.assert_array_equal(forced.encode_query(TEXTS, output_value="pooled_embedding"), pooled[:, :100])
     assert forced.encode_query(TEXTS, truncate_dim=200).shape == (len(TEXTS), 200)  # the call's counts
     assert forced.encode([]).shape == (0, 100)
     tokenized = forced.tokenizer.tokenize(TEXTS, "query: ")

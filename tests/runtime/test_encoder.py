@@ -177,12 +177,16 @@ def test_an_unknown_prompt_name_lists_the_known_ones(e5: Encoder, sample: Encode
 # Normalisation
 
 
-def test_normalize_embeddings(sample: Encoder) -> None:
-    pooled = sample.encode(TEXTS, normalize_embeddings=False)
+def test_vectors_before_normalisation_need_their_name(sample: Encoder) -> None:
+    pooled = sample.encode(TEXTS, output_value="pooled_embedding")
     lengths = np.linalg.norm(pooled, axis=1, keepdims=True)
     assert (np.abs(lengths - 1) > 0.1).all()
     np.testing.assert_allclose(pooled / lengths, sample.encode(TEXTS, normalize_embeddings=True), atol=1e-6)
-    np.testing.assert_array_equal(sample.encode(TEXTS), sample.encode(TEXTS, normalize_embeddings=True))
+    for normalize in (True, False):  # the checkpoint normalises by itself, as in sentence-transformers
+        np.testing.assert_array_equal(sample.encode(TEXTS), sample.encode(TEXTS, normalize_embeddings=normalize))
+    np.testing.assert_array_equal(next(sample.encode_stream(TEXTS, output_value="pooled_embedding")), pooled[0])
+    with pytest.raises(InputValueError, match="before normalisation: leave out normalize_embeddings"):
+        sample.encode(TEXTS, output_value="pooled_embedding", normalize_embeddings=True)
 
 
 # Truncation

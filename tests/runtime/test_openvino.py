@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from e5onnx import Encoder, InputValueError
+from e5onnx.engine import Output
 from e5onnx.errors import MissingDependencyError
 from texts import TEXTS
 
@@ -41,9 +42,10 @@ def fp32(sample_model: Path) -> Encoder:
 @needs_openvino
 def test_fp32_gives_the_vectors_of_the_default_provider(fp32: Encoder, sample_model: Path) -> None:
     expected = Encoder(sample_model)
-    for normalize in (True, False):
-        vectors = fp32.encode(TEXTS, normalize_embeddings=normalize)
-        np.testing.assert_allclose(vectors, expected.encode(TEXTS, normalize_embeddings=normalize), rtol=0, atol=1e-5)
+    outputs: tuple[Output, ...] = ("sentence_embedding", "pooled_embedding")
+    for output in outputs:
+        vectors = fp32.encode(TEXTS, output_value=output)
+        np.testing.assert_allclose(vectors, expected.encode(TEXTS, output_value=output), rtol=0, atol=1e-5)
     alone = np.stack([fp32.encode(text) for text in TEXTS])
     np.testing.assert_allclose(alone, fp32.encode(TEXTS), rtol=0, atol=1e-6)
     assert fp32.precision == "fp32"

@@ -34,13 +34,13 @@ class Gate:
     async def is_entered(self) -> None:
         assert await asyncio.to_thread(self.entered.acquire, timeout=60)
 
-    def encode_tokenized(self, texts: Sequence[TokenizedText], *, normalize_embeddings: bool) -> Any:
+    def encode_tokenized(self, texts: Sequence[TokenizedText], **output: Any) -> Any:
         self.runs.append([len(text.ids) for text in texts])
         self.entered.release()
         self.open.wait(60)
         if self.failure:
             raise self.failure
-        return self.encoder.encode_tokenized(texts, normalize_embeddings=normalize_embeddings)
+        return self.encoder.encode_tokenized(texts, **output)
 
 
 @pytest.fixture
@@ -312,12 +312,12 @@ def test_the_speed_is_that_of_all_workers(tiny_encoder: Encoder) -> None:
         calls = 0
         entered = threading.Semaphore(0)
 
-        def encode_tokenized(self, texts: Sequence[TokenizedText], *, normalize_embeddings: bool) -> Any:
+        def encode_tokenized(self, texts: Sequence[TokenizedText], **output: Any) -> Any:
             First.calls += 1
             First.entered.release()
             if First.calls == 1:
                 held.wait(60)
-            return tiny_encoder.encode_tokenized(texts, normalize_embeddings=normalize_embeddings)
+            return tiny_encoder.encode_tokenized(texts, **output)
 
     model: Any = First()
     scheduler = Scheduler(

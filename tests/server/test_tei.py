@@ -28,7 +28,7 @@ def test_curl_with_the_shapes_of_text_embeddings_inference(server: Server, encod
 
     near(curl("/embed", {"inputs": TEXTS[0]}), encoder.encode_document(TEXTS[:1]))
     near(curl("/embed", {"inputs": TEXTS, "prompt_name": "query", "truncate": True}), encoder.encode_query(TEXTS))
-    pooled = encoder.encode_document(TEXTS[:2], normalize_embeddings=False)
+    pooled = encoder.encode_document(TEXTS[:2], output_value="pooled_embedding")
     np.testing.assert_allclose(curl("/embed", {"inputs": TEXTS[:2], "normalize": False}), pooled, rtol=1e-5, atol=1e-5)
     sentences = {"source_sentence": TEXTS[0], "sentences": TEXTS[1:4]}
     near(

@@ -113,7 +113,7 @@ class E5OnnxModel:
             (text for batch in inputs for text in _texts(batch, task_metadata)),
             prompt=_prompt(task_metadata, prompt_type),
             show_progress_bar=show_progress_bar,
-            normalize_embeddings=task_metadata.type not in _CLASSIFICATION,
+            output_value="pooled_embedding" if task_metadata.type in _CLASSIFICATION else "sentence_embedding",
         )
 
     def similarity(self, embeddings1: Array, embeddings2: Array) -> Array:

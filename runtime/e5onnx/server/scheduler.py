@@ -172,7 +172,11 @@ class Scheduler:
         start = time.perf_counter()
         try:
             with kept_on_processor(processor):
-                vectors = encoder.encode_tokenized(texts, normalize_embeddings=batch.shares[0].request.normalize)
+                vectors = (
+                    encoder.encode_tokenized(texts, normalize_embeddings=True)
+                    if batch.shares[0].request.normalize
+                    else encoder.encode_tokenized(texts, output_value="pooled_embedding")
+                )
         except Exception as error:  # noqa: BLE001 - it goes to the requests that failed; the thread serves the others
             self._finish(batch, error=error)
             self._observe(replace(_describe(texts, time.perf_counter() - start), failed=True))
