@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from e5onnx.manifest import POOLINGS
-from e5onnx.terminal import note, print_line, progress
+from e5onnx.progress import Steps
+from e5onnx.terminal import inform, print_line, progress, shows_progress
 
 from .folder import GRAPHS, Precision
 
@@ -15,21 +16,25 @@ def run(options: argparse.Namespace) -> None:
     """Run `e5onnx export`; errors are for :func:`e5onnx.cli.main` to show."""
     from . import export_model
 
-    folder = export_model(
-        options.checkpoint,
-        options.output,
-        revision=options.revision,
-        query_prompt=options.query_prompt,
-        document_prompt=options.document_prompt,
-        pooling=options.pooling,
-        max_tokens=options.max_tokens,
-        precisions=options.precision or ["fp32", "int8"],
-        calibration=options.calibration,
-        portable=options.graph == "portable",
-        via_optimum=options.via == "optimum",
-        force=options.force,
-        report=note if options.json else progress,  # standard output is for the manifest
-    )
+    options.if_interrupted = f"{options.output} was not written; the same command starts again"
+    write = inform if options.json else progress  # standard output is for the manifest
+    with Steps(write, live=shows_progress()) as report:
+        folder = export_model(
+            options.checkpoint,
+            options.output,
+            revision=options.revision,
+            query_prompt=options.query_prompt,
+            document_prompt=options.document_prompt,
+            pooling=options.pooling,
+            max_tokens=options.max_tokens,
+            precisions=options.precision or ["fp32", "int8"],
+            calibration=options.calibration,
+            portable=options.graph == "portable",
+            via_optimum=options.via == "optimum",
+            force=options.force,
+            report=report,
+            advance=report.advance,
+        )
     if options.json:
         print_line(folder.manifest.to_json().rstrip())
 

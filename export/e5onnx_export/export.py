@@ -64,6 +64,7 @@ def export_model(
     via_optimum: bool = False,
     force: bool = False,
     report: Callable[[str], None] = lambda line: None,
+    advance: Callable[[int, int], object] | None = None,
 ) -> ModelFolder:
     """Export a checkpoint to the model folder `output`.
 
@@ -86,6 +87,7 @@ def export_model(
             not know.
         force: replace `output` if it is a model folder, and accept int8 however far it is from fp32.
         report: called with one line of text for every decision and step.
+        advance: called, as int8 is calibrated, with the number of layers done and of all; None for `report` instead.
 
     Raises:
         CheckpointError: the checkpoint is damaged, needs something that cannot be exported, or computes values that
@@ -135,7 +137,7 @@ def export_model(
         tokenized = partial(tokenize_for_calibration, tokenizer=Tokenizer(ModelFolder.open(folder)))
         if "int8" in precisions:
             report(f"Calibrating int8 on {len(fitted)} texts")
-            save_with_weights(way.int8(tokenized(fitted), _progress(report)), folder / GRAPHS["int8"])
+            save_with_weights(way.int8(tokenized(fitted), advance or _progress(report)), folder / GRAPHS["int8"])
             digest = hashlib.sha256(calibration.read_bytes()).hexdigest()
             fitted_to = {
                 "method": METHOD,

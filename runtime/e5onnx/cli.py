@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import __version__, terminal
 from .errors import E5OnnxError, MissingDependencyError, TruncationWarning, in_one_line, plural
-from .terminal import note, print_line
+from .progress import Steps, bar
+from .terminal import inform, note, print_line
 
 # Commands import numpy, onnxruntime and what needs them, so that help is quick and an interrupt ends quietly.
 if TYPE_CHECKING:
@@ -42,9 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # errors are reported here, in one line
     terminal.prepare()
+    options = argparse.Namespace(if_interrupted="")
     try:
         with terminal.written_output():
-            options = parse(arguments)
+            parse(arguments, options)
+            terminal.quiet = options.quiet
             if options.json:
                 terminal.use_utf8()
             with _plain_warnings(), _shown_log():
@@ -52,19 +55,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except terminal.OutputClosedError:
         return 0
     except KeyboardInterrupt:
-        return 130
+        return _interrupted(options)
     except (E5OnnxError, OSError, MemoryError) as error:
-        note(f"error: {in_one_line(error) or type(error).__name__}")
+        note(f"error: {_described(error)}")
         return 1
     except ImportError as error:
         if isinstance(error.__cause__, KeyboardInterrupt):  # as pybind11 reports it
-            return 130
+            return _interrupted(options)
         raise
     return 0
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
+def _interrupted(options: argparse.Namespace) -> int:
+    if options.if_interrupted:
+        note(f"interrupted; {options.if_interrupted}")
+    return 130
+
+
+def _described(error: BaseException) -> str:
+    message = in_one_line(error) or type(error).__name__
+    name = getattr(error, "filename", None)
+    if isinstance(error, FileNotFoundError) and isinstance(name, str) and not os.path.isabs(name):  # noqa: PTH117
+        message += f" (the current folder is {os.getcwd()})"  # noqa: PTH109
+    return message
+
+
+def parse(arguments: Sequence[str], options: argparse.Namespace | None = None) -> argparse.Namespace:
     """Parse a command's options, model and files, in any order; exit with a message if they are wrong.
+
+    Args:
+        arguments: the command and what follows it.
+        options: takes the result; None for a new one.
 
     Example:
         >>> parse(["verify", "--json", "models/sample"]).model
@@ -75,20 +96,27 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"e5onnx {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, (purpose, _) in _COMMANDS.items():
-        commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
+    for name, command in COMMANDS.items():
+        commands.add_parser(
+            name,
+            help=command.purpose,
+            description=f"{command.purpose[0].upper()}{command.purpose[1:]}.",
+            epilog="\n  ".join(["examples:", *command.examples]),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
     if not arguments:
-        parser.print_help(sys.stderr)
-        parser.exit(2)
-    if arguments[0] not in _COMMANDS:
+        parser.print_help()
+        parser.exit()
+    if arguments[0] not in COMMANDS:
         parser.parse_args(arguments[:1])
         parser.error("the first argument must be the command")
-    command: argparse.ArgumentParser = commands.choices[arguments[0]]
-    _COMMANDS[arguments[0]][1](command)
-    options, surplus = command.parse_known_args(_options_first(command, arguments[1:]))
+    chosen: argparse.ArgumentParser = commands.choices[arguments[0]]
+    chosen.add_argument("--quiet", action="store_true", help="show neither progress nor notes, only warnings")
+    COMMANDS[arguments[0]].add_arguments(chosen)
+    parsed, surplus = chosen.parse_known_args(_options_first(chosen, arguments[1:]), options)
     if surplus:
-        command.error(f"too many arguments: {' '.join(surplus)}; an option takes one value, repeat it for several")
-    return options
+        chosen.error(f"too many arguments: {' '.join(surplus)}; an option takes one value, repeat it for several")
+    return parsed
 
 
 def _options_first(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
@@ -206,29 +234,109 @@ def _push(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run_push, json=False)
 
 
-_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
-    "export": ("export a checkpoint to a model folder (extra: e5onnx[export])", _export),
-    "portable": ("add a graph of standard ONNX operators, for --provider openvino", _portable),
-    "pack-lambda": ("make the deployment zip of an AWS Lambda function", _pack_lambda),
-    "embed": ("embed lines of text, or files of any size into a folder", _embed),
-    "serve": ("serve OpenAI's embeddings API over HTTP (extra: e5onnx[serve])", _serve),
-    "similarity": ("score documents against queries", _similarity),
-    "evaluate": ("score every precision and provider on your own retrieval or similarity data", _evaluate),
-    "info": ("describe a model folder, and what suits this host", _info),
-    "push": ("publish a model folder on the Hugging Face hub, with a model card", _push),
-    "verify": ("compare every file of a model folder with its SHA-256", _verify),
+class Command(NamedTuple):
+    """A command: one sentence, what adds its arguments to a parser and sets `run` to call it, and two examples."""
+
+    purpose: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    examples: tuple[str, str]
+
+
+COMMANDS = {
+    "export": Command(
+        "export a checkpoint to a model folder (extra: e5onnx[export])",
+        _export,
+        (
+            "e5onnx export intfloat/e5-small-v2 models/e5-small-v2",
+            "e5onnx export checkpoints/mine models/mine --precision int8 --calibration texts.txt",
+        ),
+    ),
+    "portable": Command(
+        "add a graph of standard ONNX operators, for --provider openvino",
+        _portable,
+        ("e5onnx portable models/e5-small-v2", "e5onnx portable models/e5-small-v2 --quiet"),
+    ),
+    "pack-lambda": Command(
+        "make the deployment zip of an AWS Lambda function",
+        _pack_lambda,
+        (
+            "e5onnx pack-lambda models/e5-small-v2 function.zip",
+            "e5onnx pack-lambda models/e5-small-v2 function.zip --python 3.13 --architecture arm64",
+        ),
+    ),
+    "embed": Command(
+        "embed lines of text, or files of any size into a folder",
+        _embed,
+        (
+            "e5onnx embed models/e5-small-v2 questions.txt --as query --output questions.npy",
+            "e5onnx embed models/e5-small-v2 corpus.jsonl --keep-columns title --output vectors",
+        ),
+    ),
+    "serve": Command(
+        "serve OpenAI's embeddings API over HTTP (extra: e5onnx[serve])",
+        _serve,
+        (
+            "e5onnx serve models/e5-small-v2 --precision int8",
+            "e5onnx serve models/e5-small-v2 --host 0.0.0.0 --api-key-file keys.txt",
+        ),
+    ),
+    "similarity": Command(
+        "score documents against queries",
+        _similarity,
+        (
+            "e5onnx similarity models/e5-small-v2",
+            'e5onnx similarity models/e5-small-v2 -q "how high is it" -d "It has 8,849 metres." -d "It is blue."',
+        ),
+    ),
+    "evaluate": Command(
+        "score every precision and provider on your own retrieval or similarity data",
+        _evaluate,
+        (
+            "e5onnx evaluate models/e5-small-v2 scifact",
+            "e5onnx evaluate models/e5-small-v2 pairs.tsv --precision fp32,int8 --json results.json",
+        ),
+    ),
+    "info": Command(
+        "describe a model folder, and what suits this host",
+        _info,
+        ("e5onnx info", "e5onnx info models/e5-small-v2 --json"),
+    ),
+    "push": Command(
+        "publish a model folder on the Hugging Face hub, with a model card",
+        _push,
+        (
+            "e5onnx push models/e5-small-v2 me/e5-small-v2-onnx",
+            "e5onnx push models/e5-small-v2 me/e5-small-v2-onnx --private --revision trial",
+        ),
+    ),
+    "verify": Command(
+        "compare every file of a model folder with its SHA-256",
+        _verify,
+        ("e5onnx verify models/e5-small-v2", "e5onnx verify models/e5-small-v2 --json"),
+    ),
 }
-"""For each command: its purpose, and a function that adds its arguments to a parser and sets `run` to call it."""
 
 
 def _add_model(parser: argparse.ArgumentParser, *, encoder: bool = True, nargs: str | None = None) -> None:
     parser.add_argument("model", metavar="MODEL", nargs=nargs, help="a model folder, a checkpoint, or a hub id")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    group = parser.add_argument_group("model") if encoder else parser
     if encoder:
-        parser.add_argument("--threads", type=int, metavar="N", help="default: E5ONNX_THREADS, or available processors")
-        parser.add_argument("--precision", choices=_PRECISIONS, help="default: fp32; bf16 with kernels and openvino")
-        parser.add_argument("--provider", choices=["cpu", "kernels", "openvino"], default="cpu", help="default: cpu")
-        parser.add_argument("--compile-cache", metavar="FOLDER", help="folder where openvino keeps compiled graphs")
+        group.add_argument(
+            "--precision", choices=_PRECISIONS, help="what to compute in (default: fp32; bf16 with kernels, openvino)"
+        )
+        group.add_argument(
+            "--provider",
+            choices=["cpu", "kernels", "openvino"],
+            default="cpu",
+            help="what computes: onnxruntime's own kernels, ours or OpenVINO (default: cpu)",
+        )
+        group.add_argument(
+            "--threads", type=int, metavar="N", help="default: E5ONNX_THREADS, or the available processors"
+        )
+        group.add_argument(
+            "--compile-cache", metavar="FOLDER", help="where openvino keeps compiled graphs (default: none)"
+        )
+    group.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub id (default: the main branch)")
 
 
 def _run_portable(options: argparse.Namespace) -> None:
@@ -238,22 +346,25 @@ def _run_portable(options: argparse.Namespace) -> None:
         if error.name != "onnx":
             raise
         raise MissingDependencyError("the command `portable` needs onnx: pip install onnx") from error
-    add_portable_graph(options.model, report=terminal.progress)
+    with Steps(terminal.progress, live=terminal.shows_progress()) as report:
+        add_portable_graph(options.model, report=report)
 
 
 def _run_pack_lambda(options: argparse.Namespace) -> None:
     from .lambda_package import pack_lambda
 
-    pack_lambda(
-        options.model,
-        options.output,
-        precision=options.precision,
-        provider=options.provider,
-        python=options.python,
-        architecture=options.architecture,
-        revision=options.revision,
-        report=terminal.progress,
-    )
+    options.if_interrupted = f"{options.output} was not written; the same command starts again"
+    with Steps(terminal.progress, live=terminal.shows_progress()) as report:
+        pack_lambda(
+            options.model,
+            options.output,
+            precision=options.precision,
+            provider=options.provider,
+            python=options.python,
+            architecture=options.architecture,
+            revision=options.revision,
+            report=report,
+        )
 
 
 def _run_similarity(options: argparse.Namespace) -> None:
@@ -338,7 +449,9 @@ def _run_verify(options: argparse.Namespace) -> None:
     from .model_folder import open_model
 
     folder = open_model(options.model, all_files=True, revision=options.revision)
-    checked = folder.verify()
+    size = sum(record.size for record in folder.manifest.records())
+    with bar(terminal.shows_progress(), "Reading", size, "B") as advance:
+        checked = folder.verify(advance)
     if options.json:
         files = [{"file": record.file, "sha256": record.sha256, "size": record.size} for record in checked]
         print_line(json.dumps({"folder": str(folder.path), "files": files}, indent=2))
@@ -390,7 +503,7 @@ def _shown_log() -> Iterator[None]:
 
     class Notes(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            note(record.getMessage())
+            inform(record.getMessage())
 
     logger, handler = logging.getLogger("e5onnx"), Notes()
     level = logger.level

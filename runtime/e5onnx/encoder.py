@@ -7,7 +7,6 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property, partial, update_wrapper
 from operator import itemgetter
@@ -26,13 +25,13 @@ from .errors import (
     InferenceError,
     InputTypeError,
     InputValueError,
-    MissingDependencyError,
     MissingPromptWarning,
     ModelFolderError,
     TruncationWarning,
 )
 from .manifest import Manifest
 from .model_folder import open_model
+from .progress import bar
 from .quantization import OUTPUT_PRECISIONS, OutputPrecision, quantize_embeddings
 from .similarity import similarity, similarity_pairwise
 from .tokenizer import PROMPT_NAMES, TokenizedText, Tokenizer
@@ -40,6 +39,8 @@ from .tokenizer import PROMPT_NAMES, TokenizedText, Tokenizer
 Precision = Literal["fp32", "int8", "bf16"]
 Provider = Literal["cpu", "kernels", "openvino"]
 Embeddings = NDArray[np.float32]
+Advance = Callable[[int, int], object]
+"""Called after each run of the model with its number of texts and of tokens."""
 
 _WINDOW = 1024
 """Texts that are tokenised before the model runs: enough to sort by length, few enough to hold in memory."""
@@ -429,6 +430,7 @@ class Encoder:
         output_value: Output = "sentence_embedding",
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
+        advance: Advance | None = None,
     ) -> Embeddings:
         """Embed the output of :meth:`Tokenizer.tokenize`, for servers that count tokens before they schedule a run.
 
@@ -437,6 +439,7 @@ class Encoder:
             output_value: as in :meth:`encode`.
             normalize_embeddings: as in :meth:`encode`.
             truncate_dim: as in :meth:`encode`.
+            advance: called after each run of the model with its number of texts and of tokens.
 
         Returns:
             Float32 array of shape `[texts, dimension]` in input order.
@@ -454,7 +457,7 @@ class Encoder:
         for position, text in enumerate(texts):
             if not isinstance(text, TokenizedText):
                 raise InputTypeError(f"expected a TokenizedText at position {position}, got {type(text).__name__}")
-        return self._run(texts, self._settings(output_value, normalize_embeddings, truncate_dim))
+        return self._run(texts, self._settings(output_value, normalize_embeddings, truncate_dim), advance or _nothing)
 
     def similarity(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> Embeddings:
         """Compare every vector of the first array with every vector of the second.
@@ -585,8 +588,10 @@ class Encoder:
         embeddings: Embeddings = np.empty(shape, np.float32)
         start = 0
         cut: list[tuple[int, int]] = []
-        with _progress_bar(bool(show_progress_bar), texts) as advance:
-            for vectors in self._windows(texts, prefix, warn_of_prompts, settings, cut, advance):
+        total = len(texts) if isinstance(texts, Sized) else None
+        with bar(bool(show_progress_bar), "Encoding", total, "text") as advance:
+            done: Advance = lambda texts, tokens: advance(texts)  # noqa: E731
+            for vectors in self._windows(texts, prefix, warn_of_prompts, settings, cut, done):
                 end = start + len(vectors)
                 if end > len(embeddings):  # the number of texts is not known
                     embeddings.resize((max(end, len(embeddings) * 3 // 2), settings.dimension), refcheck=False)
@@ -604,7 +609,7 @@ class Encoder:
     ) -> Iterator[Embeddings]:
         cut: list[tuple[int, int]] = []
         texts_done = 0
-        for vectors in self._windows(texts, prefix, warn_of_prompts, settings, cut, lambda texts: None):
+        for vectors in self._windows(texts, prefix, warn_of_prompts, settings, cut, _nothing):
             yield from vectors
             texts_done += len(vectors)
         if cut:
@@ -617,7 +622,7 @@ class Encoder:
         warn_of_prompts: bool,
         settings: _Settings,
         cut: list[tuple[int, int]],
-        advance: Callable[[int], object],
+        advance: Advance,
     ) -> Iterator[Embeddings]:
         """Yield the vectors of some texts after the other, and add to `cut` what :meth:`_cut_texts` returns."""
         start = 0
@@ -633,7 +638,7 @@ class Encoder:
         self,
         tokenized: Sequence[TokenizedText],
         settings: _Settings,
-        advance: Callable[[int], object] = lambda texts: None,
+        advance: Advance,
     ) -> Embeddings:
         """Return the vectors of the texts."""
         embeddings: Embeddings = np.empty((len(tokenized), settings.dimension), np.float32)
@@ -649,7 +654,7 @@ class Encoder:
             if settings.dimension < vectors.shape[1]:
                 vectors = shorten(vectors, settings.dimension, normalize=settings.output == "sentence_embedding")
             embeddings[rows] = vectors
-            advance(len(rows))
+            advance(len(rows), int(attention_mask.sum()))
         return embeddings
 
     def _checked_dimension(self, truncate_dim: int) -> int:
@@ -702,6 +707,10 @@ class Encoder:
         )
 
 
+def _nothing(texts: int, tokens: int) -> None:
+    """Advance nothing."""
+
+
 def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
     window: list[str] = []
     characters = 0
@@ -713,21 +722,6 @@ def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
             window, characters = [], 0
     if window:
         yield window
-
-
-@contextmanager
-def _progress_bar(show: bool, texts: Iterable[str]) -> Iterator[Callable[[int], object]]:
-    """Yield a function to call with the number of texts done since the last call."""
-    if not show:
-        yield lambda texts: None
-        return
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise MissingDependencyError("show_progress_bar needs tqdm: pip install tqdm") from error
-    total = len(texts) if isinstance(texts, Sized) else None
-    with tqdm(total=total, desc="Encoding", unit="text") as bar:
-        yield bar.update
 
 
 def _check_device(device: str | None) -> None:

@@ -6,6 +6,7 @@ Each error is an :class:`E5OnnxError` and also the built-in type that fits, so `
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 MOST_SHOWN = 80
@@ -177,5 +178,15 @@ def plural(number: int, noun: str) -> str:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return an error's message without its line breaks."""
-    return " ".join(str(error).split())
+    """Return an error's message without line breaks and numbers of the operating system.
+
+    Example:
+        >>> in_one_line(FileNotFoundError(2, "No such file or directory", "texts.txt"))
+        'no such file or directory: texts.txt'
+    """
+    message = str(error)
+    if isinstance(error, OSError) and isinstance(error.strerror, str):
+        message = error.strerror[:1].lower() + error.strerror[1:]
+        if error.filename is not None:
+            message += f": {error.filename if isinstance(error.filename, int) else os.fsdecode(error.filename)}"
+    return " ".join(message.split())

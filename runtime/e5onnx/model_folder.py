@@ -103,8 +103,10 @@ class ModelFolder:
             if failures:  # the cause of any error of the caller
                 raise failures[0]
 
-    def check(self, record: FileRecord) -> Path:
+    def check(self, record: FileRecord, advance: Callable[[int], object] | None = None) -> Path:
         """Return the path of a file after comparing its size and SHA-256 with the manifest.
+
+        `advance` is called with the number of bytes that were read since the last call.
 
         Raises:
             ModelNotFoundError: the file is missing.
@@ -112,14 +114,16 @@ class ModelFolder:
         """
         path = self._check_size(record)
         try:
-            found = _sha256(path)
+            found = _sha256(path, advance)
         except OSError as error:
             raise _unreadable(path, error) from error
         _compare(path, found, record.sha256)
         return path
 
-    def verify(self) -> list[FileRecord]:
+    def verify(self, advance: Callable[[int], object] | None = None) -> list[FileRecord]:
         """Compare the size and SHA-256 of every file with the manifest, and return the files' records.
+
+        `advance` is called with the number of bytes that were read since the last call.
 
         Raises:
             ModelNotFoundError: a file is missing.
@@ -127,7 +131,7 @@ class ModelFolder:
         """
         records = list(self.manifest.records())
         for record in records:
-            self.check(record)
+            self.check(record, advance)
         return records
 
     def _check_size(self, record: FileRecord) -> Path:
@@ -322,13 +326,15 @@ def _no_manifest(folder: Path) -> str:
     return f"{folder} is not an e5onnx model folder: {MANIFEST} is missing. Make one with: e5onnx export"
 
 
-def _sha256(file: Path | int) -> str:
+def _sha256(file: Path | int, advance: Callable[[int], object] | None = None) -> str:
     """Return the SHA-256 of a file, or of the rest of an open one."""
     digest = hashlib.sha256()
     block = memoryview(bytearray(1 << 18))  # fits the processor's cache
     with open(file, "rb", buffering=0, closefd=isinstance(file, Path)) as stream:
         while size := stream.readinto(block):
             digest.update(block[:size])
+            if advance is not None:
+                advance(size)
     return digest.hexdigest()
 
 

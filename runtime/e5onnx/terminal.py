@@ -1,13 +1,19 @@
-"""The standard streams: lost output is an error, a lost note is not, whatever the locale and the parent process."""
+"""The standard streams: lost output is an error, a lost note is not, whatever the locale and the parent process.
+
+`quiet` silences what only says how the work goes: progress, steps and notes, but no warning and no error.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
+
+quiet = False
 
 
 class OutputClosedError(Exception):
@@ -50,8 +56,15 @@ def print_line(text: str) -> None:
         print(text)  # noqa: T201
 
 
+def shows_progress() -> bool:
+    """Tell whether somebody watches standard error, and wants to. Without tqdm there is nothing to see."""
+    return not quiet and sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
+
+
 def progress(text: str) -> None:
-    """Write a line about progress; the work goes on if the reader closed standard output."""
+    """Write a line about progress unless `quiet`; the work goes on if the reader closed standard output."""
+    if quiet:
+        return
     try:
         print_line(text)
         _flush()
@@ -59,8 +72,14 @@ def progress(text: str) -> None:
         _discard(sys.stdout)
 
 
+def inform(text: str) -> None:
+    """Write a line to standard error if possible, unless `quiet`."""
+    if not quiet:
+        note(text)
+
+
 def note(text: str) -> None:
-    """Write a line for people to standard error if possible."""
+    """Write a warning or an error to standard error if possible."""
     try:
         print(f"e5onnx: {text}", file=sys.stderr, flush=True)  # noqa: T201
     except OSError:

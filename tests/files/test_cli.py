@@ -166,9 +166,9 @@ def test_an_output_that_cannot_be_written_is_noticed_before_the_model_is_loaded(
     (tmp_path / "a.txt").write_text("a\n")
     (tmp_path / "file").touch()
     for output, message in (
-        ("no/x.npy", "No such file or directory"),
+        ("no/x.npy", "no such file or directory"),
         ("folder.npy", "is a folder: name a file"),
-        ("file/x.npy", "Not a directory"),
+        ("file/x.npy", "not a directory"),
     ):
         done = e5onnx("embed", tmp_path / "no-model", tmp_path / "a.txt", "--output", tmp_path / output)
         assert done.returncode == 1

@@ -70,11 +70,19 @@ def test_options_take_only_their_words(encoder: Encoder, tmp_path: Path, option:
         embed_files(encoder, [tmp_path / "a.jsonl"], tmp_path / "out", **{option: given})
 
 
-def test_inputs_are_a_list_and_names_may_be_paths(encoder: Encoder, tmp_path: Path) -> None:
+def test_inputs_are_one_or_many_names_and_paths(encoder: Encoder, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
-    for one in (path, str(path)):
-        with pytest.raises(InputTypeError, match=r"inputs must be a list of names, got a single name: use \['.*'\]"):
-            embed_files(encoder, one, tmp_path / "out")  # type: ignore[arg-type]
+    several: list[Any] = [path, str(path), [path], (str(path),), iter([path, str(path)])]
+    for inputs in several:
+        assert embed_files(encoder, inputs, tmp_path / "one").rows == len(ROWS)
+    for wrong, message in (
+        (3, "inputs must be a file, a folder or a list of these, got int"),
+        (None, "got NoneType"),
+        ([path, 3], "inputs must be str or Path, got int at position 1"),
+        (b"a.jsonl", "got int at position 0"),
+    ):
+        with pytest.raises(InputTypeError, match=message):
+            embed_files(encoder, wrong, tmp_path / "wrong")  # type: ignore[arg-type]
     assert embed_files(encoder, [path], str(tmp_path / "out"), part_rows=np.int64(2)).rows == len(ROWS)  # type: ignore[arg-type]
     with pytest.raises(InputTypeError, match=r"part_rows must be a whole number, got 2\.5"):
         embed_files(encoder, [path], tmp_path / "out", part_rows=2.5)  # type: ignore[arg-type]
@@ -199,19 +207,23 @@ def test_names_need_not_be_text(encoder: Encoder, tmp_path: Path) -> None:
         assert second == first
 
 
-def test_progress_covers_reading_too(encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_covers_reading_too(
+    encoder: Encoder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", ROWS)
-    bars: list[Any] = []
+    moved: list[tuple[str, int]] = []
+    update = tqdm.update
 
-    class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **{**options, "disable": options["disable"] or False})
-            bars.append(self)
+    def noted(bar: Any, n: int) -> Any:
+        moved.append((bar.desc, n))
+        return update(bar, n)
 
-    monkeypatch.setattr("e5onnx.files.embed.tqdm", Bar)
+    monkeypatch.setattr(tqdm, "update", noted)
     embed_files(encoder, [path], tmp_path / "out", show_progress_bar=True)
-    assert [(bar.desc, bar.n) for bar in bars] == [
-        ("Reading input", path.stat().st_size),
-        ("Checking parts", 0),
-        ("Embedding", len(ROWS)),
-    ]
+    done = {name: sum(n for what, n in moved if what == name) for name, _ in moved}
+    assert done == {"Reading input": path.stat().st_size, "Embedding": len(ROWS)}
+    assert "tokens/s" in capsys.readouterr().err
+    long = write_jsonl(tmp_path / "b.jsonl", [{"text": "word " * 600}] * 6)
+    moved.clear()
+    embed_files(encoder, [long], tmp_path / "long", show_progress_bar=True)
+    assert sum(what == "Embedding" for what, _ in moved) > 1  # it moves with each run of the model, not with each part

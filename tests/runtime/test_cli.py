@@ -64,7 +64,8 @@ def test_help_lists_the_commands() -> None:
     assert done.returncode == 0
     for command in COMMANDS:
         assert f"\n    {command}" in done.stdout.decode()
-    assert_fails(e5onnx(), 2, done.stdout.decode())
+    bare = e5onnx()
+    assert (bare.returncode, bare.stdout, bare.stderr) == (0, done.stdout, b"")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -80,13 +81,12 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 def test_what_needs_no_model_needs_no_numpy(tmp_path: Path, arguments: list[str]) -> None:
     (tmp_path / "numpy.py").write_text("raise SystemExit(9)")
     done = e5onnx(*arguments, env={**os.environ, "PYTHONPATH": str(tmp_path)})
-    assert done.returncode == (0 if arguments and arguments[0].startswith("-") else 2)
+    assert done.returncode == (2 if arguments == ["nonsense"] else 0)
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["nonsense"],
         ["--json", "info"],
         ["--", "info"],
@@ -132,7 +132,7 @@ def test_a_second_value_after_an_option_is_explained() -> None:
 def command_lines(draw: st.DrawFn, command: str) -> tuple[list[str], dict[str, Any]]:
     """Arguments of a command, options and positionals in any order, and what they mean."""
     parser = argparse.ArgumentParser()
-    cli._COMMANDS[command][1](parser)
+    cli.COMMANDS[command].add_arguments(parser)
     expected = {action.dest: action.default for action in parser._actions if action.default != argparse.SUPPRESS}
     expected |= {name: value for name, value in parser._defaults.items() if name == "json"}
     groups: list[list[str]] = []
@@ -263,7 +263,7 @@ def test_paths_that_are_not_text(sample_model: Path, tmp_path: Path) -> None:
 def test_closed_standard_output_is_an_error(sample_model: Path, tmp_path: Path) -> None:
     for arguments in (["--version"], ["info"], ["embed", sample_model], ["verify", sample_model, "--json"]):
         done = redirected(">&-", *arguments, input=b"text")
-        assert_fails(done, 1, "[Errno 9] Bad file descriptor: 'standard output'")
+        assert_fails(done, 1, "bad file descriptor: standard output")
     # nothing is written to standard output here, so that nothing is lost, and no other file is taken for it
     done = redirected(">&- 2>&-", "embed", sample_model, "--output", tmp_path / "x.npy", input=b"word " * 300)
     assert done.returncode == 0
@@ -280,14 +280,14 @@ def test_closed_standard_error_loses_notes_alone(sample_model: Path) -> None:
     for redirection in ("2>&-", "2>/dev/full"):
         done = redirected(redirection, "embed", sample_model, input=lines)
         assert (done.returncode, done.stdout, done.stderr) == (0, expected.stdout, b"")
-        for arguments, code in ((["info", "nowhere"], 1), (["nonsense"], 2), (["embed"], 2), ([], 2)):
+        for arguments, code in ((["info", "nowhere"], 1), (["nonsense"], 2), (["embed"], 2)):
             done = redirected(redirection, *arguments)
             assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
 
 
 @posix
 def test_closed_standard_input_is_an_error_where_it_is_read(sample_model: Path, tmp_path: Path) -> None:
-    assert_fails(redirected("<&-", "embed", sample_model), 1, "Bad file descriptor")
+    assert_fails(redirected("<&-", "embed", sample_model), 1, "bad file descriptor: standard input")
     assert redirected("<&-", "info", sample_model).returncode == 0
     assert redirected("<&- >&- 2>&-", "embed", sample_model).returncode == 1
     (tmp_path / "a.txt").write_text("text")
@@ -384,7 +384,7 @@ def test_a_full_disk_is_one_clear_line(sample_model: Path, arguments: list[str],
     models = [] if arguments == ["-h"] else [sample_model]
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     done = redirected(">/dev/full", *arguments, *models, input=b"text\n" * 100, env=environment)
-    assert done.stderr.decode() == "e5onnx: error: [Errno 28] No space left on device: 'standard output'\n"
+    assert done.stderr.decode() == "e5onnx: error: no space left on device: standard output\n"
     assert done.returncode == 1
 
 

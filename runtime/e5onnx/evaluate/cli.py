@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..atomic import written_whole
 from ..errors import InputValueError, MissingDependencyError, ModelFolderError, in_one_line, plural
-from ..terminal import note, print_line
+from ..progress import bar
+from ..terminal import inform, note, print_line, shows_progress
 from ..version import __version__
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ _KINDS: list[tuple[Provider, Precision]] = [
     ("openvino", "fp32"),
     ("openvino", "bf16"),
 ]
-_SECONDS_BETWEEN_NOTES = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -139,20 +138,22 @@ def _evaluated(options: argparse.Namespace, encoder: Encoder, data: Retrieval | 
     from .evaluation import evaluate_pairs, evaluate_retrieval
 
     what = f"{data.name}, {encoder.provider} {encoder.precision}"
-    if isinstance(data, Pairs):
-        result = evaluate_pairs(encoder, data, advance=_progress(what, 2 * len(data.scores)))
-    else:
-        result = evaluate_retrieval(
-            encoder,
-            data,
-            recall_depths=options.recall or (10, 100),
-            same_ids=options.same_ids,
-            symmetric=options.symmetric,
-            advance=_progress(what, len(data.queries) + len(data.documents)),
-        )
+    texts = 2 * len(data.scores) if isinstance(data, Pairs) else len(data.queries) + len(data.documents)
+    with bar(shows_progress(), what, texts, "text") as advance:
+        if isinstance(data, Pairs):
+            result = evaluate_pairs(encoder, data, advance=advance)
+        else:
+            result = evaluate_retrieval(
+                encoder,
+                data,
+                recall_depths=options.recall or (10, 100),
+                same_ids=options.same_ids,
+                symmetric=options.symmetric,
+                advance=advance,
+            )
     scores = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
     cut = f"; cut {plural(result.truncated, 'text')} to {encoder.max_tokens} tokens" if result.truncated else ""
-    note(f"{what}: {scores} ({result.seconds:,.1f} s{cut})")
+    inform(f"{what}: {scores} ({result.seconds:,.1f} s{cut})")
     return {
         "provider": encoder.provider,
         "precision": encoder.precision,
@@ -161,24 +162,10 @@ def _evaluated(options: argparse.Namespace, encoder: Encoder, data: Retrieval | 
     }
 
 
-def _progress(what: str, total: int) -> Callable[[int], None]:
-    """Return a function that counts texts, and notes every few seconds how many are done."""
-    done, last = 0, time.monotonic()
-
-    def advance(texts: int) -> None:
-        nonlocal done, last
-        done += texts
-        if done < total and time.monotonic() - last > _SECONDS_BETWEEN_NOTES:
-            note(f"{what}: {done:,} of {plural(total, 'text')}")
-            last = time.monotonic()
-
-    return advance
-
-
 def _note_about(data: Retrieval) -> None:
     """Say what counts differently than a user might expect."""
     if data.unjudged:
-        note(f"{data.name}: queries left out, as this split has no judgement of them: {data.unjudged:,}")
+        inform(f"{data.name}: queries left out, as this split has no judgement of them: {data.unjudged:,}")
     hopeless = sum(not any(value > 0 for value in judged.values()) for judged in data.relevance.values())
     if hopeless:
         note(f"warning: {data.name}: queries without a relevant document, counted as 0 as in trec_eval: {hopeless:,}")

@@ -150,8 +150,7 @@ class _Work:
                 raise TextTooLongError(f"{self._name}: {error}") from error
             self._texts += len(some)
             self._truncated += sum(text.is_cut for text in tokenized)
-            yield self._encoder.encode_tokenized(tokenized)
-            self._advance(len(some))
+            yield self._encoder.encode_tokenized(tokenized, advance=lambda texts, tokens: self._advance(texts))
             start += len(some)
 
     def result(self, metrics: dict[str, float], sides: tuple[Role, Role]) -> Result:

@@ -37,7 +37,7 @@ def __getattr__(name: str) -> Any:
     try:
         from . import columns, embed
     except ModuleNotFoundError as error:
-        if error.name not in ("pyarrow", "tqdm", "filelock"):
+        if error.name not in ("pyarrow", "filelock"):
             raise
         raise MissingDependencyError("embedding into a folder needs more: pip install 'e5onnx[bulk]'") from error
     return next(getattr(module, name) for module in (embed, columns, errors) if hasattr(module, name))

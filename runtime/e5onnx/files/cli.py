@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from ..atomic import written_whole
 from ..encoder import Encoder
 from ..errors import InputValueError, TextTooLongError
-from ..terminal import note, print_line
+from ..progress import Advance, bar
+from ..terminal import inform, note, print_line, shows_progress
 from ..tokenizer import TokenizedText
 from .columns import Columns, named_types
 from .records import Reject
@@ -121,24 +123,28 @@ def add_arguments(embed: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, load: Callable[[], Encoder]) -> None:
     """Run the command with the model that `load` returns."""
     if options.output is not None and options.output.suffix != ".npy":
+        options.if_interrupted = "the same command goes on where it stopped"
         _embed_files(options, load)
         return
+    if options.output is not None:
+        options.if_interrupted = f"{options.output} was not written"
     for name, (option, default) in options.folder_options.items():
         if getattr(options, name) != default:
             options.usage_error(f"{option} needs --output FOLDER")
     files = options.files or ["-"]
     if "-" in files and sys.stdin is not None and sys.stdin.isatty():
-        note("reading one text per line from standard input; end with Ctrl-D")
+        inform("reading one text per line from standard input; end with Ctrl-D")
     texts = _Texts(options, files)
     try:
         if options.output is not None:
             _write_array(options, load, texts)
             return
-        for some, embeddings in texts.embedded(load()):
-            for text, embedding in zip(some, embeddings, strict=True):
-                # nine digits restore the same float32
-                numbers = ", ".join(f"{component:.9g}" for component in embedding.tolist())
-                print_line(f'{{"text": {json.dumps(text, ensure_ascii=False)}, "embedding": [{numbers}]}}')
+        with texts.progress(shows_progress() and not sys.stdout.isatty()):
+            for some, embeddings in texts.embedded(load()):
+                for text, embedding in zip(some, embeddings, strict=True):
+                    # nine digits restore the same float32
+                    numbers = ", ".join(f"{component:.9g}" for component in embedding.tolist())
+                    print_line(f'{{"text": {json.dumps(text, ensure_ascii=False)}, "embedding": [{numbers}]}}')
     finally:
         texts.note_truncation()
 
@@ -155,6 +161,13 @@ class _Texts:
             reject=self._reject,
         )
         self._truncated = self._longest = self._max_tokens = 0
+        self._advance: Advance = lambda texts: None
+
+    @contextmanager
+    def progress(self, show: bool) -> Iterator[None]:
+        """Count the texts in a bar inside the block."""
+        with bar(show, "Embedding", None, "text") as self._advance:
+            yield
 
     def embedded(self, encoder: Encoder) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
         """Yield batches of texts and their vectors."""
@@ -188,7 +201,7 @@ class _Texts:
         cut = [each.tokens for each in tokens if each.is_cut]
         self._truncated += len(cut)
         self._longest = max(self._longest, *cut, 0)
-        return texts, encoder.encode_tokenized(tokens)
+        return texts, encoder.encode_tokenized(tokens, advance=lambda texts, tokens: self._advance(texts))
 
     def _reject(self, reject: Reject) -> None:
         if self._options.on_error == "stop":
@@ -204,7 +217,8 @@ def _write_array(options: argparse.Namespace, load: Callable[[], Encoder], texts
     # opened before the model is loaded, to notice early that it cannot be written
     with written_whole(options.output) as path, path.open("xb") as stream:
         encoder = load()
-        arrays = [embeddings for _, embeddings in texts.embedded(encoder)]
+        with texts.progress(shows_progress()):
+            arrays = [embeddings for _, embeddings in texts.embedded(encoder)]
         matrix = np.concatenate(arrays) if arrays else encoder.encode([])
         np.save(stream, matrix)
     if options.json:
@@ -212,7 +226,7 @@ def _write_array(options: argparse.Namespace, load: Callable[[], Encoder], texts
             json.dumps({"output": str(options.output), "shape": matrix.shape, "fingerprint": encoder.fingerprint})
         )
     else:
-        note(f"wrote {_counted(matrix.shape[0], 'embedding')} of dimension {matrix.shape[1]} to {options.output}")
+        inform(f"wrote {_counted(matrix.shape[0], 'embedding')} of dimension {matrix.shape[1]} to {options.output}")
 
 
 def _embed_files(options: argparse.Namespace, load: Callable[[], Encoder]) -> None:
@@ -246,13 +260,13 @@ def _embed_files(options: argparse.Namespace, load: Callable[[], Encoder]) -> No
         part_rows=options.part_rows,
         engine=options.engine,
         address=options.address,
-        show_progress_bar=True,
+        show_progress_bar=shows_progress(),
     )
     if options.json:
         print_line(json.dumps({"output": str(options.output), **asdict(summary)}))
         return
     seconds = time.perf_counter() - start
-    note(
+    inform(
         f"{options.output} holds {_counted(summary.rows, 'embedding')} of dimension {summary.dimension} in "
         f"{_counted(summary.parts, 'part')} ({seconds:,.1f} s)"
     )

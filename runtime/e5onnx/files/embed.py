@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from numpy.typing import ArrayLike
-from tqdm import tqdm
 
 from ..checks import whole_number
-from ..encoder import Encoder
+from ..encoder import Advance, Encoder
 from ..errors import InputTypeError, InputValueError, JobChangedError
+from ..progress import bar
 from ..quantization import check_ranges
 from ..tokenizer import Role
 from . import engines
 from .columns import Columns
-from .engines import Advance, OnError
+from .engines import OnError
 from .inputs import Format, InputFile, describe_file, find_files, warn_of_ignored
 from .job import Job, JobOptions, Plan, check_unchanged, opened_folder, read_plan, write_plan
 from .outputs import DType, OutputFormat
@@ -46,7 +46,7 @@ class Summary:
 
 def embed_files(
     encoder: Encoder,
-    inputs: Sequence[str | os.PathLike[str]],
+    inputs: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     output: str | os.PathLike[str],
     *,
     columns: Columns | None = None,
@@ -67,7 +67,8 @@ def embed_files(
 
     Args:
         encoder: the model. On Ray, each actor loads the same folder and precision, with as many threads.
-        inputs: files, globs and folders of JSON lines, CSV, Parquet and text, compressed (gz, bz2, xz, zst) or not.
+        inputs: one or more files, globs and folders of JSON lines, CSV, Parquet and text, compressed (gz, bz2, xz,
+            zst) or not.
         output: a folder; `job.py` shows its layout.
         columns: the columns of texts, titles and ids, and those to keep.
         column_types: Arrow types, by name, of ids and kept columns, if the first part does not reveal them.
@@ -84,7 +85,7 @@ def embed_files(
         part_rows: maximum number of records of a part.
         engine: "local" for this machine, "ray" for a cluster.
         address: of the Ray cluster.
-        show_progress_bar: show rows, tokens/s and the time left on standard error.
+        show_progress_bar: show rows, tokens/s and the time left.
 
     Returns:
         The content of the folder.
@@ -99,7 +100,7 @@ def embed_files(
     Example:
         >>> from e5onnx import Encoder
         >>> from e5onnx.files import embed_files
-        >>> summary = embed_files(Encoder("models/sample"), ["corpus.jsonl"], "vectors")  # doctest: +SKIP
+        >>> summary = embed_files(Encoder("models/sample"), "corpus.jsonl", "vectors")  # doctest: +SKIP
     """
     _check_choice("role", role, Role)
     _check_choice("output_format", output_format, OutputFormat)
@@ -109,8 +110,6 @@ def embed_files(
     _check_choice("engine", engine, Engine)
     if input_format is not None:
         _check_choice("input_format", input_format, Format)
-    if isinstance(inputs, str | os.PathLike):
-        raise InputTypeError(f"inputs must be a list of names, got a single name: use [{os.fspath(inputs)!r}]")
     if ranges is None and dtype == "uint8":
         raise InputValueError("uint8 needs `ranges`, one for the whole corpus: measure them on vectors of a sample")
     if ranges is not None and dtype not in ("int8", "uint8"):
@@ -139,16 +138,30 @@ def embed_files(
     unknown = set(column_types or ()).difference(options.columns.stored())
     if unknown:
         raise InputValueError(f"column_types names {', '.join(map(repr, unknown))}, which is neither the id nor kept")
-    found = find_files([os.fspath(each) for each in inputs])
+    found = find_files(_names(inputs))
     warn_of_ignored(found.ignored)
     with opened_folder(output):
         plan = _planned(output, found.files, options, column_types or {}, show_progress_bar)
-        with _bar(show_progress_bar, "Checking parts", len(plan.parts), "part") as bar:
-            job = Job(output, plan, advance=bar.update)
+        with bar(show_progress_bar, "Checking parts", len(plan.parts), "part") as advance:
+            job = Job(output, plan, advance=advance)
         if job.todo():
             _run(encoder, job, on_error, engine, address, show_progress_bar)
             _check_files(plan.files, output)
         return _finished(job)
+
+
+def _names(inputs: Any) -> list[str]:
+    """Return the names of files, folders and globs, or say what is not one."""
+    given = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
+    if not isinstance(given, Iterable):
+        raise InputTypeError(f"inputs must be a file, a folder or a list of these, got {type(given).__name__}")
+    names = []
+    for position, each in enumerate(given):
+        name = os.fspath(each) if isinstance(each, str | os.PathLike) else each
+        if not isinstance(name, str):
+            raise InputTypeError(f"inputs must be str or Path, got {type(name).__name__} at position {position}")
+        names.append(name)
+    return names
 
 
 def _check_choice(name: str, given: object, literal: Any) -> None:
@@ -165,8 +178,8 @@ def _planned(
     if plan is None:
         files = [describe_file(path, wanted.input_format) for path in paths]
         check_columns(files, wanted.columns)
-        with _bar(show_progress_bar, "Reading input", sum(file.size for file in files), "B") as bar:
-            parts = plan_parts(files, part_rows=wanted.part_rows, advance=bar.update)
+        with bar(show_progress_bar, "Reading input", sum(file.size for file in files), "B") as advance:
+            parts = plan_parts(files, part_rows=wanted.part_rows, advance=advance)
         options = replace(wanted, columns=typed_columns(wanted.columns, types, files, parts[0]))
         return write_plan(output, files, parts, options)
     if list(map(os.path.realpath, paths)) != [os.path.realpath(file.path) for file in plan.files]:
@@ -217,20 +230,14 @@ def _finished(job: Job) -> Summary:
     return summary
 
 
-def _bar(show: bool, description: str, total: int, unit: str, *, done: int = 0) -> tqdm:
-    disable = None if show else True  # None: only show it on a terminal
-    return tqdm(total=total, initial=done, desc=description, unit=unit, unit_scale=True, disable=disable)
-
-
 @contextmanager
 def _progress(show: bool, done: int, rows: int) -> Iterator[Advance]:
     start, tokens_run = time.monotonic(), 0
-    with _bar(show, "Embedding", rows, "row", done=done) as bar:
+    with bar(show, "Embedding", rows, "row", done=done) as shown:
 
         def advance(rows: int, tokens: int) -> None:
             nonlocal tokens_run
             tokens_run += tokens
-            bar.set_postfix_str(f"{tokens_run / max(1e-3, time.monotonic() - start):,.0f} tokens/s", refresh=False)
-            bar.update(rows)
+            shown(rows, f"{tokens_run / max(1e-3, time.monotonic() - start):,.0f} tokens/s")
 
         yield advance

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..encoder import Encoder
+from ..encoder import Advance, Encoder
 from ..errors import ClusterError, E5OnnxError, InputValueError, MissingDependencyError, TextTooLongError
 from ..tokenizer import TokenizedText
 from .job import Done, JobOptions, Plan, part_name, read_plan
@@ -33,7 +33,6 @@ from .rows import RowReader
 from .texts import tokenized
 
 OnError = Literal["stop", "skip"]
-Advance = Callable[[int, int], object]
 """Called with the number of rows and tokens embedded since the last call."""
 _REMEDY = 'truncate="warn" (--truncate warn on the command line)'
 _WINDOW = 1024
@@ -165,8 +164,7 @@ def embed(encoder: Encoder, prepared: Prepared, advance: Advance) -> NDArray[np.
     vectors = np.empty((len(prepared.tokenized), encoder.dimension), np.float32)
     for start in range(0, len(vectors), _WINDOW):
         window = prepared.tokenized[start : start + _WINDOW]
-        vectors[start : start + _WINDOW] = encoder.encode_tokenized(window)
-        advance(len(window), sum(len(text.ids) for text in window))
+        vectors[start : start + _WINDOW] = encoder.encode_tokenized(window, advance=advance)
     return vectors
 
 
