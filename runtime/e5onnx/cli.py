@@ -113,6 +113,9 @@ def parse(arguments: Sequence[str], options: argparse.Namespace | None = None) -
     chosen: argparse.ArgumentParser = commands.choices[arguments[0]]
     chosen.add_argument("--quiet", action="store_true", help="show neither progress nor notes, only warnings")
     COMMANDS[arguments[0]].add_arguments(chosen)
+    formatter = argparse.HelpFormatter(chosen.prog, width=1000)
+    formatter.add_usage(None, [action for action in chosen._actions if not action.option_strings], [], "")
+    chosen.usage = formatter.format_help().strip().replace(chosen.prog, f"{chosen.prog} [OPTIONS]", 1)
     parsed, surplus = chosen.parse_known_args(_options_first(chosen, arguments[1:]), options)
     if surplus:
         chosen.error(f"too many arguments: {' '.join(surplus)}; an option takes one value, repeat it for several")
@@ -306,7 +309,7 @@ COMMANDS = {
         _push,
         (
             "e5onnx push models/e5-small-v2 me/e5-small-v2-onnx",
-            "e5onnx push models/e5-small-v2 me/e5-small-v2-onnx --private --revision trial",
+            "e5onnx push models/e5-small-v2 me/e5-small-v2-trial --private",
         ),
     ),
     "verify": Command(

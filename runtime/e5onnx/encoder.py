@@ -700,6 +700,23 @@ class Encoder:
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickle, ({**self._arguments, "threads": self._given_threads}, self.fingerprint)
 
+    def _repr_html_(self) -> str:
+        """Describe the encoder in a notebook."""
+        from html import escape
+
+        prompts = ", ".join(f"{name} {prompt!r}" for name, prompt in self.prompts.items()) or "none"
+        facts = {
+            "Encoder": self._arguments["model"],
+            "checkpoint": self.manifest.checkpoint,
+            "vectors": f"dimension {self.dimension}, {'unit length' if self.manifest.normalize else 'not normalised'}",
+            "texts": f"at most {self.max_tokens} tokens",
+            "prompts": prompts,
+            "runs": f"{self.precision}, provider {self.provider}, threads {self.threads}",
+            "fingerprint": self.fingerprint,
+        }
+        rows = (f"<tr><th>{name}</th><td>{escape(str(fact))}</td></tr>" for name, fact in facts.items())
+        return f"<table>{''.join(rows)}</table>"
+
     def __repr__(self) -> str:
         return (
             f"Encoder({self._arguments['model']!r}, precision={self.precision!r}, provider={self.provider!r}, "

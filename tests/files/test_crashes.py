@@ -101,6 +101,7 @@ def test_an_interrupt_stops_soon_and_keeps_what_is_done(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert (interrupted.returncode, b"Traceback" in interrupted.stderr) == (130, False), interrupted.stderr
+    assert interrupted.stderr.endswith(b"e5onnx: interrupted; the same command goes on where it stopped\n")
     assert 1 <= len(list((tmp_path / "out/_e5onnx/done").glob("*.json"))) < ROWS // PART_ROWS
     assert main(command) == 0
     assert content(tmp_path / "out") == undisturbed

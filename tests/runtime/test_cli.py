@@ -74,7 +74,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         with pytest.raises(SystemExit) as caught:
             cli.main(arguments[: 2 + (arguments[1] == "MODEL")])
         assert caught.value.code == 0
-        assert capsys.readouterr().out.startswith(f"usage: e5onnx {command} [-h]")
+        assert capsys.readouterr().out.startswith(f"usage: e5onnx {command} [OPTIONS]")
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["nonsense"], []])

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -513,6 +514,15 @@ def test_properties(e5: Encoder) -> None:
     assert e5.threads >= 1
     assert e5.fingerprint == e5.manifest.fingerprint("fp32")
     assert "e5-small-v2" in repr(e5)
+
+
+def test_a_notebook_shows_what_it_is(e5: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = ElementTree.fromstring(e5._repr_html_())
+    facts = {row[0].text: row[1].text for row in page.iter("tr")}
+    assert facts["prompts"] == "query 'query: ', document 'passage: '"
+    assert facts["fingerprint"] == e5.fingerprint
+    monkeypatch.setitem(e5._arguments, "model", "<script>")
+    assert "<td>&lt;script&gt;</td>" in e5._repr_html_()
 
 
 def test_warmup_runs_the_model_and_warns_of_nothing(e5_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

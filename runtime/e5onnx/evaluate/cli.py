@@ -40,26 +40,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a BEIR folder (corpus.jsonl, queries.jsonl, qrels/test.tsv), a tab-separated file with the columns "
         "score, sentence1 and sentence2, or a folder of such files",
     )
+    model, data = map(parser.add_argument_group, ("model", "data"))
     for name, place, example in [("provider", 0, "cpu,kernels"), ("precision", 1, "fp32,int8")]:
-        parser.add_argument(
+        model.add_argument(
             f"--{name}",
             action="extend",
             type=_names({kind[place] for kind in _KINDS}),
             metavar="NAMES",
             help=f"such as {example}; may be repeated (default: all that the model and this host have)",
         )
-    parser.add_argument("--threads", type=int, metavar="N", help="default: E5ONNX_THREADS, or available processors")
-    parser.add_argument("--split", default="test", help="which file of qrels/ to use (default: test)")
-    parser.add_argument(
+    model.add_argument("--threads", type=int, metavar="N", help="default: E5ONNX_THREADS, or available processors")
+    data.add_argument("--split", default="test", help="which file of qrels/ to use (default: test)")
+    data.add_argument(
         "--recall", action="extend", type=_depths, metavar="K", help="depths of recall, such as 10,100 (the default)"
     )
-    parser.add_argument(
+    data.add_argument(
         "--same-ids",
         choices=["exclude", "keep"],
         help="where queries share ids with documents: exclude the document from its own query's results, as BEIR does, "
         "or keep it because the ids have nothing to do with each other",
     )
-    parser.add_argument(
+    data.add_argument(
         "--symmetric",
         action="store_true",
         help="documents get the prompt of queries (duplicate questions, as in Quora)",

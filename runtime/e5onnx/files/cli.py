@@ -39,44 +39,47 @@ def add_arguments(embed: argparse.ArgumentParser) -> None:
         help="JSON lines, CSV, TSV, Parquet or text with one text per line, compressed or not; a folder of such files, "
         "or a quoted glob; - or no FILE: standard input, which is text unless --input-format says otherwise",
     )
-    embed.add_argument(
-        "--as",
-        dest="role",
-        choices=["query", "document", "raw"],
-        default="document",
-        help="which of the model's prompts to put before each text; raw: none (default: document)",
-    )
-    embed.add_argument(
-        "--output",
-        metavar="X.npy|FOLDER",
-        type=Path,
-        help="X.npy: a float32 array [texts, dimension]; any other name: a folder, for input of any size; "
-        "default: JSON lines on standard output",
-    )
-    embed.add_argument(
+    source = embed.add_argument_group("input")
+    source.add_argument(
         "--input-format", choices=["jsonl", "csv", "tsv", "parquet", "text"], help="of all files (default: by suffix)"
     )
-    embed.add_argument("--text-column", default="text", metavar="NAME", help="the column to embed (default: text)")
-    embed.add_argument("--title-column", metavar="NAME", help="a column to put before the text, separated by a space")
-    embed.add_argument(
+    source.add_argument("--text-column", default="text", metavar="NAME", help="the column to embed (default: text)")
+    source.add_argument("--title-column", metavar="NAME", help="a column to put before the text, separated by a space")
+    source.add_argument(
         "--on-error",
         choices=["stop", "skip"],
         default="stop",
         help="at a row that cannot be embedded: stop, or skip it and note it in rejects.jsonl with --output FOLDER, "
         "otherwise on standard error (default: stop)",
     )
-    embed.add_argument(
+    source.add_argument(
         "--truncate",
         choices=["warn", "error"],
         default="warn",
         help="for texts that are too long: cut them and warn, or "
         "treat them as rows that cannot be embedded (default: warn)",
     )
-    embed.add_argument("--dimensions", type=int, metavar="N", help="cut vectors to N components (default: all)")
-    embed.add_argument(
+    vectors = embed.add_argument_group("vectors")
+    vectors.add_argument(
+        "--as",
+        dest="role",
+        choices=["query", "document", "raw"],
+        default="document",
+        help="which of the model's prompts to put before each text; raw: none (default: document)",
+    )
+    vectors.add_argument("--dimensions", type=int, metavar="N", help="cut vectors to N components (default: all)")
+    vectors.add_argument(
         "--force", action="store_true", help="cut vectors even if the model is not known to be trained for it"
     )
-    embed.add_argument("--json", action="store_true", help="with --output: report as JSON")
+    output = embed.add_argument_group("output")
+    output.add_argument(
+        "--output",
+        metavar="X.npy|FOLDER",
+        type=Path,
+        help="X.npy: a float32 array [texts, dimension]; any other name: a folder, for input of any size "
+        "(default: JSON lines on standard output)",
+    )
+    output.add_argument("--json", action="store_true", help="with --output: report as JSON")
 
     folder = embed.add_argument_group(
         "with --output FOLDER (extra: e5onnx[bulk])",
@@ -97,7 +100,9 @@ def add_arguments(embed: argparse.ArgumentParser) -> None:
             "'list<string>', or json, which turns anything into text; string turns numbers into text (default: the "
             "type in the file or of the first rows)",
         ),
-        folder.add_argument("--format", choices=["parquet", "npy"], default="parquet", help="of the parts"),
+        folder.add_argument(
+            "--format", choices=["parquet", "npy"], default="parquet", help="of the parts (default: parquet)"
+        ),
         folder.add_argument(
             "--dtype",
             choices=["float32", "float16", "int8", "uint8", "binary", "ubinary"],
@@ -114,8 +119,17 @@ def add_arguments(embed: argparse.ArgumentParser) -> None:
         folder.add_argument(
             "--part-rows", type=int, default=10_000, metavar="N", help="rows per part (default: 10000)"
         ),
-        folder.add_argument("--engine", choices=["local", "ray"], default="local", help="ray: extra e5onnx[ray]"),
-        folder.add_argument("--address", help="of a Ray cluster; --threads sets the processors per actor (default: 1)"),
+        folder.add_argument(
+            "--engine",
+            choices=["local", "ray"],
+            default="local",
+            help="ray: a cluster, extra e5onnx[ray] (default: local)",
+        ),
+        folder.add_argument(
+            "--address",
+            metavar="HOST:PORT",
+            help="of a Ray cluster; --threads sets the processors per actor (default: 1)",
+        ),
     ]
     embed.set_defaults(folder_options={action.dest: (action.option_strings[0], action.default) for action in actions})
 

@@ -18,15 +18,14 @@ from .options import ServerOptions
 
 def add_arguments(serve: argparse.ArgumentParser) -> None:
     """Add the options of the command, except those of the model."""
+    requests, access, limits = map(serve.add_argument_group, ("requests", "access", "limits"))
 
-    def add(name: str, help: str, **how: Any) -> None:
+    def add(group: argparse._ArgumentGroup, name: str, help: str, **how: Any) -> None:
         flag, default = f"--{name.replace('_', '-')}", getattr(ServerOptions, name)
-        serve.add_argument(flag, default=default, help=f"{help} (default: %(default)s)", **how)
+        group.add_argument(flag, default=default, help=f"{help} (default: %(default)s)", **how)
 
-    add("host", "address to listen on")
-    add("port", "port to listen on; 0 picks a free one", type=_port, metavar="N")
-    add("default_role", "role of texts whose request does not name one", choices=get_args(Role))
-    serve.add_argument(
+    add(requests, "default_role", "role of texts whose request does not name one", choices=get_args(Role))
+    requests.add_argument(
         "--served-model-name",
         metavar="NAME",
         action="append",
@@ -35,20 +34,22 @@ def add_arguments(serve: argparse.ArgumentParser) -> None:
         help="name of the model in OpenAI's API, for programs with a fixed one, such as text-embedding-3-small; repeat "
         "it for several (default: the checkpoint's name)",
     )
-    serve.add_argument(
+    requests.add_argument(
         "--force-dimensions",
         dest="force",
         help="let requests ask for shorter vectors (`dimensions`), although the model is not known to be trained for "
         "them and the quality may drop",
         action="store_true",
     )
-    serve.add_argument(
+    add(access, "host", "address to listen on")
+    add(access, "port", "port to listen on; 0 picks a free one", type=_port, metavar="N")
+    access.add_argument(
         "--api-key-file",
         metavar="FILE",
         type=Path,
         help="file of API keys, one per line; E5ONNX_API_KEY adds one (default: no key is needed)",
     )
-    serve.add_argument(
+    access.add_argument(
         "--allowed-hosts",
         metavar="HOSTS",
         type=_hosts,
@@ -56,13 +57,14 @@ def add_arguments(serve: argparse.ArgumentParser) -> None:
         help="host names that the server answers to, separated by commas, such as *.example.org or * "
         "(default: on a loopback address only its own names, on other addresses every name)",
     )
-    add("max_texts", "most texts in a request", type=_count, metavar="N")
-    add("max_characters", "most characters in a text", type=_count, metavar="N")
-    add("max_body", "most bytes in the body of a request", type=_count, metavar="BYTES")
-    add("max_waiting_tokens", "most tokens that wait before new requests get 429", type=_count, metavar="N")
-    add("max_waiting_requests", "most requests that wait before new ones get 429", type=_count, metavar="N")
-    add("request_timeout", "seconds that a request may take before it gets 503", type=_seconds, metavar="S")
+    add(limits, "max_texts", "most texts in a request", type=_count, metavar="N")
+    add(limits, "max_characters", "most characters in a text", type=_count, metavar="N")
+    add(limits, "max_body", "most bytes in the body of a request", type=_count, metavar="BYTES")
+    add(limits, "max_waiting_tokens", "most tokens that wait before new requests get 429", type=_count, metavar="N")
+    add(limits, "max_waiting_requests", "most requests that wait before new ones get 429", type=_count, metavar="N")
+    add(limits, "request_timeout", "seconds that a request may take before it gets 503", type=_seconds, metavar="S")
     add(
+        limits,
         "drain_seconds",
         "seconds after SIGTERM in which the server still takes requests while /health is red",
         type=_seconds,
