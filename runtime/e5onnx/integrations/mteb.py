@@ -37,8 +37,8 @@ class E5OnnxModel:
 
     Attributes:
         encoder: the :class:`e5onnx.Encoder`.
-        mteb_model_meta: what mteb stores with the results. Its `experiment_kwargs` hold precision, provider, version,
-            `truncate_dim` and fingerprint, so that mteb keeps results of different vectors apart.
+        mteb_model_meta: what mteb stores with the results. Its `experiment_kwargs` hold precision, provider, version
+            and fingerprint, so that mteb keeps results of different vectors apart.
     """
 
     def __init__(
@@ -154,8 +154,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", choices=["fp32", "int8", "bf16"], help="default: as for Encoder")
     parser.add_argument("--provider", choices=["cpu", "kernels", "openvino"], default="cpu", help="default: cpu")
     parser.add_argument("--threads", type=int, metavar="N")
-    parser.add_argument("--dimensions", type=int, metavar="N", help="cut vectors to N dimensions")
-    parser.add_argument("--force", action="store_true", help="cut them even if the model is not trained for it")
+    parser.add_argument("--dimensions", type=int, metavar="N", help="cut vectors to N components (default: all)")
+    parser.add_argument(
+        "--force", action="store_true", help="cut vectors even if the model is not known to be trained for it"
+    )
     options = parser.parse_args(arguments)
     model = E5OnnxModel(
         options.model,
@@ -225,7 +227,6 @@ def _meta(encoder: Encoder) -> ModelMeta:
             "precision": encoder.precision,
             "provider": encoder.provider,
             "e5onnx": __version__,
-            "truncate_dim": encoder.truncate_dim,
             "fingerprint": encoder.fingerprint,
         },
     )
