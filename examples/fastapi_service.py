@@ -49,7 +49,7 @@ async def search(request: SearchRequest) -> list[Hit]:
     """Return the passages that answer a question best."""
     async with running:
         try:
-            query = await asyncio.to_thread(encoder.encode_query, request.question, truncate="error")
+            query = await encoder.aencode_query(request.question, truncate="error")
         except TextTooLongError as error:
             raise HTTPException(422, str(error)) from error
     scores = vectors @ query

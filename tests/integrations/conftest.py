@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from e5onnx import Encoder
-from integrations.passages import QUERY, TEXTS
+from integrations.passages import QUERY, SHORT, TEXTS
 
 # Haystack and Chroma report their use to their makers, and LangChain to LangSmith if it is set up.
 os.environ.update(
@@ -37,9 +37,21 @@ def query_vector(e5_model: Path) -> NDArray[np.float32]:
 
 
 @pytest.fixture(scope="session")
+def short_query_vector(e5_model: Path) -> NDArray[np.float32]:
+    """The vector of QUERY, cut to 64 components."""
+    return Encoder(e5_model, **SHORT).encode(f"query: {QUERY}")
+
+
+@pytest.fixture(scope="session")
 def document_vectors(e5_model: Path) -> NDArray[np.float32]:
     """The vectors of TEXTS."""
     return Encoder(e5_model).encode([f"passage: {text}" for text in TEXTS])
+
+
+@pytest.fixture(scope="session")
+def short_document_vectors(e5_model: Path) -> NDArray[np.float32]:
+    """The vectors of TEXTS, cut to 64 components."""
+    return Encoder(e5_model, **SHORT).encode([f"passage: {text}" for text in TEXTS])
 
 
 @pytest.fixture

@@ -1,7 +1,10 @@
-"""A query and documents."""
+"""A query, documents, and arguments for shorter vectors."""
 
 from __future__ import annotations
 
+from e5onnx.integrations.encoders import EncoderArguments
+
+SHORT: EncoderArguments = {"truncate_dim": 64, "force_truncate_dim": True}
 QUERY = "how much protein should a female eat"
 TEXTS = [
     "Women from 19 to 70 need some 46 grams of protein a day.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from e5onnx import Encoder, InputValueError
+from e5onnx import Encoder, InputTypeError, InputValueError
 from e5onnx.integrations import encoders
-from integrations.passages import QUERY, TEXTS
+from integrations.passages import QUERY, SHORT, TEXTS
 
 chromadb = pytest.importorskip("chromadb")
 from chromadb.utils.embedding_functions import (  # noqa: E402
@@ -67,6 +66,46 @@ def test_a_collection_is_opened_again(
     np.testing.assert_allclose(found["distances"][0], 1 - scores[best], rtol=0, atol=1e-5)
 
 
+def test_vectors_can_be_shorter(
+    e5_model: Path,
+    tmp_path: Path,
+    short_query_vector: NDArray[np.float32],
+    short_document_vectors: NDArray[np.float32],
+) -> None:
+    function = E5OnnxEmbeddingFunction(e5_model, **SHORT)
+    made = client(tmp_path).create_collection("texts", embedding_function=function)
+    made.add(ids=IDS, documents=TEXTS)
+    opened = client(tmp_path).get_collection("texts")
+    stored = opened.get(include=["embeddings"])
+    order = np.argsort([int(id) for id in stored["ids"]])
+    np.testing.assert_allclose(stored["embeddings"][order], short_document_vectors, rtol=0, atol=1e-6)
+    found = opened.query(query_texts=[QUERY], n_results=5)
+    scores = short_document_vectors @ short_query_vector
+    best = np.argsort(-scores, kind="stable")[:5]
+    assert found["ids"][0] == [IDS[position] for position in best]
+    np.testing.assert_allclose(found["distances"][0], 1 - scores[best], rtol=0, atol=1e-5)
+    with pytest.raises(InputValueError, match="make a new collection"):
+        opened.modify(configuration={"embedding_function": E5OnnxEmbeddingFunction(e5_model)})
+
+
+def test_a_collection_that_knows_fewer_arguments_is_opened(
+    e5_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function = E5OnnxEmbeddingFunction(e5_model)
+    old = {name: value for name, value in function.get_config().items() if name not in SHORT}
+    with monkeypatch.context() as patched:
+        patched.setattr(E5OnnxEmbeddingFunction, "get_config", lambda self: old)
+        client(tmp_path).create_collection("texts", embedding_function=function).add(ids=IDS, documents=TEXTS)
+    opened = client(tmp_path).get_collection("texts")
+    assert opened.configuration["embedding_function"].get_config() == function.get_config()
+    assert opened.query(query_texts=[TEXTS[0]], n_results=1)["ids"] == [["0"]]
+
+
+def test_an_unknown_argument_is_refused(e5_model: Path) -> None:
+    with pytest.raises(InputTypeError, match="no argument 'precison'"):
+        E5OnnxEmbeddingFunction(e5_model, precison="int8")  # type: ignore[call-arg]
+
+
 def test_a_collection_notices_that_its_model_changed(
     model_that_changes: Path, sample_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,23 +146,23 @@ def test_the_space_is_that_of_the_model(
     assert function.default_space() == spaces[0]
 
 
-@pytest.mark.xfail(
-    "convert_to_numpy" not in inspect.signature(Encoder.encode).parameters,
-    reason="encode does not take convert_to_numpy yet",
-    strict=True,
-)
+@pytest.mark.parametrize("arguments", [{"normalize_embeddings": True}, {}])
 def test_chromas_own_wrapper_takes_our_encoder(
-    sample_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sample_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, bool]
 ) -> None:
+    """By default, the wrapper passes normalize_embeddings=False, which gives vectors before normalisation."""
+
     def sentence_transformer(model_name_or_path: str, device: str) -> Encoder:
         return Encoder(model_name_or_path)
 
     monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=sentence_transformer))
-    function = SentenceTransformerEmbeddingFunction(str(sample_model), normalize_embeddings=True)
+    function = SentenceTransformerEmbeddingFunction(str(sample_model), **arguments)
     collection = client(tmp_path).create_collection("texts", embedding_function=function)
     collection.add(ids=IDS, documents=TEXTS)
-    expected = Encoder(sample_model).encode(TEXTS)
+    expected = Encoder(sample_model).encode(TEXTS, normalize_embeddings=bool(arguments))
+    assert np.allclose(np.linalg.norm(expected, axis=1), 1, rtol=0, atol=1e-5) == bool(arguments)
     stored = collection.get(include=["embeddings"])
     order = np.argsort([int(id) for id in stored["ids"]])
     np.testing.assert_allclose(stored["embeddings"][order], expected, rtol=0, atol=1e-6)
+    assert collection.configuration["hnsw"]["space"] == "cosine"  # for which lengths do not matter
     assert collection.query(query_texts=[QUERY], n_results=1)["ids"] == [["2"]]

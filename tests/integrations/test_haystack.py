@@ -10,12 +10,13 @@ import pytest
 from numpy.typing import NDArray
 
 from e5onnx import InputTypeError, InputValueError
-from integrations.passages import QUERY, TEXTS
+from integrations.passages import QUERY, SHORT, TEXTS
 
 pytest.importorskip("haystack")
 from haystack import Document, Pipeline
 from haystack.components.retrievers import InMemoryEmbeddingRetriever
 from haystack.components.writers import DocumentWriter
+from haystack.core.errors import DeserializationError
 from haystack.document_stores.in_memory import InMemoryDocumentStore
 
 from haystack_integrations.components.embedders.e5onnx import (
@@ -41,6 +42,18 @@ def test_queries_and_documents_get_their_prompts(
     assert all(each.embedding is None for each in given)
     assert document.run([]) == {"documents": []}
     assert text.warm_up() is document.warm_up()
+
+
+def test_vectors_can_be_shorter(
+    e5_model: Path, short_query_vector: NDArray[np.float32], short_document_vectors: NDArray[np.float32]
+) -> None:
+    pipeline = Pipeline()
+    pipeline.add_component("query", E5OnnxTextEmbedder(e5_model, **SHORT))
+    pipeline.add_component("documents", E5OnnxDocumentEmbedder(e5_model, **SHORT))
+    found = Pipeline.loads(pipeline.dumps()).run({"query": {"text": QUERY}, "documents": {"documents": documents()}})
+    np.testing.assert_array_equal(found["query"]["embedding"], short_query_vector)
+    vectors = [each.embedding for each in found["documents"]["documents"]]
+    np.testing.assert_array_equal(vectors, short_document_vectors)
 
 
 def test_fields_of_the_metadata_come_first(e5_model: Path) -> None:
@@ -90,4 +103,18 @@ def test_arguments_survive_serialisation(sample_model: Path) -> None:
     copy = E5OnnxTextEmbedder.from_dict(embedder.to_dict())
     assert copy.to_dict() == embedder.to_dict()
     assert copy.warm_up().precision == "int8"
+    old = embedder.to_dict()
+    for name in SHORT:
+        del old["init_parameters"][name]
+    assert E5OnnxTextEmbedder.from_dict(old).to_dict() == embedder.to_dict()
     assert embedder.to_dict()["type"] == "haystack_integrations.components.embedders.e5onnx.E5OnnxTextEmbedder"
+
+
+@pytest.mark.parametrize("embedder", [E5OnnxTextEmbedder, E5OnnxDocumentEmbedder])
+def test_an_unknown_argument_is_refused(sample_model: Path, embedder: type[E5OnnxTextEmbedder]) -> None:
+    with pytest.raises(InputTypeError, match="no argument 'precison'"):
+        embedder(sample_model, precison="int8")  # type: ignore[call-arg]
+    pipeline = Pipeline()
+    pipeline.add_component("embedder", embedder(sample_model))
+    with pytest.raises(DeserializationError, match="no argument 'precison'"):
+        Pipeline.loads(pipeline.dumps().replace("precision:", "precison:"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 
 from e5onnx import Encoder, InputTypeError, ModelFolderError
 from e5onnx.integrations import encoders
-from integrations.passages import QUERY, TEXTS
+from e5onnx.integrations.encoders import all_arguments
+from integrations.passages import QUERY, SHORT, TEXTS
 
 lancedb = pytest.importorskip("lancedb")
 from lancedb.embeddings import EmbeddingFunctionConfig, get_registry  # noqa: E402
@@ -62,6 +62,29 @@ def test_a_table_is_opened_again(
     assert [row["id"] for row in table.search(QUERY).limit(5).to_list()] == best.tolist()  # l2 ranks the same
 
 
+def test_vectors_can_be_shorter(
+    e5_model: Path,
+    tmp_path: Path,
+    short_query_vector: NDArray[np.float32],
+    short_document_vectors: NDArray[np.float32],
+) -> None:
+    make_table(tmp_path, get_registry().get("e5onnx").create(model=str(e5_model), **SHORT))
+    table = lancedb.connect(tmp_path).open_table("texts")
+    table.add([{"id": position, "text": text} for position, text in enumerate(TEXTS[10:], 10)])
+    vectors = table.to_arrow().sort_by("id").to_pydict()["vector"]
+    np.testing.assert_allclose(vectors, short_document_vectors, rtol=0, atol=1e-6)
+    found = table.search(QUERY).distance_type("cosine").limit(5).to_list()
+    scores = short_document_vectors @ short_query_vector
+    best = np.argsort(-scores, kind="stable")[:5]
+    assert [row["id"] for row in found] == best.tolist()
+    np.testing.assert_allclose([row["_distance"] for row in found], 1 - scores[best], rtol=0, atol=1e-5)
+
+
+def test_fields_have_the_encoders_defaults() -> None:
+    fields = get_registry().get("e5onnx").model_fields
+    assert {name: fields[name].default for name in all_arguments()} == all_arguments()
+
+
 def test_a_table_notices_that_its_model_changed(
     model_that_changes: Path, sample_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,13 +120,10 @@ def test_errors_are_not_tried_again(e5_model: Path) -> None:
         function.compute_query_embeddings_with_retry([3])
     with pytest.raises(ValidationError, match="precison"):
         get_registry().get("e5onnx").create(model=str(e5_model), precison="int8")
+    with pytest.raises(ValidationError, match="truncate_dim"):
+        get_registry().get("e5onnx").create(model=str(e5_model), truncate_dim=True)
 
 
-@pytest.mark.xfail(
-    "convert_to_numpy" not in inspect.signature(Encoder.encode).parameters,
-    reason="encode does not take convert_to_numpy yet",
-    strict=True,
-)
 def test_lancedbs_own_wrapper_takes_our_encoder(
     sample_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

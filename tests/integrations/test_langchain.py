@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from e5onnx import InputTypeError
-from integrations.passages import QUERY, TEXTS
+from integrations.passages import QUERY, SHORT, TEXTS
 
 pytest.importorskip("langchain_core")
 unit_tests = pytest.importorskip("langchain_tests.unit_tests")
@@ -55,6 +55,20 @@ def test_queries_and_documents_get_their_prompts(
     np.testing.assert_array_equal(asyncio.run(embeddings.aembed_documents(TEXTS)), document_vectors)
     assert embeddings.embed_documents([]) == []
     assert E5OnnxEmbeddings(e5_model).encoder is embeddings.encoder
+
+
+def test_vectors_can_be_shorter(
+    e5_model: Path, short_query_vector: NDArray[np.float32], short_document_vectors: NDArray[np.float32]
+) -> None:
+    embeddings = E5OnnxEmbeddings(e5_model, **SHORT)
+    np.testing.assert_array_equal(embeddings.embed_query(QUERY), short_query_vector)
+    np.testing.assert_array_equal(embeddings.embed_documents(TEXTS), short_document_vectors)
+
+
+@pytest.mark.parametrize("argument", ["precison", "fingerprint"])
+def test_an_unknown_argument_is_refused(e5_model: Path, argument: str) -> None:
+    with pytest.raises(InputTypeError, match=f"no argument '{argument}'"):
+        E5OnnxEmbeddings(e5_model, **{argument: "int8"})  # type: ignore[arg-type]
 
 
 def test_a_query_is_one_text_and_documents_are_several(e5_model: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from e5onnx import Encoder, InputValueError
-from integrations.passages import QUERY, TEXTS
+from integrations.passages import QUERY, SHORT, TEXTS
 
 pytest.importorskip("llama_index.core")
 from llama_index.core import Document, VectorStoreIndex
@@ -20,6 +20,7 @@ from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.storage.kvstore import SimpleKVStore
 from pydantic import ValidationError
 
+from e5onnx.integrations.encoders import all_arguments
 from e5onnx.integrations.llama_index import E5OnnxEmbedding
 
 
@@ -36,6 +37,15 @@ def test_queries_and_texts_get_their_prompts(
     )
     np.testing.assert_array_equal(asyncio.run(embedding.aget_text_embedding_batch(TEXTS)), document_vectors)
     assert embedding.get_text_embedding_batch([]) == []
+
+
+def test_vectors_can_be_shorter(
+    e5_model: Path, short_query_vector: NDArray[np.float32], short_document_vectors: NDArray[np.float32]
+) -> None:
+    embedding = E5OnnxEmbedding(model_name=str(e5_model), **SHORT)
+    copy = E5OnnxEmbedding.from_dict(embedding.to_dict())
+    np.testing.assert_array_equal(copy.get_query_embedding(QUERY), short_query_vector)
+    np.testing.assert_array_equal(copy.get_text_embedding_batch(TEXTS), short_document_vectors)
 
 
 @pytest.mark.parametrize("embed", ["get_text_embedding_batch", "aget_text_embedding_batch"])
@@ -82,9 +92,18 @@ def test_arguments_survive_serialisation(sample_model: Path) -> None:
         assert copy.to_dict() == embedding.to_dict()
         assert copy._encoder is embedding._encoder
         assert copy._encoder.precision == "int8"
+    old = {name: value for name, value in embedding.to_dict().items() if name not in SHORT}
+    assert E5OnnxEmbedding.from_dict(old).to_dict() == embedding.to_dict()
+
+
+def test_fields_have_the_encoders_defaults() -> None:
+    fields = E5OnnxEmbedding.model_fields
+    assert {name: fields[name].default for name in all_arguments()} == all_arguments()
 
 
 def test_a_mistyped_argument_is_refused(sample_model: Path) -> None:
+    with pytest.raises(ValidationError, match="truncate_dim"):
+        E5OnnxEmbedding(model_name=str(sample_model), truncate_dim=True)
     with pytest.raises(ValidationError, match="precison"):
         E5OnnxEmbedding(model_name=str(sample_model), precison="int8")
 

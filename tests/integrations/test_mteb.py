@@ -188,6 +188,10 @@ def test_the_program_keeps_precision_and_fingerprint(
         }.items()
     )
     assert (meta.parent / "LocalPairs.json").exists()
+    main([*arguments, "--task", "LocalPairs", "--dimensions", "16", "--force"])
+    short = E5OnnxModel(model, truncate_dim=16, force_truncate_dim=True).encoder.fingerprint
+    assert short != fingerprint
+    assert capsys.readouterr().out.endswith(f"\nfingerprint {short}\n")
     with pytest.raises(SystemExit):
         main([*arguments, "--task", "Unknown"])
     assert "has no task Unknown; it has LocalPairs, LocalQuoraRetrieval" in capsys.readouterr().err

@@ -105,13 +105,8 @@ def evaluate_pairs(encoder: Encoder, data: Pairs, *, advance: Advance = lambda t
     """
     work = _Work(encoder, data.name, advance)
     side = _symmetric(encoder)
-    first, second = (
-        np.concatenate(list(work.embedded(texts, side))).astype(np.float64) for texts in (data.first, data.second)
-    )
-    similarities = np.einsum("ij,ij->i", first, second)
-    if encoder.manifest.similarity_fn_name == "cosine":
-        lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-        similarities /= np.where(lengths == 0, 1, lengths)
+    first, second = (np.concatenate(list(work.embedded(texts, side))) for texts in (data.first, data.second))
+    similarities = encoder.similarity_pairwise(first, second)
     try:
         metrics = {"spearman": spearman(similarities, data.scores)}
     except InputValueError as error:

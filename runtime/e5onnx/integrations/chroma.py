@@ -6,14 +6,16 @@ Import this module before you open a collection that was made with it: the impor
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..encoder import Precision, Provider
 from ..errors import InputValueError, MissingDependencyError
-from .encoders import shared_encoder
+from .encoders import EncoderArguments, all_arguments, shared_encoder
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 try:
     from chromadb.api.types import Documents, EmbeddingFunction, Space
@@ -44,33 +46,19 @@ class E5OnnxEmbeddingFunction(EmbeddingFunction[Documents]):
         self,
         model: str | os.PathLike[str],
         *,
-        precision: Precision | None = None,
-        provider: Provider = "cpu",
-        threads: int | None = None,
-        revision: str | None = None,
-        local_files_only: bool = False,
         fingerprint: str | None = None,
+        **arguments: Unpack[EncoderArguments],
     ) -> None:
         """Load a model, or share the one that this process has loaded.
 
         Args:
-            model: as for :class:`e5onnx.Encoder`, like all other arguments but the last.
-            precision: see there.
-            provider: see there.
-            threads: see there.
-            revision: see there.
-            local_files_only: see there.
+            model: as for :class:`e5onnx.Encoder`.
             fingerprint: the fingerprint that the model must have.
+            arguments: as for :class:`e5onnx.Encoder`.
         """
-        self._arguments: dict[str, Any] = {
-            "precision": precision,
-            "provider": provider,
-            "threads": threads,
-            "revision": revision,
-            "local_files_only": local_files_only,
-        }
         self._model = os.fspath(model)
-        self._encoder = shared_encoder(model, **self._arguments, fingerprint=fingerprint)
+        self._arguments = all_arguments(**arguments)
+        self._encoder = shared_encoder(model, fingerprint=fingerprint, **self._arguments)
 
     def __call__(self, input: Documents) -> list[NDArray[np.float32]]:
         """Embed documents."""

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from ..encoder import Encoder, Precision, Provider
 from ..errors import MissingDependencyError
-from .encoders import shared_encoder
+from .encoders import EncoderArguments, shared_encoder
 
 try:
     from lancedb.embeddings.base import TextEmbeddingFunction
     from lancedb.embeddings.registry import register
-    from pydantic import ConfigDict, PrivateAttr
+    from pydantic import ConfigDict, PrivateAttr, StrictInt
 except ImportError as error:
     raise MissingDependencyError("the integration for LanceDB needs more: pip install 'e5onnx[lancedb]'") from error
 
@@ -46,6 +46,8 @@ class E5OnnxEmbeddings(TextEmbeddingFunction):
     threads: int | None = None
     revision: str | None = None
     local_files_only: bool = False
+    truncate_dim: StrictInt | None = None
+    force_truncate_dim: bool = False
     fingerprint: str | None = None
 
     _encoder: Encoder = PrivateAttr()
@@ -55,12 +57,8 @@ class E5OnnxEmbeddings(TextEmbeddingFunction):
         super().__init__(**fields)
         self._encoder = shared_encoder(
             self.model,
-            precision=self.precision,
-            provider=self.provider,
-            threads=self.threads,
-            revision=self.revision,
-            local_files_only=self.local_files_only,
             fingerprint=self.fingerprint,
+            **{name: getattr(self, name) for name in EncoderArguments.__annotations__},
         )
 
     def ndims(self) -> int:

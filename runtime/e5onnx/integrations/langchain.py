@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
-from ..encoder import Precision, Provider
 from ..errors import MissingDependencyError
-from .encoders import document_vectors, query_vector, shared_encoder
+from .encoders import EncoderArguments, all_arguments, document_vectors, query_vector, shared_encoder
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 try:
     from langchain_core.embeddings import Embeddings
@@ -28,25 +31,9 @@ class E5OnnxEmbeddings(Embeddings):
         384
     """
 
-    def __init__(
-        self,
-        model: str | os.PathLike[str],
-        *,
-        precision: Precision | None = None,
-        provider: Provider = "cpu",
-        threads: int | None = None,
-        revision: str | None = None,
-        local_files_only: bool = False,
-    ) -> None:
+    def __init__(self, model: str | os.PathLike[str], **arguments: Unpack[EncoderArguments]) -> None:
         """Load a model, or share the one that this process has loaded; arguments as for :class:`e5onnx.Encoder`."""
-        self.encoder = shared_encoder(
-            model,
-            precision=precision,
-            provider=provider,
-            threads=threads,
-            revision=revision,
-            local_files_only=local_files_only,
-        )
+        self.encoder = shared_encoder(model, **all_arguments(**arguments))
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed documents."""

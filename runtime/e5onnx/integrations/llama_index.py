@@ -7,7 +7,7 @@ from typing import Any
 
 from ..encoder import Encoder, Precision, Provider
 from ..errors import InputValueError, MissingDependencyError
-from .encoders import document_vectors, query_vector, shared_encoder
+from .encoders import EncoderArguments, document_vectors, query_vector, shared_encoder
 
 try:
     from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -37,6 +37,8 @@ class E5OnnxEmbedding(BaseEmbedding):
     threads: int | None = Field(default=None, description="As for e5onnx.Encoder.")
     revision: str | None = Field(default=None, description="As for e5onnx.Encoder.")
     local_files_only: bool = Field(default=False, description="As for e5onnx.Encoder.")
+    truncate_dim: int | None = Field(default=None, description="As for e5onnx.Encoder.", strict=True)
+    force_truncate_dim: bool = Field(default=False, description="As for e5onnx.Encoder.")
     # The encoder sorts texts by length and makes its own batches: the base's batches of 10 leave it nothing to sort.
     embed_batch_size: int = Field(default=2048, description="Texts per call of the encoder.", gt=0, le=2048)
 
@@ -46,12 +48,7 @@ class E5OnnxEmbedding(BaseEmbedding):
         """Load the model, or share the one that this process has loaded."""
         super().__init__(**fields)
         self._encoder = shared_encoder(
-            self.model_name,
-            precision=self.precision,
-            provider=self.provider,
-            threads=self.threads,
-            revision=self.revision,
-            local_files_only=self.local_files_only,
+            self.model_name, **{name: getattr(self, name) for name in EncoderArguments.__annotations__}
         )
         prompt_for = self._encoder.tokenizer.prompt_for
         if self.embeddings_cache is not None and prompt_for("query") != prompt_for("document"):

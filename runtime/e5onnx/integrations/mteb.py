@@ -50,6 +50,8 @@ class E5OnnxModel:
         precision: Precision | None = None,
         provider: Provider = "cpu",
         threads: int | None = None,
+        truncate_dim: int | None = None,
+        force_truncate_dim: bool = False,
     ) -> None:
         """Load a model.
 
@@ -60,6 +62,8 @@ class E5OnnxModel:
             precision: of the graph; see :class:`e5onnx.Encoder`.
             provider: what runs it; see there.
             threads: threads that one call uses.
+            truncate_dim: dimension to cut vectors to; see there.
+            force_truncate_dim: cut them even if the model is not known to be trained for it, to measure what it costs.
 
         Raises:
             InputValueError: the device is not a CPU, or the model does not have E5's prompts.
@@ -67,7 +71,15 @@ class E5OnnxModel:
         """
         if device not in (None, "cpu"):
             raise InputValueError(f"device must be 'cpu', got {device!r}: e5onnx runs on CPUs only")
-        self.encoder = Encoder(model_name, revision=revision, precision=precision, provider=provider, threads=threads)
+        self.encoder = Encoder(
+            model_name,
+            revision=revision,
+            precision=precision,
+            provider=provider,
+            threads=threads,
+            truncate_dim=truncate_dim,
+            force_truncate_dim=force_truncate_dim,
+        )
         prompts = tuple(self.encoder.tokenizer.prompt_for(role) for role in ("query", "document"))
         if prompts != _PROMPTS:
             raise InputValueError(
@@ -142,6 +154,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", choices=["fp32", "int8", "bf16"], help="default: as for Encoder")
     parser.add_argument("--provider", choices=["cpu", "kernels", "openvino"], default="cpu", help="default: cpu")
     parser.add_argument("--threads", type=int, metavar="N")
+    parser.add_argument("--dimensions", type=int, metavar="N", help="cut vectors to N components (default: all)")
+    parser.add_argument(
+        "--force", action="store_true", help="cut vectors even if the model is not known to be trained for it"
+    )
     options = parser.parse_args(arguments)
     model = E5OnnxModel(
         options.model,
@@ -149,6 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         precision=options.precision,
         provider=options.provider,
         threads=options.threads,
+        truncate_dim=options.dimensions,
+        force_truncate_dim=options.force,
     )
     import mteb
 

@@ -9,11 +9,20 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from e5onnx.encoder import Encoder, Precision, Provider
+from e5onnx.encoder import Encoder
 from e5onnx.errors import InputTypeError, InputValueError, MissingDependencyError
-from e5onnx.integrations.encoders import document_vectors, query_vector, shared_encoder
+from e5onnx.integrations.encoders import (
+    EncoderArguments,
+    all_arguments,
+    document_vectors,
+    query_vector,
+    shared_encoder,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict
@@ -21,35 +30,12 @@ except ImportError as error:
     raise MissingDependencyError("the integration for Haystack needs more: pip install 'e5onnx[haystack]'") from error
 
 
-@component
-class E5OnnxTextEmbedder:
-    """Embeds a query with the model's prompt for queries.
+class _Embedder:
+    """A model, loaded when it is first needed, and how a pipeline's file describes it."""
 
-    Example:
-        >>> embedder = E5OnnxTextEmbedder("models/sample")
-        >>> len(embedder.run("how much protein should a female eat")["embedding"])
-        384
-    """
-
-    def __init__(
-        self,
-        model: str | os.PathLike[str],
-        *,
-        precision: Precision | None = None,
-        provider: Provider = "cpu",
-        threads: int | None = None,
-        revision: str | None = None,
-        local_files_only: bool = False,
-    ) -> None:
+    def __init__(self, model: str | os.PathLike[str], **arguments: Unpack[EncoderArguments]) -> None:
         """Note which model to load, with arguments as for :class:`e5onnx.Encoder`."""
-        self._arguments: dict[str, Any] = {
-            "model": os.fspath(model),
-            "precision": precision,
-            "provider": provider,
-            "threads": threads,
-            "revision": revision,
-            "local_files_only": local_files_only,
-        }
+        self._arguments = {"model": os.fspath(model), **all_arguments(**arguments)}
         self._encoder: Encoder | None = None
 
     def warm_up(self) -> Encoder:
@@ -57,6 +43,26 @@ class E5OnnxTextEmbedder:
         if self._encoder is None:
             self._encoder = shared_encoder(**self._arguments)
         return self._encoder
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the component as a pipeline's file has it."""
+        return default_to_dict(self, **self._arguments)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Make the component that :meth:`to_dict` described."""
+        return default_from_dict(cls, data)
+
+
+@component
+class E5OnnxTextEmbedder(_Embedder):
+    """Embeds a query with the model's prompt for queries.
+
+    Example:
+        >>> embedder = E5OnnxTextEmbedder("models/sample")
+        >>> len(embedder.run("how much protein should a female eat")["embedding"])
+        384
+    """
 
     @component.output_types(embedding=list[float])
     def run(self, text: str) -> dict[str, Any]:
@@ -68,18 +74,9 @@ class E5OnnxTextEmbedder:
         """Embed a query in a thread."""
         return await asyncio.to_thread(self.run, text)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the component as a pipeline's file has it."""
-        return default_to_dict(self, **self._arguments)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> E5OnnxTextEmbedder:
-        """Make the component that :meth:`to_dict` described."""
-        return default_from_dict(cls, data)
-
 
 @component
-class E5OnnxDocumentEmbedder:
+class E5OnnxDocumentEmbedder(_Embedder):
     """Embeds documents with the model's prompt for documents.
 
     Example:
@@ -93,43 +90,21 @@ class E5OnnxDocumentEmbedder:
         self,
         model: str | os.PathLike[str],
         *,
-        precision: Precision | None = None,
-        provider: Provider = "cpu",
-        threads: int | None = None,
-        revision: str | None = None,
-        local_files_only: bool = False,
         meta_fields_to_embed: list[str] | None = None,
         embedding_separator: str = "\n",
+        **arguments: Unpack[EncoderArguments],
     ) -> None:
-        """Note which model to load, with arguments as for :class:`e5onnx.Encoder`.
+        """Note which model to load, and which text of a document to embed.
 
         Args:
             model: as for :class:`e5onnx.Encoder`.
-            precision: see there.
-            provider: see there.
-            threads: see there.
-            revision: see there.
-            local_files_only: see there.
             meta_fields_to_embed: fields of the metadata to put before each text, such as the title.
             embedding_separator: what to put between these and the text.
+            arguments: as for :class:`e5onnx.Encoder`.
         """
-        self._arguments: dict[str, Any] = {
-            "model": os.fspath(model),
-            "precision": precision,
-            "provider": provider,
-            "threads": threads,
-            "revision": revision,
-            "local_files_only": local_files_only,
-        }
-        self._encoder: Encoder | None = None
+        _Embedder.__init__(self, model, **arguments)  # Haystack makes this class anew, so that super() fails
         self._meta_fields = list(meta_fields_to_embed or [])
         self._separator = embedding_separator
-
-    def warm_up(self) -> Encoder:
-        """Load the model, or share the one that this process has loaded."""
-        if self._encoder is None:
-            self._encoder = shared_encoder(**self._arguments)
-        return self._encoder
 
     @component.output_types(documents=list[Document])
     def run(self, documents: list[Document]) -> dict[str, Any]:
@@ -163,8 +138,3 @@ class E5OnnxDocumentEmbedder:
             meta_fields_to_embed=self._meta_fields,
             embedding_separator=self._separator,
         )
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> E5OnnxDocumentEmbedder:
-        """Make the component that :meth:`to_dict` described."""
-        return default_from_dict(cls, data)
