@@ -6,11 +6,11 @@ import json
 import os
 import threading
 import warnings
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property, partial, update_wrapper
-from operator import itemgetter
+from operator import itemgetter, length_hint
 from types import MappingProxyType
 from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar, overload
 
@@ -551,14 +551,13 @@ class Encoder:
         if isinstance(texts, (list, tuple)):
             check_texts(texts)
 
-        shape = (len(texts) if isinstance(texts, Sized) else 0, settings.dimension)
-        embeddings: Embeddings = np.empty(shape, np.float32)
+        embeddings: Embeddings = np.empty((length_hint(texts), settings.dimension), np.float32)
         start = 0
         cut: list[tuple[int, int]] = []
         with _progress_bar(bool(show_progress_bar), texts) as advance:
-            for vectors in self._windows(texts, prefix, warn_of_prompts, settings, cut, advance):
+            for vectors in self._windows(texts, prefix, 5 if warn_of_prompts else None, settings, cut, advance):
                 end = start + len(vectors)
-                if end > len(embeddings):  # the number of texts is not known
+                if end > len(embeddings):  # the number of texts was not known
                     embeddings.resize((max(end, len(embeddings) * 3 // 2), settings.dimension), refcheck=False)
                 embeddings[start:end] = vectors
                 start = end
@@ -574,29 +573,38 @@ class Encoder:
     ) -> Iterator[Embeddings]:
         cut: list[tuple[int, int]] = []
         texts_done = 0
-        for vectors in self._windows(texts, prefix, warn_of_prompts, settings, cut, lambda texts: None):
-            yield from vectors
-            texts_done += len(vectors)
-        if cut:
-            warnings.warn(self._truncation(cut, texts_done), stacklevel=2)  # whoever reads the stream
+        try:
+            for vectors in self._windows(
+                texts, prefix, 4 if warn_of_prompts else None, settings, cut, lambda texts: None
+            ):
+                texts_done += len(vectors)
+                yield from map(np.copy, vectors)  # a view would keep all of them in memory
+        finally:  # also if the reader stops early, as zip(ids, stream) does
+            if cut:
+                warnings.warn(self._truncation(cut, texts_done), stacklevel=2)  # whoever reads the stream
 
     def _windows(
         self,
         texts: Iterable[str],
         prefix: str,
-        warn_of_prompts: bool,
+        prompt_stacklevel: int | None,
         settings: _Settings,
         cut: list[tuple[int, int]],
         advance: Callable[[int], object],
     ) -> Iterator[Embeddings]:
-        """Yield the vectors of some texts after the other, and add to `cut` what :meth:`_cut_texts` returns."""
+        """Yield the vectors of one window of texts after another, and add to `cut` what :meth:`_cut_texts` returns.
+
+        With a `prompt_stacklevel`, warn of texts without a prompt.
+        """
         start = 0
         for window in _windows(texts):
             tokenized = self.tokenizer.tokenize(window, prefix, start=start)
-            if warn_of_prompts:
-                self._warn_of_missing_prompt(window)
-            cut += self._cut_texts(tokenized, start, settings.truncate)
-            yield self._run(tokenized, settings, advance)
+            if prompt_stacklevel is not None:
+                self._warn_of_missing_prompt(window, prompt_stacklevel)
+            found = self._cut_texts(tokenized, start, settings.truncate)
+            vectors = self._run(tokenized, settings, advance)
+            cut += found
+            yield vectors
             start += len(window)
 
     def _run(
@@ -629,11 +637,14 @@ class Encoder:
             raise InputValueError(f"truncate_dim must be from 1 to {full}, the dimension of this model, got {wanted}")
         if wanted == full or self._force_truncate_dim or wanted in (trained := self._trained_dimensions):
             return wanted
-        known = f"only for {', '.join(map(str, trained))}" if trained else "for shorter vectors at all"
+        known = (
+            f"is known to be trained for {', '.join(map(str, trained))} dimensions only"
+            if trained
+            else "is not known to be trained for shorter vectors (its config.json would have `matryoshka_dimensions`)"
+        )
         raise InputValueError(
-            f"this model is not known to be trained {known} (its config.json would have `matryoshka_dimensions`), so "
-            f"its vectors may be much worse when cut to {wanted}. Measure that first; then allow it with "
-            "Encoder(..., force_truncate_dim=True), or --force on the command line"
+            f"this model {known}, so its vectors may be much worse when cut to {wanted}. Measure that first; then "
+            "allow it with Encoder(..., force_truncate_dim=True), or --force on the command line"
         )
 
     @cached_property
@@ -661,7 +672,7 @@ class Encoder:
         tokens, position = max(cut, key=itemgetter(0))
         return TruncationWarning(len(cut), texts, tokens, position, self.max_tokens)
 
-    def _warn_of_missing_prompt(self, texts: Sequence[str]) -> None:
+    def _warn_of_missing_prompt(self, texts: Sequence[str], stacklevel: int) -> None:
         """Warn once about a text without a prompt, if the model was trained with a prompt on every text."""
         prompts = [prompt for prompt in self.manifest.prompts.values() if prompt]
         if self._may_warn_of_prompts and not all(text.startswith(tuple(prompts)) for text in texts):
@@ -670,7 +681,7 @@ class Encoder:
                 f"encode() got texts that do not start with {' or '.join(map(repr, prompts))}; the model was trained "
                 'with these prompts. Use encode_query or encode_document, or pass prompt="" to embed texts as is.',
                 MissingPromptWarning,
-                stacklevel=5,  # the caller of encode
+                stacklevel=stacklevel,
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -706,8 +717,7 @@ def _progress_bar(show: bool, texts: Iterable[str]) -> Iterator[Callable[[int], 
         from tqdm.auto import tqdm
     except ImportError as error:
         raise MissingDependencyError("show_progress_bar needs tqdm: pip install tqdm") from error
-    total = len(texts) if isinstance(texts, Sized) else None
-    with tqdm(total=total, desc="Encoding", unit="text") as bar:
+    with tqdm(total=length_hint(texts) or None, desc="Encoding", unit="text") as bar:
         yield bar.update
 
 
