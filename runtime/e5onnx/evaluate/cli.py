@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> None:
     with ExitStack() as stack:
         stream = None
         if options.json not in (None, "-"):  # opened first, to notice early that it cannot be written
-            temporary = stack.enter_context(written_whole(Path(options.json)))
+            temporary = stack.enter_context(written_whole(Path(options.json).resolve()))
             stream = stack.enter_context(temporary.open("x", encoding="utf-8"))
         datasets = find_datasets(options.data, options.split)
         for data in datasets:
@@ -122,7 +122,7 @@ def _kinds(options: argparse.Namespace) -> tuple[list[tuple[Provider, Precision]
                 reason = "; ".join(reasons) or f"it does not go with {', '.join(others)}"
                 raise InputValueError(f"cannot evaluate {name}: {reason}")
     if not kinds:
-        raise InputValueError("; ".join(each["reason"] for each in left_out))
+        raise InputValueError("; ".join(dict.fromkeys(each["reason"] for each in left_out)))
     return kinds, left_out
 
 
