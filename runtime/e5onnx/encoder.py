@@ -195,7 +195,7 @@ class Encoder:
 
     @property
     def truncate_dim(self) -> int | None:
-        """The dimension that vectors are cut to unless a call says otherwise; None for all of it."""
+        """The dimension that vectors are cut to unless a call says otherwise; None if they are not cut."""
         return self._truncate_dim
 
     def get_embedding_dimension(self) -> int:
@@ -208,7 +208,7 @@ class Encoder:
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens of a text, special tokens included. Longer texts are cut."""
+        """The most tokens that a text may have, special tokens included. Longer texts are cut."""
         return self.manifest.max_tokens
 
     @property
@@ -268,10 +268,10 @@ class Encoder:
             prompt_name: name of the model's prompt to put before each text; see :meth:`Tokenizer.prompted` for texts
                 that already start with it.
             prompt: the text of a prompt, used instead of `prompt_name`; "" for none.
-            batch_size: most texts in one run of the model. The results do not depend on it, and batches are cut to
+            batch_size: the most texts in one run of the model. The results do not depend on it, and batches are cut to
                 the size that runs fastest anyway.
             show_progress_bar: show a tqdm bar that counts texts.
-            output_value: as in sentence-transformers; "sentence_embedding" is all there is.
+            output_value: as in sentence-transformers; "sentence_embedding" is the only value.
             precision: type of the vectors, "float32", or one of those of
                 :func:`e5onnx.quantization.quantize_embeddings`. "int8" and "uint8" take their ranges from the vectors
                 of this call, so they cannot be compared with those of another. What the model computes in is the
@@ -296,7 +296,7 @@ class Encoder:
             InputTypeError: an input is not a str; the message names its position. A list or tuple is checked as a
                 whole before the model runs.
             InputValueError: an input is not valid Unicode, the model has no prompt of that name, or an argument asks
-                for what there is not; the message names it.
+                for something that e5onnx does not do; the message names it.
             TextTooLongError: a text is too long and `truncate` is "error", or a text has a million characters without
                 a space.
 
@@ -729,7 +729,7 @@ def _check_device(device: str | None) -> None:
 def _check_only_value(
     output_value: Any, convert_to_numpy: Any, convert_to_tensor: Any, device: Any, pool: Any, chunk_size: Any
 ) -> None:
-    """Refuse values of sentence-transformers' arguments that ask for what there is not."""
+    """Refuse values of sentence-transformers' arguments that ask for something that e5onnx does not do."""
     _check_device(device)
     if output_value != "sentence_embedding":
         raise InputValueError(

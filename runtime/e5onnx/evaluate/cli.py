@@ -176,7 +176,7 @@ def _progress(what: str, total: int) -> Callable[[int], None]:
 
 
 def _note_about(data: Retrieval) -> None:
-    """Say what counts differently than a user might expect."""
+    """Say what is counted differently from what a user might expect."""
     if data.unjudged:
         note(f"{data.name}: queries left out, as this split has no judgement of them: {data.unjudged:,}")
     hopeless = sum(not any(value > 0 for value in judged.values()) for judged in data.relevance.values())

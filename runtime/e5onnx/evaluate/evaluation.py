@@ -35,7 +35,7 @@ class Result:
         prompts: the text put before each text of either side.
         texts: number of texts that were embedded.
         truncated: number of texts among them that were cut to the model's maximum.
-        seconds: time in all, of which nearly everything is the model's.
+        seconds: total time, nearly all of it the model's.
     """
 
     metrics: dict[str, float]
