@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -418,6 +419,23 @@ def test_failures_leave_no_output(folder: Path, tiny_model: Path, capsys: pytest
     assert code == 0
     assert "counted as 0 as in trec_eval: 1" in error
     assert json.loads(output.read_text())["datasets"][0]["results"][0]["metrics"]["ndcg@10"] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_results_replace_neither_a_pipe_nor_a_link(
+    folder: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As root, the results would otherwise take the place of /dev/stdout for everybody."""
+    pipe, link, target = (tmp_path / name for name in ("pipe", "link", "target"))
+    os.mkfifo(pipe)
+    target.touch()
+    link.symlink_to(target)
+    code, _, error = run(capsys, tiny_model, folder, "--provider", "cpu", "--json", pipe)
+    assert (code, pipe.is_fifo()) == (1, True)
+    assert f"There is something other than a file: '{pipe}'" in error
+    code, _, error = run(capsys, tiny_model, folder, "--provider", "cpu", "--json", link)
+    assert (code, link.is_symlink()) == (0, True)
+    assert json.loads(target.read_text())["datasets"]
 
 
 @pytest.mark.parametrize(

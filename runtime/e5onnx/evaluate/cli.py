@@ -76,7 +76,8 @@ def run(options: argparse.Namespace) -> None:
     with ExitStack() as stack:
         stream = None
         if options.json not in (None, "-"):  # opened first, to notice early that it cannot be written
-            temporary = stack.enter_context(written_whole(Path(options.json).resolve()))
+            path = Path(options.json)
+            temporary = stack.enter_context(written_whole(path.resolve() if path.is_file() else path))  # keeps a link
             stream = stack.enter_context(temporary.open("x", encoding="utf-8"))
         datasets = find_datasets(options.data, options.split)
         for data in datasets:
