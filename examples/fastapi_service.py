@@ -3,8 +3,8 @@
 pip install e5onnx fastapi uvicorn
 python fastapi_service.py MODEL [PORT]
 
-The model runs in threads, so that the event loop stays free; onnxruntime releases the interpreter's lock. A service
-that only serves embeddings need not be written: `e5onnx serve` also batches requests of different clients.
+`aencode_query` runs the model in a thread, so that the event loop stays free. You need not write a service that only
+serves embeddings: `e5onnx serve` does that, and also batches the requests of different clients.
 """
 
 import asyncio

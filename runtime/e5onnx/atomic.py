@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +14,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` at the end, or remove it after an error.
 
     Raises:
-        OSError: the file system failed, for example because the disk is full; the error names `path`.
+        OSError: the file system failed, for example because the disk is full, or `path` is a folder, a pipe or a
+            device such as /dev/stdout, which a file must not replace; the error names `path`.
 
     Example:
         >>> import tempfile
@@ -23,6 +25,8 @@ def written_whole(path: Path) -> Iterator[Path]:
         >>> (folder / "file").read_text()
         'all of it'
     """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "There is something other than a file", str(path))
     # a random name, since processes on other machines may write beside the same file
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:

@@ -42,7 +42,7 @@ def check_encodable(text: str, what: str) -> None:
 
 
 def whole_number(name: str, value: Any) -> int:
-    """Return an int, also from another library's integer such as numpy's; raise :class:`InputTypeError` if it is none.
+    """Return an int, also from another library's integer such as numpy's; raise :class:`InputTypeError` for others.
 
     Example:
         >>> whole_number("threads", 4)

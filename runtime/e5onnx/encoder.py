@@ -6,10 +6,10 @@ import json
 import os
 import threading
 import warnings
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cached_property, partial, update_wrapper
-from operator import itemgetter
+from operator import itemgetter, length_hint
 from types import MappingProxyType
 from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar, get_args, overload
 
@@ -196,7 +196,7 @@ class Encoder:
 
     @property
     def truncate_dim(self) -> int | None:
-        """The dimension that vectors are cut to unless a call says otherwise; None for all of it."""
+        """The dimension that vectors are cut to unless a call says otherwise; None if they are not cut."""
         return self._truncate_dim
 
     @cached_property
@@ -227,7 +227,7 @@ class Encoder:
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens of a text, special tokens included. Longer texts are cut."""
+        """The most tokens that a text may have, special tokens included. Longer texts are cut."""
         return self.manifest.max_tokens
 
     @property
@@ -287,7 +287,7 @@ class Encoder:
             prompt_name: name of the model's prompt to put before each text; see :meth:`Tokenizer.prompted` for texts
                 that already start with it.
             prompt: the text of a prompt, used instead of `prompt_name`; "" for none.
-            batch_size: most texts in one run of the model. The results do not depend on it, and batches are cut to
+            batch_size: the most texts in one run of the model. The results do not depend on it, and batches are cut to
                 the size that runs fastest anyway.
             show_progress_bar: show a tqdm bar that counts texts.
             output_value: "sentence_embedding", or "pooled_embedding" for the vectors before any normalisation, which
@@ -315,7 +315,7 @@ class Encoder:
             InputTypeError: an input is not a str; the message names its position. A list or tuple is checked as a
                 whole before the model runs.
             InputValueError: an input is not valid Unicode, the model has no prompt of that name, or an argument asks
-                for what there is not; the message names it.
+                for something that e5onnx does not do; the message names it.
             TextTooLongError: a text is too long and `truncate` is "error", or a text has a million characters without
                 a space.
 
@@ -584,16 +584,14 @@ class Encoder:
         if isinstance(texts, (list, tuple)):
             check_texts(texts)
 
-        shape = (len(texts) if isinstance(texts, Sized) else 0, settings.dimension)
-        embeddings: Embeddings = np.empty(shape, np.float32)
+        embeddings: Embeddings = np.empty((length_hint(texts), settings.dimension), np.float32)
         start = 0
         cut: list[tuple[int, int]] = []
-        total = len(texts) if isinstance(texts, Sized) else None
-        with bar(bool(show_progress_bar), "Encoding", total, "text") as advance:
+        with bar(bool(show_progress_bar), "Encoding", length_hint(texts) or None, "text") as advance:
             done: Advance = lambda texts, tokens: advance(texts)  # noqa: E731
-            for vectors in self._windows(texts, prefix, warn_of_prompts, settings, cut, done):
+            for vectors in self._windows(texts, prefix, 5 if warn_of_prompts else None, settings, cut, done):
                 end = start + len(vectors)
-                if end > len(embeddings):  # the number of texts is not known
+                if end > len(embeddings):  # the number of texts was not known
                     embeddings.resize((max(end, len(embeddings) * 3 // 2), settings.dimension), refcheck=False)
                 embeddings[start:end] = vectors
                 start = end
@@ -609,29 +607,36 @@ class Encoder:
     ) -> Iterator[Embeddings]:
         cut: list[tuple[int, int]] = []
         texts_done = 0
-        for vectors in self._windows(texts, prefix, warn_of_prompts, settings, cut, _nothing):
-            yield from vectors
-            texts_done += len(vectors)
-        if cut:
-            warnings.warn(self._truncation(cut, texts_done), stacklevel=2)  # whoever reads the stream
+        try:
+            for vectors in self._windows(texts, prefix, 4 if warn_of_prompts else None, settings, cut, _nothing):
+                texts_done += len(vectors)
+                yield from map(np.copy, vectors)  # a view would keep all of them in memory
+        finally:  # also if the reader stops early, as zip(ids, stream) does
+            if cut:
+                warnings.warn(self._truncation(cut, texts_done), stacklevel=2)  # whoever reads the stream
 
     def _windows(
         self,
         texts: Iterable[str],
         prefix: str,
-        warn_of_prompts: bool,
+        prompt_stacklevel: int | None,
         settings: _Settings,
         cut: list[tuple[int, int]],
         advance: Advance,
     ) -> Iterator[Embeddings]:
-        """Yield the vectors of some texts after the other, and add to `cut` what :meth:`_cut_texts` returns."""
+        """Yield the vectors of one window of texts after another, and add to `cut` what :meth:`_cut_texts` returns.
+
+        With a `prompt_stacklevel`, warn of texts without a prompt.
+        """
         start = 0
         for window in _windows(texts):
             tokenized = self.tokenizer.tokenize(window, prefix, start=start)
-            if warn_of_prompts:
-                self._warn_of_missing_prompt(window)
-            cut += self._cut_texts(tokenized, start, settings.truncate)
-            yield self._run(tokenized, settings, advance)
+            if prompt_stacklevel is not None:
+                self._warn_of_missing_prompt(window, prompt_stacklevel)
+            found = self._cut_texts(tokenized, start, settings.truncate)
+            vectors = self._run(tokenized, settings, advance)
+            cut += found
+            yield vectors
             start += len(window)
 
     def _run(
@@ -664,11 +669,14 @@ class Encoder:
             raise InputValueError(f"truncate_dim must be from 1 to {full}, the dimension of this model, got {wanted}")
         if wanted == full or wanted in (shorter := self.shorter_dimensions):
             return wanted
-        known = f"only for {', '.join(map(str, shorter))}" if shorter else "for shorter vectors at all"
+        known = (
+            f"is known to be trained for {', '.join(map(str, shorter))} dimensions only"
+            if shorter
+            else "is not known to be trained for shorter vectors (its config.json would have `matryoshka_dimensions`)"
+        )
         raise InputValueError(
-            f"this model is not known to be trained {known} (its config.json would have `matryoshka_dimensions`), so "
-            f"its vectors may be much worse when cut to {wanted}. Measure that first; then allow it with "
-            "Encoder(..., force_truncate_dim=True), or --force on the command line"
+            f"this model {known}, so its vectors may be much worse when cut to {wanted}. Measure that first; then "
+            "allow it with Encoder(..., force_truncate_dim=True), or --force on the command line"
         )
 
     def _cut_texts(self, texts: Sequence[TokenizedText], start: int, truncate: str) -> list[tuple[int, int]]:
@@ -685,7 +693,7 @@ class Encoder:
         tokens, position = max(cut, key=itemgetter(0))
         return TruncationWarning(len(cut), texts, tokens, position, self.max_tokens)
 
-    def _warn_of_missing_prompt(self, texts: Sequence[str]) -> None:
+    def _warn_of_missing_prompt(self, texts: Sequence[str], stacklevel: int) -> None:
         """Warn once about a text without a prompt, if the model was trained with a prompt on every text."""
         prompts = [prompt for prompt in self.manifest.prompts.values() if prompt]
         if self._may_warn_of_prompts and not all(text.startswith(tuple(prompts)) for text in texts):
@@ -694,7 +702,7 @@ class Encoder:
                 f"encode() got texts that do not start with {' or '.join(map(repr, prompts))}; the model was trained "
                 'with these prompts. Use encode_query or encode_document, or pass prompt="" to embed texts as is.',
                 MissingPromptWarning,
-                stacklevel=5,  # the caller of encode
+                stacklevel=stacklevel,
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -747,7 +755,7 @@ def _check_device(device: str | None) -> None:
 
 
 def _check_only_value(convert_to_numpy: Any, convert_to_tensor: Any, device: Any, pool: Any, chunk_size: Any) -> None:
-    """Refuse values of sentence-transformers' arguments that ask for what there is not."""
+    """Refuse values of sentence-transformers' arguments that ask for something that e5onnx does not do."""
     _check_device(device)
     if convert_to_tensor or not convert_to_numpy:
         argument = "convert_to_tensor=True" if convert_to_tensor else "convert_to_numpy=False"

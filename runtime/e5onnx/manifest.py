@@ -14,6 +14,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from .cache import cached_folder
+from .checks import whole_number
 from .errors import InputValueError, ModelFolderError
 
 MANIFEST = "e5onnx.json"
@@ -171,7 +172,15 @@ class Manifest:
 
         They cover the graph and what computes it, tokenizer, prompts, maximum number of tokens, and the dimension that
         vectors are cut to. Store them beside an index, and compare them before you add vectors or search.
+
+        Raises:
+            InputTypeError: `truncate_dim` is not a whole number.
+            InputValueError: there is no such graph, or vectors cannot be cut to `truncate_dim`.
         """
+        if truncate_dim is not None:
+            truncate_dim = whole_number("truncate_dim", truncate_dim)
+            if not 1 <= truncate_dim <= self.dimension:
+                raise InputValueError(f"truncate_dim must be from 1 to {self.dimension}, got {truncate_dim}")
         tokenizer = next((record.sha256 for record in self.files if record.file == "tokenizer.json"), None)
         graph = self.graph(precision, provider)
         return _digest(

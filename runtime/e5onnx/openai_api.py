@@ -206,15 +206,15 @@ def shortest_floats(vector: NDArray[np.float32]) -> list[float]:
 
 def check_request_texts(texts: Sequence[Any], limits: Limits, param: str, *, status: int) -> None:
     """Raise :class:`RequestError`: 413 for too many or too long texts, `status` for anything that is not a text."""
-    if len(texts) > limits.texts:
-        message = f"{param!r} has {len(texts)} texts, the limit is {limits.texts}: send several requests"
-        raise RequestError(message, status=413, param=param)
     if texts and _is_token_ids(texts[0]):
         message = (
             f"{param!r} holds token ids, which are those of another model's tokenizer: send the texts instead "
             "(LangChain's OpenAIEmbeddings does with check_embedding_ctx_length=False)"
         )
         raise RequestError(message, status=status, param=param)
+    if len(texts) > limits.texts:
+        message = f"{param!r} has {len(texts)} texts, the limit is {limits.texts}: send several requests"
+        raise RequestError(message, status=413, param=param)
     try:
         check_texts(texts)
     except (InputTypeError, InputValueError) as error:

@@ -41,7 +41,7 @@ def bar(show: bool, description: str, total: int | None, unit: str, *, done: int
         yield lambda done, note="": None
         return
     tqdm = _tqdm("a progress bar")
-    scale: dict[str, Any] = {"unit_scale": True, "unit_divisor": 1024} if unit == "B" else {"unit_scale": total is None}
+    scale = {"unit_scale": True, "unit_divisor": 1024} if unit == "B" else {}
     with tqdm(total=total, initial=done, desc=description, unit=unit, **scale) as drawn:
 
         def advance(done: int, note: str = "") -> None:

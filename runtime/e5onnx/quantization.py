@@ -15,7 +15,7 @@ OutputPrecision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 OUTPUT_PRECISIONS: tuple[OutputPrecision, ...] = get_args(OutputPrecision)
 
 _FEW = 100
-"""sentence-transformers warns of ranges from fewer vectors."""
+"""Ranges from fewer vectors get a warning, as in sentence-transformers."""
 
 
 def quantize_embeddings(
@@ -118,7 +118,7 @@ def _ranges(
     else:
         if len(vectors) < _FEW:
             warnings.warn(
-                f"the ranges of {precision} come from {len(vectors)} vectors alone; vectors that were quantised with "
+                f"the ranges of {precision} come from only {len(vectors)} vectors; vectors that were quantised with "
                 "other ranges cannot be compared with these. Call e5onnx.quantization.quantize_embeddings with "
                 "`ranges` or `calibration_embeddings`",
                 stacklevel=3,  # the caller of quantize_embeddings

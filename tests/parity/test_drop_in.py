@@ -152,6 +152,14 @@ def test_vectors_of_every_precision_and_dimension_are_the_same(
         assert (bits == expected).mean() > 0.999
 
 
+def test_an_iterable_without_a_length_has_no_length(encoder: Encoder) -> None:
+    tqdm = pytest.importorskip("tqdm").tqdm
+    texts = tqdm(map(str, TEXTS), disable=True)
+    with pytest.raises(TypeError):
+        len(texts)
+    np.testing.assert_array_equal(encoder.encode_query(texts), encoder.encode_query(TEXTS))
+
+
 def test_a_single_text_and_no_texts(encoder: Encoder) -> None:
     assert encoder.encode_query("text", precision="ubinary").shape == (48,)
     assert encoder.encode_query([], precision="int8").dtype == np.int8
@@ -198,6 +206,13 @@ def test_a_cut_is_part_of_what_the_encoder_says_of_itself(encoder: Encoder, forc
     assert (forced.truncate_dim, forced.dimension, forced.get_sentence_embedding_dimension()) == (100, 100, 100)
     assert forced.fingerprint == encoder.manifest.fingerprint("fp32", "cpu", 100) != encoder.fingerprint
     assert encoder.manifest.fingerprint("fp32", "cpu", 384) == encoder.fingerprint
+    assert encoder.manifest.fingerprint("fp32", "cpu", np.int64(100)) == forced.fingerprint  # type: ignore[arg-type]
+    for wrong in (True, 100.0, "100", float("nan")):
+        with pytest.raises(TypeError, match="truncate_dim must be a whole number"):
+            encoder.manifest.fingerprint("fp32", "cpu", wrong)  # type: ignore[arg-type]
+    for outside in (0, -1, 385):
+        with pytest.raises(InputValueError, match=f"truncate_dim must be from 1 to 384, got {outside}"):
+            encoder.manifest.fingerprint("fp32", "cpu", outside)
     for copy in (pickle.loads(pickle.dumps(forced)), Encoder(**forced.arguments())):
         assert (copy.fingerprint, copy.encode_query("text").shape) == (forced.fingerprint, (100,))
 
@@ -217,16 +232,16 @@ def test_a_model_that_is_not_known_to_be_trained_for_it_is_refused(encoder: Enco
 
 
 @pytest.mark.parametrize(
-    ("config", "allowed"),
+    ("config", "allowed", "message"),
     [
-        ({"matryoshka_dimensions": [16, 32]}, {16, 32}),
-        ({"is_matryoshka": True}, {16, 20, 32}),
-        ({"is_matryoshka": False}, set()),
-        ({"matryoshka_dimensions": None}, set()),
+        ({"matryoshka_dimensions": [16, 32]}, {16, 32}, "is known to be trained for 16, 32 dimensions only, so"),
+        ({"is_matryoshka": True}, {16, 20, 32}, ""),
+        ({"is_matryoshka": False}, set(), "is not known to be trained for shorter vectors"),
+        ({"matryoshka_dimensions": None}, set(), "is not known to be trained for shorter vectors"),
     ],
 )
 def test_config_json_says_what_a_model_was_trained_for(
-    tiny_model: Path, tmp_path: Path, config: dict[str, Any], allowed: set[int]
+    tiny_model: Path, tmp_path: Path, config: dict[str, Any], allowed: set[int], message: str
 ) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     path = folder / "config.json"
@@ -243,7 +258,7 @@ def test_config_json_says_what_a_model_was_trained_for(
         else:
             with pytest.raises(RequestError, match="not known to be trained"):
                 EmbedRequest.from_json(request, loaded, ServerOptions())
-            with pytest.raises(InputValueError, match="not known to be trained"):
+            with pytest.raises(InputValueError, match=message):
                 loaded.encode(TEXTS, truncate_dim=dimension)
 
 
@@ -303,6 +318,7 @@ def test_a_stream_yields_vectors_in_order_as_they_are_made(encoder: Encoder, mon
         vectors.append(vector)
         assert read <= (len(vectors) + 3) // 4 * 4
     np.testing.assert_allclose(vectors, encoder.encode_query(TEXTS), atol=1e-6)
+    assert all(vector.base is None for vector in vectors)  # one that is kept does not keep the others
     assert next(iter(encoder.encode_stream([])), None) is None
 
 
@@ -316,5 +332,18 @@ def test_a_stream_checks_its_arguments_at_once_and_warns(encoder: Encoder, e5_mo
     with pytest.warns(TruncationWarning, match="1 of 2 texts") as caught:
         list(encoder.encode_stream(["text", "word " * 600], prompt=""))
     assert caught[0].filename == __file__
-    with pytest.warns(MissingPromptWarning):
-        list(Encoder(e5_model).encode_stream(["text"]))
+    for read in (
+        lambda: Encoder(e5_model).encode(["text"]),
+        lambda: next(iter(Encoder(e5_model).encode_stream(["text"]))),
+    ):
+        with pytest.warns(MissingPromptWarning) as caught:
+            read()
+        where = (__file__, read.__code__.co_firstlineno)
+        assert [(warning.filename, warning.lineno) for warning in caught] == [where]
+
+
+def test_a_stream_that_is_left_early_still_warns(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("e5onnx.encoder._WINDOW", 2)
+    with pytest.warns(TruncationWarning, match="1 of 2 texts") as caught:
+        dict(zip([1, 2], encoder.encode_stream(["text", "word " * 600, "not read"], prompt=""), strict=False))
+    assert caught[0].filename == __file__

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from e5onnx import Encoder, __version__, cli, terminal
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-COMMANDS = ["export", "portable", "pack-lambda", "embed", "serve", "similarity", "info", "verify"]
+COMMANDS = ["export", "portable", "pack-lambda", "embed", "serve", "similarity", "evaluate", "info", "verify"]
 posix = pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
 needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 
@@ -154,12 +154,13 @@ def command_lines(draw: st.DrawFn, command: str) -> tuple[list[str], dict[str, A
         expected[action.dest] = value
     names: list[str] = []
     for action in parser._get_positional_actions():
-        assert action.nargs in (None, "?", "*")
-        least, most = (1 if action.nargs is None else 0), (3 if action.nargs == "*" else 1)
+        assert action.nargs in (None, "?", "*", "+")
+        several = action.nargs in ("*", "+")
+        least, most = (1 if action.nargs in (None, "+") else 0), (3 if several else 1)
         own = draw(st.lists(st.text(max_size=5).filter(lambda name: name != "--"), min_size=least, max_size=most))
         names += own
         converted = [action.type(name) if callable(action.type) else name for name in own]
-        expected[action.dest] = converted if action.nargs == "*" else converted[0] if converted else None
+        expected[action.dest] = converted if several else converted[0] if converted else None
     needs_dashes = next((i for i, name in enumerate(names) if name.startswith("-") and name != "-"), len(names))
     before = draw(st.integers(0, needs_dashes))
     places = sorted(draw(st.integers(0, len(groups))) for _ in names[:before])
@@ -176,6 +177,8 @@ def values(action: argparse.Action) -> st.SearchStrategy[str]:
         return st.sampled_from(list(action.choices))
     if action.dest == "precision":
         return st.sampled_from(["fp32", "int8", "fp32,int8", "int8,fp32"])
+    if action.dest == "provider":
+        return st.sampled_from(["cpu", "cpu,kernels"])
     if action.type in (None, Path):
         return st.text(max_size=5).filter(lambda text: text != "--")
     return st.integers(1, 60_000).map(str)

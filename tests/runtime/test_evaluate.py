@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -248,7 +249,26 @@ def test_published_score_of_the_sample(data: Path, sample_model: Path) -> None:
     assert result.metrics["spearman"] == pytest.approx(0.8203, abs=5e-5)
 
 
+def test_settings_without_a_meaning_are_errors(folder: Path, tiny_e5: Path) -> None:
+    encoder, data = Encoder(tiny_e5, threads=1), read_retrieval(folder)
+    assert list(evaluate_retrieval(encoder, data, recall_depths=()).metrics) == ["ndcg@10"]
+    for depth in (0, -1):
+        with pytest.raises(InputValueError, match=f"recall_depths must be at least 1, got {depth}"):
+            evaluate_retrieval(encoder, data, recall_depths=[10, depth])
+    with pytest.raises(TypeError, match=r"recall_depths must be a whole number, got 1\.5"):
+        evaluate_retrieval(encoder, data, recall_depths=[1.5])  # type: ignore[list-item]
+    with pytest.raises(InputValueError, match='same_ids must be "exclude", "keep" or None, got \'Exclude\''):
+        evaluate_retrieval(encoder, data, same_ids="Exclude")  # type: ignore[arg-type]
+
+
 # Files
+
+
+def test_paths_may_be_texts(folder: Path) -> None:
+    (folder / "pairs.tsv").write_text(PAIRS)
+    assert read_retrieval(str(folder)) == read_retrieval(folder)
+    assert read_pairs(str(folder / "pairs.tsv")) == read_pairs(folder / "pairs.tsv")
+    assert find_datasets([str(folder)]) == find_datasets([folder])
 
 
 def test_datasets_are_found(folder: Path) -> None:
@@ -288,7 +308,12 @@ def then(text: str | bytes) -> Callable[[bytes], bytes]:
         ("qrels/test.tsv", then("q1\td7\t1"), "line 6: there is no document 'd7' in corpus.jsonl"),
         ("qrels/test.tsv", then("q7\td1\t1"), "line 6: there is no query 'q7' in queries.jsonl"),
         ("qrels/test.tsv", then("q1\td2\t0"), "line 6: query 'q1' and document 'd2' are judged twice"),
-        ("qrels/test.tsv", then("q1\td1\t0.5"), "line 6: the score must be a whole number, got '0.5'"),
+        (
+            "qrels/test.tsv",
+            then("q1\td1\t0.5"),
+            "line 6: the score must be a whole number of up to 9 digits, got '0.5'",
+        ),
+        ("qrels/test.tsv", then("q1\td1\t" + "9" * 400), "line 6: the score must be a whole number of up to 9 digits"),
         ("qrels/test.tsv", then("q1 d1 1"), "line 6: expected 3 fields, got 1"),
         ("qrels/test.tsv", lambda content: content[:24], "no judgements"),
         ("pairs.tsv", then("x\ta\tb"), "line 5: the score must be a number, got 'x'"),
@@ -370,6 +395,8 @@ def test_json_on_standard_output_is_all_there(
         (["--provider", "openvino"], "cannot evaluate openvino: "),
         (["--split", "train"], "train.tsv"),
         (["--json", "/nowhere/results.json"], "/nowhere"),
+        (["--json", "/"], "there is something other than a file"),
+        (["--threads", "0"], "error: threads must be at least 1, got 0\n"),
     ],
 )
 def test_what_the_user_named_must_run(
@@ -392,6 +419,23 @@ def test_failures_leave_no_output(folder: Path, tiny_model: Path, capsys: pytest
     assert code == 0
     assert "counted as 0 as in trec_eval: 1" in error
     assert json.loads(output.read_text())["datasets"][0]["results"][0]["metrics"]["ndcg@10"] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_results_replace_neither_a_pipe_nor_a_link(
+    folder: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As root, the results would otherwise take the place of /dev/stdout for everybody."""
+    pipe, link, target = (tmp_path / name for name in ("pipe", "link", "target"))
+    os.mkfifo(pipe)
+    target.touch()
+    link.symlink_to(target)
+    code, _, error = run(capsys, tiny_model, folder, "--provider", "cpu", "--json", pipe)
+    assert (code, pipe.is_fifo()) == (1, True)
+    assert error.endswith(f"there is something other than a file: {pipe}\n")
+    code, _, error = run(capsys, tiny_model, folder, "--provider", "cpu", "--json", link)
+    assert (code, link.is_symlink()) == (0, True)
+    assert json.loads(target.read_text())["datasets"]
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ def test_a_text_and_a_list_are_taken_with_openais_other_keys() -> None:
         ({"input": []}, "empty list", "input", 400),
         ({"input": [1, 2]}, "token ids.*send the texts.*check_embedding_ctx_length=False", "input", 400),
         ({"input": [[1, 2]]}, "token ids.*send the texts", "input", 400),
+        ({"input": [1] * 3000}, "token ids.*send the texts", "input", 400),  # not 413, which means several requests
         ({"input": [["a"]]}, "expected a str at position 0, got list", "input", 400),
         ({"input": [True]}, "expected a str at position 0, got bool", "input", 400),
         ({"input": ["a", None]}, "expected a str at position 1, got NoneType", "input", 400),

@@ -80,7 +80,7 @@ def test_the_signs_of_a_vector_that_is_no_multiple_of_eight_wide() -> None:
 
 
 def test_ranges_of_few_vectors_are_warned_of_unless_given() -> None:
-    with pytest.warns(UserWarning, match="ranges of int8 come from 20 vectors alone") as caught:
+    with pytest.warns(UserWarning, match="ranges of int8 come from only 20 vectors") as caught:
         quantize_embeddings(VECTORS[:20], "int8")
     assert caught[0].filename == __file__
     with warnings.catch_warnings():

@@ -76,7 +76,8 @@ def run(options: argparse.Namespace) -> None:
     with ExitStack() as stack:
         stream = None
         if options.json not in (None, "-"):  # opened first, to notice early that it cannot be written
-            temporary = stack.enter_context(written_whole(Path(options.json)))
+            path = Path(options.json)
+            temporary = stack.enter_context(written_whole(path.resolve() if path.is_file() else path))  # keeps a link
             stream = stack.enter_context(temporary.open("x", encoding="utf-8"))
         datasets = find_datasets(options.data, options.split)
         for data in datasets:
@@ -122,7 +123,7 @@ def _kinds(options: argparse.Namespace) -> tuple[list[tuple[Provider, Precision]
                 reason = "; ".join(reasons) or f"it does not go with {', '.join(others)}"
                 raise InputValueError(f"cannot evaluate {name}: {reason}")
     if not kinds:
-        raise InputValueError("; ".join(each["reason"] for each in left_out))
+        raise InputValueError("; ".join(dict.fromkeys(each["reason"] for each in left_out)))
     return kinds, left_out
 
 
@@ -164,7 +165,7 @@ def _evaluated(options: argparse.Namespace, encoder: Encoder, data: Retrieval | 
 
 
 def _note_about(data: Retrieval) -> None:
-    """Say what counts differently than a user might expect."""
+    """Say what is counted differently from what a user might expect."""
     if data.unjudged:
         inform(f"{data.name}: queries left out, as this split has no judgement of them: {data.unjudged:,}")
     hopeless = sum(not any(value > 0 for value in judged.values()) for judged in data.relevance.values())

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +59,7 @@ class Pairs:
     scores: list[float]
 
 
-def find_datasets(paths: Sequence[Path], split: str = "test") -> list[Retrieval | Pairs]:
+def find_datasets(paths: Sequence[str | os.PathLike[str]], split: str = "test") -> list[Retrieval | Pairs]:
     """Read data sets: each path is a BEIR folder, a tab-separated file, or a folder of such files.
 
     Raises:
@@ -65,7 +67,7 @@ def find_datasets(paths: Sequence[Path], split: str = "test") -> list[Retrieval 
         OSError: a file cannot be read.
     """
     found: list[Retrieval | Pairs] = []
-    for path in paths:
+    for path in map(Path, paths):
         if not path.is_dir():
             found.append(read_pairs(path))
             continue
@@ -81,13 +83,14 @@ def find_datasets(paths: Sequence[Path], split: str = "test") -> list[Retrieval 
     return found
 
 
-def read_retrieval(folder: Path, split: str = "test") -> Retrieval:
+def read_retrieval(folder: str | os.PathLike[str], split: str = "test") -> Retrieval:
     """Read `corpus.jsonl`, `queries.jsonl` and `qrels/SPLIT.tsv` of a folder in BEIR's format.
 
     Raises:
         InputValueError: a line is broken, an id occurs twice, or a judgement names an id that does not exist.
         OSError: a file cannot be read.
     """
+    folder = Path(folder)
     qrels = folder / "qrels" / f"{split}.tsv"
     documents: dict[str, int] = {}
     for line, identifier, _ in _documents(folder / "corpus.jsonl"):
@@ -105,10 +108,9 @@ def read_retrieval(folder: Path, split: str = "test") -> Retrieval:
             raise InputValueError(f"{where}: there is no document {document!r} in corpus.jsonl")
         if document in relevance.setdefault(query, {}):
             raise InputValueError(f"{where}: query {query!r} and document {document!r} are judged twice")
-        try:
-            relevance[query][document] = int(row["score"])
-        except ValueError as error:
-            raise InputValueError(f"{where}: the score must be a whole number, got {row['score']!r:.80}") from error
+        if not re.fullmatch(r"[+-]?[0-9]{1,9}", score := row["score"].strip()):
+            raise InputValueError(f"{where}: the score must be a whole number of up to 9 digits, got {score!r:.80}")
+        relevance[query][document] = int(score)
     if not relevance:
         raise InputValueError(f"{qrels} has no judgements")
     judged = {query: text for query, text in queries.items() if query in relevance}
@@ -116,7 +118,7 @@ def read_retrieval(folder: Path, split: str = "test") -> Retrieval:
     return Retrieval(folder.resolve().name, folder, judged, documents, relevance, unjudged)
 
 
-def read_pairs(path: Path) -> Pairs:
+def read_pairs(path: str | os.PathLike[str]) -> Pairs:
     """Read a tab-separated file whose header names the columns `score`, `sentence1` and `sentence2`, in any order.
 
     Quotation marks are part of the text, as in GLUE's files. Other columns do not matter.
@@ -125,6 +127,7 @@ def read_pairs(path: Path) -> Pairs:
         InputValueError: a line is broken, or there are no two different scores to rank.
         OSError: the file cannot be read.
     """
+    path = Path(path)
     first, second, scores = [], [], []
     for line, row in _table(path, _PAIRS):
         try:

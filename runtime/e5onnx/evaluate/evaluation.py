@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..checks import whole_number
 from ..encoder import Embeddings, Encoder
 from ..errors import InferenceError, InputValueError, TextTooLongError
 from ..tokenizer import Role
@@ -34,7 +35,7 @@ class Result:
         prompts: the text put before each text of either side.
         texts: number of texts that were embedded.
         truncated: number of texts among them that were cut to the model's maximum.
-        seconds: time in all, of which nearly everything is the model's.
+        seconds: total time, nearly all of it the model's.
     """
 
     metrics: dict[str, float]
@@ -58,7 +59,7 @@ def evaluate_retrieval(
     Args:
         encoder: the model.
         data: what :func:`read_retrieval` returned.
-        recall_depths: documents that count for recall.
+        recall_depths: numbers of documents that count for recall.
         same_ids: what to do with a document that has the query's own id. "exclude" it as BEIR does where queries are
             documents themselves (ArguAna), or "keep" it where the ids just happen to be equal.
         symmetric: the texts of both sides are alike, as in a search for duplicate questions (Quora), so that documents
@@ -66,17 +67,22 @@ def evaluate_retrieval(
         advance: called with the number of texts embedded since its last call.
 
     Raises:
-        InputValueError: ids of queries are also ids of documents, and `same_ids` does not say what to do.
+        InputTypeError: a depth is not a whole number.
+        InputValueError: ids of queries are also ids of documents, and `same_ids` does not say what to do; a depth is
+            below 1; or the corpus changed.
         InferenceError: a score is NaN or infinite.
     """
     check_same_ids(data, same_ids)
+    depths = [whole_number("recall_depths", depth) for depth in recall_depths]
+    if min(depths, default=1) < 1:
+        raise InputValueError(f"recall_depths must be at least 1, got {min(depths)}")
     work = _Work(encoder, data.name, advance)
     sides: tuple[Role, Role] = (_symmetric(encoder),) * 2 if symmetric else ("query", "document")
     queries = np.concatenate(list(work.embedded(data.queries.values(), sides[0])))
     best = BestDocuments(
         list(data.documents),
         queries=len(queries),
-        depth=max(_NDCG_DEPTH, *recall_depths),
+        depth=max([_NDCG_DEPTH, *depths]),
         excluded=[data.documents.get(query) for query in data.queries] if same_ids == "exclude" else None,
     )
     document = 0
@@ -89,7 +95,7 @@ def evaluate_retrieval(
         raise InputValueError(f"{data.path / 'corpus.jsonl'} changed while it was being evaluated")
     found = [(best.ranking(row), data.relevance[query]) for row, query in enumerate(data.queries)]
     metrics = {f"ndcg@{_NDCG_DEPTH}": float(np.mean([ndcg(*each, _NDCG_DEPTH) for each in found]))}
-    for depth in recall_depths:
+    for depth in depths:
         metrics[f"recall@{depth}"] = float(np.mean([recall(*each, depth) for each in found]))
     return work.result(metrics, sides)
 
@@ -116,6 +122,8 @@ def evaluate_pairs(encoder: Encoder, data: Pairs, *, advance: Advance = lambda t
 
 def check_same_ids(data: Retrieval, same_ids: str | None) -> None:
     """Raise :class:`InputValueError` if it is not clear what to do with ids of both a query and a document."""
+    if same_ids not in (None, "exclude", "keep"):
+        raise InputValueError(f'same_ids must be "exclude", "keep" or None, got {same_ids!r:.80}')
     shared = [query for query in data.queries if query in data.documents]
     if shared and same_ids is None:
         raise InputValueError(
