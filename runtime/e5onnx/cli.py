@@ -216,6 +216,14 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=evaluate_cli.run, usage_error=parser.error)
 
 
+def _benchmark(parser: argparse.ArgumentParser) -> None:
+    from . import benchmark
+
+    _add_model(parser, encoder=False)
+    benchmark.add_arguments(parser)
+    parser.set_defaults(run=benchmark.run)
+
+
 def _info(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, encoder=False, nargs="?")
     parser.add_argument("--json", action="store_true", help="print the manifest and the host as JSON")
@@ -297,6 +305,14 @@ COMMANDS = {
         (
             "e5onnx evaluate models/e5-small-v2 scifact",
             "e5onnx evaluate models/e5-small-v2 pairs.tsv --precision fp32,int8 --json results.json",
+        ),
+    ),
+    "benchmark": Command(
+        "measure speed and memory of every precision and provider on this host",
+        _benchmark,
+        (
+            "e5onnx benchmark models/e5-small-v2",
+            "e5onnx benchmark models/e5-small-v2 --precision int8 --seconds 10 --json speed.json",
         ),
     ),
     "info": Command(

@@ -37,7 +37,17 @@ UNUSED = (
     "**/__pycache__",
 )
 """Patterns of the dependencies' paths that inference does not import."""
-_UNUSED_MODULES = {"__main__", "cli", "host", "lambda_package", "openvino_engine", "publish", "terminal"}
+_UNUSED_MODULES = {
+    "__main__",
+    "benchmark",
+    "cli",
+    "host",
+    "kinds",
+    "lambda_package",
+    "openvino_engine",
+    "publish",
+    "terminal",
+}
 """Modules of e5onnx that the handler does not import."""
 _LAMBDA_PYTHONS = ("3.12", "3.13", "3.14")
 """Lambda's Python runtimes on Amazon Linux 2023. Earlier ones have a C library too old for onnxruntime's wheels."""

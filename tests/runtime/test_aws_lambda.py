@@ -358,7 +358,7 @@ def test_an_output_that_cannot_be_written_is_noticed_before_anything_is_done(
         tmp_path / "file/a.zip": f"there is no folder {tmp_path / 'file'} to write a.zip to; make it first",
     }
     if sys.platform == "linux":
-        outputs[Path("/proc/a.zip")] = "'/proc/a.zip'"  # nobody can write there, not even root
+        outputs[Path("/proc/a.zip")] = ": /proc/a.zip"  # nobody can write there, not even root
     for output, message in outputs.items():
         assert main(["pack-lambda", str(tmp_path / "no model"), str(output)]) == 1
         captured = capsys.readouterr()

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from e5onnx import Encoder, __version__, cli, terminal
 
+COMMANDS = [*cli.COMMANDS]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-COMMANDS = ["export", "portable", "pack-lambda", "embed", "serve", "similarity", "evaluate", "info", "verify"]
 posix = pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
 needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 

@@ -389,10 +389,10 @@ def test_json_on_standard_output_is_all_there(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--precision", "int8"], "cannot evaluate int8: this model has no graph with precision 'int8'"),
-        (["--precision", "fp32,int8", "--provider", "cpu"], "cannot evaluate int8: this model has no graph"),
-        (["--precision", "bf16", "--provider", "cpu"], "cannot evaluate cpu: it does not go with bf16"),
-        (["--provider", "openvino"], "cannot evaluate openvino: "),
+        (["--precision", "int8"], "int8 cannot run: this model has no graph with precision 'int8'"),
+        (["--precision", "fp32,int8", "--provider", "cpu"], "int8 cannot run: this model has no graph"),
+        (["--precision", "bf16", "--provider", "cpu"], "cpu cannot run: it does not go with bf16"),
+        (["--provider", "openvino"], "openvino cannot run: "),
         (["--split", "train"], "train.tsv"),
         (["--json", "/nowhere/results.json"], "/nowhere"),
         (["--json", "/"], "there is something other than a file"),

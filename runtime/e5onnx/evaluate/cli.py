@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import kinds
 from ..atomic import written_whole
-from ..errors import InputValueError, MissingDependencyError, ModelFolderError, in_one_line, plural
+from ..errors import plural
 from ..progress import bar
 from ..terminal import inform, note, print_line, shows_progress
 from ..version import __version__
 
 if TYPE_CHECKING:
-    from ..encoder import Encoder, Precision, Provider
+    from ..encoder import Encoder
     from .datasets import Pairs, Retrieval
-
-_KINDS: list[tuple[Provider, Precision]] = [
-    ("cpu", "fp32"),
-    ("cpu", "int8"),
-    ("kernels", "bf16"),
-    ("kernels", "int8"),
-    ("openvino", "fp32"),
-    ("openvino", "bf16"),
-]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,15 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "score, sentence1 and sentence2, or a folder of such files",
     )
     model, data = map(parser.add_argument_group, ("model", "data"))
-    for name, place, example in [("provider", 0, "cpu,kernels"), ("precision", 1, "fp32,int8")]:
-        model.add_argument(
-            f"--{name}",
-            action="extend",
-            type=_names({kind[place] for kind in _KINDS}),
-            metavar="NAMES",
-            help=f"such as {example}; may be repeated (default: all that the model and this host have)",
-        )
-    model.add_argument("--threads", type=int, metavar="N", help="default: E5ONNX_THREADS, or available processors")
+    kinds.add_arguments(model)
     data.add_argument("--split", default="test", help="which file of qrels/ to use (default: test)")
     data.add_argument(
         "--recall", action="extend", type=_depths, metavar="K", help="depths of recall, such as 10,100 (the default)"
@@ -84,10 +67,10 @@ def run(options: argparse.Namespace) -> None:
             if isinstance(data, Retrieval):
                 check_same_ids(data, options.same_ids)
                 _note_about(data)
-        kinds, left_out = _kinds(options)
+        wanted, left_out = kinds.find_kinds(options)
         results: list[list[dict[str, Any]]] = [[] for _ in datasets]
-        for provider, precision in kinds:
-            encoder = _load(options, provider, precision)
+        for kind in wanted:
+            encoder = kinds.load(options, kind)
             for data, rows in zip(datasets, results, strict=True):
                 rows.append(_evaluated(options, encoder, data))
         content = _report(options, encoder, datasets, results, left_out)
@@ -98,41 +81,6 @@ def run(options: argparse.Namespace) -> None:
             json.dump(content, stream, ensure_ascii=False, indent=2)
             stream.write("\n")
     _print_tables(content)
-
-
-def _kinds(options: argparse.Namespace) -> tuple[list[tuple[Provider, Precision]], list[dict[str, str]]]:
-    """Return what can run, and what cannot, with the reasons. What the user named must run with something."""
-    kinds, left_out = [], []
-    for provider, precision in _KINDS:
-        if provider not in (options.provider or [provider]) or precision not in (options.precision or [precision]):
-            continue
-        try:
-            _load(options, provider, precision)
-        except (InputValueError, MissingDependencyError) as error:
-            left_out.append({"provider": provider, "precision": precision, "reason": in_one_line(error)})
-        except ModelFolderError as error:
-            if provider == "cpu":
-                raise
-            left_out.append({"provider": provider, "precision": precision, "reason": in_one_line(error)})
-        else:
-            kinds.append((provider, precision))
-    for named, others, place in [(options.provider, options.precision, 0), (options.precision, options.provider, 1)]:
-        for name in named or []:
-            if not any(kind[place] == name for kind in kinds):
-                reasons = dict.fromkeys(each["reason"] for each in left_out if name in each.values())
-                reason = "; ".join(reasons) or f"it does not go with {', '.join(others)}"
-                raise InputValueError(f"cannot evaluate {name}: {reason}")
-    if not kinds:
-        raise InputValueError("; ".join(dict.fromkeys(each["reason"] for each in left_out)))
-    return kinds, left_out
-
-
-def _load(options: argparse.Namespace, provider: Provider, precision: Precision) -> Encoder:
-    from ..encoder import Encoder
-
-    return Encoder(
-        options.model, provider=provider, precision=precision, threads=options.threads, revision=options.revision
-    )
 
 
 def _evaluated(options: argparse.Namespace, encoder: Encoder, data: Retrieval | Pairs) -> dict[str, Any]:
@@ -178,7 +126,7 @@ def _report(
     encoder: Encoder,
     datasets: list[Retrieval | Pairs],
     results: list[list[dict[str, Any]]],
-    left_out: list[dict[str, str]],
+    left_out: list[kinds.LeftOut],
 ) -> dict[str, Any]:
     from ..host import describe_host
     from .datasets import Pairs
@@ -207,7 +155,7 @@ def _report(
         "processor": host.processor,
         "threads": encoder.threads,
         "datasets": described,
-        "left_out": left_out,
+        "left_out": [each._asdict() for each in left_out],
     }
 
 
@@ -224,17 +172,6 @@ def _print_tables(content: dict[str, Any]) -> None:
             )
     for each in content["left_out"]:
         print_line(f"left out: {each['provider']} {each['precision']}: {each['reason']}")
-
-
-def _names(known: set[str]) -> Callable[[str], list[str]]:
-    def names(text: str) -> list[str]:
-        found = text.split(",")
-        for name in found:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(sorted(known))}")
-        return found
-
-    return names
 
 
 def _depths(text: str) -> list[int]:
