@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with terminal.written_output():
             parse(arguments, options)
             terminal.quiet = options.quiet
+            if options.quiet:
+                os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
             if options.json:
                 terminal.use_utf8()
             with _plain_warnings(), _shown_log():

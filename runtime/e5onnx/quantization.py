@@ -143,6 +143,6 @@ def _floats(name: str, given: ArrayLike) -> NDArray[Any]:
         raise InputTypeError(f"{name} must be an array of numbers: {error}") from error
     if array.dtype.kind not in "iuf":
         raise InputTypeError(f"{name} must be an array of numbers, got an array of {array.dtype}")
-    if not np.isfinite(array).all():
-        raise InputValueError(f"{name} holds NaN or infinity")
+    if not (np.abs(array) <= np.finfo(np.float32).max).all():  # so that NaN fails
+        raise InputValueError(f"{name} holds NaN, infinity or a number beyond float32")
     return array

@@ -94,10 +94,10 @@ def test_ranges_of_few_vectors_are_warned_of_unless_given() -> None:
 def test_what_is_not_finite_is_refused(precision: Any, wrong: float) -> None:
     vectors = VECTORS.copy()
     vectors[7, 7] = wrong
-    with pytest.raises(InputValueError, match="embeddings holds NaN or infinity"):
+    with pytest.raises(InputValueError, match="embeddings holds NaN, infinity"):
         quantize_embeddings(vectors, precision)
     if precision.endswith("int8"):
-        with pytest.raises(InputValueError, match="ranges holds NaN or infinity"):
+        with pytest.raises(InputValueError, match="ranges holds NaN, infinity"):
             quantize_embeddings(VECTORS, precision, np.full((2, 44), wrong))
 
 
