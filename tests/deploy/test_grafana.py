@@ -25,7 +25,7 @@ OF_PROMETHEUS = {"instance", "job"}
 @pytest.fixture(scope="module")
 def series(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """The names of a scrape with their labels."""
-    found = defaultdict(set)
+    found: dict[str, set[str]] = defaultdict(set)
     with serving(tiny_model, tmp_path_factory.mktemp("dashboard") / "log") as server:
         httpx.post(f"{server.url}/embed", json={"inputs": "a"}).raise_for_status()
         page = httpx.get(f"{server.url}/metrics").text

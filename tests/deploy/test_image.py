@@ -25,7 +25,16 @@ TOOLS = ("podman", "runc", "mmdebstrap")
 SOURCES = (".dockerignore", "deploy", "pyproject.toml", "README.md", "LICENSE", "runtime", "export")
 LOCKED = ("--read-only", "--read-only-tmpfs=false", "--cap-drop=ALL", "--security-opt=no-new-privileges")
 # Some hosts may not raise limits, as podman would.
-RUN = ("run", "--network=none", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024")
+ISOLATED = ("--network=none", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024")
+UNTIL_READY = """
+import time, urllib.request as request
+for _ in range(300):
+    try:
+        request.urlopen("http://127.0.0.1:8080/health")
+        break
+    except OSError:
+        time.sleep(0.1)
+"""
 
 
 class Podman:
@@ -62,7 +71,7 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
     podman("import", base, "base")
     base.unlink()
     try:
-        podman(*RUN, "--rm", *LOCKED, "base", "true")
+        podman("run", *ISOLATED, "--rm", *LOCKED, "base", "true")
     except AssertionError as error:
         pytest.skip(f"podman cannot run a container here: {error}")
     yield podman
@@ -80,7 +89,9 @@ def image(podman: Podman, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPa
         copy = shutil.copytree if Path(name).is_dir() else shutil.copy
         copy(name, context / name)
     shutil.copytree(tiny_checkpoint, context / "checkpoint")
-    version = podman(*RUN, "--rm", "base", "python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])").strip()
+    version = podman(
+        "run", *ISOLATED, "--rm", "base", "python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"
+    ).strip()
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", context / "own", "."], check=True)
     (own,) = (context / "own").iterdir()
@@ -90,16 +101,15 @@ def image(podman: Podman, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPa
     given = {"BASE": "localhost/base", "CHECKPOINT": "checkpoint", "PRECISION": "fp32"}
     given |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/src/wheels"}
     arguments = [f"--build-arg={name}={value}" for name, value in given.items()]
-    how = ("--isolation=chroot", "--network=none", "--layers=false", "--format=docker")
+    how = (*ISOLATED, "--isolation=oci", "--layers=false", "--format=docker")
     podman("build", *how, *arguments, f"--file={context}/deploy/Dockerfile", "--tag=e5onnx", context)
     shutil.rmtree(context)
     return "localhost/e5onnx"
 
 
 def test_it_serves_without_rights_a_network_or_a_file_to_write(podman: Podman, image: str, tiny_model: Path) -> None:
-    podman(*RUN, "--detach", "--name=server", *LOCKED, image, "--precision", "fp32")
-    ready = "import time, urllib.request as r\nfor _ in range(300):\n try: r.urlopen(URL); break\n except OSError: time.sleep(0.1)"
-    podman.python(ready.replace("URL", "'http://127.0.0.1:8080/health'"))
+    podman("run", *ISOLATED, "--detach", "--name=server", *LOCKED, image, "--precision", "fp32")
+    podman.python(UNTIL_READY)
     podman("healthcheck", "run", "server")
     status = dict(line.split(":\t") for line in podman("exec", "server", "cat", "/proc/1/status").splitlines())
     assert set(status["Uid"].split()) == set(status["Gid"].split()) == {"65532"}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
-import yaml
+import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
 
 from e5onnx.cli import parse
 from e5onnx.server.app import OPEN_PATHS
