@@ -19,7 +19,7 @@ LINT := $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && \
 SOURCES := $(shell find runtime export -name '*.py')
 KERNELS := $(shell find kernels -type f -not -name '*.pyc')
 
-.PHONY: quickstart kernels test lint wheel-check wheel-venv wheel-tests bench clean
+.PHONY: quickstart kernels test lint wheel-check wheel-venv wheel-tests deploy-check bench clean
 
 # Export a checkpoint and score an example with it. MODEL is `sample`, a hub id or a folder.
 quickstart: $(FOLDER)/e5onnx.json
@@ -59,6 +59,10 @@ wheel-tests:
 	$(WHEEL_BIN)/python $(PYTEST) tests/runtime $(THE_SAME_ON_A_WHEEL)
 	$(WHEEL_BIN)/python $(PIP_INSTALL) --upgrade numpy onnxruntime tokenizers
 	$(WHEEL_BIN)/python $(PYTEST) $(ON_NEWEST)
+
+# The image of deploy/Dockerfile, built and run by podman: two minutes, as root on Debian.
+deploy-check: .venv/dev
+	E5ONNX_IMAGE_TEST=1 $(BIN)/python -m pytest tests/deploy
 
 # Every benchmark, then the pictures: under 20 minutes on 2 cores once the environments of the other programs exist.
 bench: .venv/dev

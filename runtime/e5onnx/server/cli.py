@@ -13,7 +13,7 @@ from typing import Any, get_args
 from ..encoder import Encoder
 from ..errors import InputValueError, MissingDependencyError
 from ..tokenizer import Role
-from .options import ServerOptions
+from .options import LogFormat, ServerOptions
 
 
 def add_arguments(serve: argparse.ArgumentParser) -> None:
@@ -69,6 +69,11 @@ def add_arguments(serve: argparse.ArgumentParser) -> None:
         "seconds after SIGTERM in which the server still takes requests while /health is red",
         type=_seconds,
         metavar="S",
+    )
+    serve.add_argument(
+        "--log-format",
+        choices=get_args(LogFormat),
+        help="how to write the log on standard error (default: text on a terminal, json elsewhere)",
     )
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ..openai_api import Limits
 from ..tokenizer import Role
+
+LogFormat = Literal["text", "json"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class ServerOptions:
     request_timeout: float = 60.0
     body_timeout: float = 15.0
     drain_seconds: float = 2.0
+    log_format: LogFormat | None = None
+    """None: text on a terminal, JSON elsewhere."""
 
     @property
     def limits(self) -> Limits:

@@ -32,7 +32,7 @@ def serve(encoder: Encoder, options: ServerOptions) -> None:
         AddressError: the address is taken or impossible.
     """
     listening = _listen(options.host, options.port)
-    log_to_standard_error()
+    log_to_standard_error(options.log_format)
     name, bound = listening.getsockname()[:2]
     service = Service(encoder, options, loopback=is_loopback(name))
     encoder.warmup()
@@ -57,9 +57,9 @@ def serve(encoder: Encoder, options: ServerOptions) -> None:
         server_header=False,
         lifespan="off",
     )
-    log.info({"event": "listening", "url": f"http://{f'[{name}]' if ':' in name else name}:{bound}"})
+    url = f"http://{f'[{name}]' if ':' in name else name}:{bound}"
     try:
-        _Server(config, service, options.drain_seconds).run(sockets=[listening])
+        _Server(config, service, options.drain_seconds, url).run(sockets=[listening])
     finally:
         service.close()
         log.info({"event": "ended"})
@@ -68,10 +68,16 @@ def serve(encoder: Encoder, options: ServerOptions) -> None:
 class _Server(uvicorn.Server):
     """uvicorn's server, which keeps serving for `drain_seconds` after the signal."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, drain_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, drain_seconds: float, url: str) -> None:
         super().__init__(config)
         self._service = service
         self._drain_seconds = drain_seconds
+        self._url = url
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to answer, and only then say where: requests and signals are handled from here on."""
+        await super().startup(sockets)
+        log.info({"event": "listening", "url": self._url})
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Start draining at the first signal, and exit at the second."""
