@@ -8,7 +8,7 @@ const [text, quiet, line, page, tint, panel, accent, good, error] = dark.matches
 const response = (color, tabTextColor) => ({ color, backgroundColor: tint, tabTextColor });
 const theme = {
   colors: {
-    primary: { main: dark.matches ? "#2c69ab" : accent }, success: { main: good }, error: { main: error }, text: { primary: text, secondary: quiet },
+    primary: { main: accent }, success: { main: good }, error: { main: error }, text: { primary: text, secondary: quiet },
     border: { dark: line, light: line }, gray: { 50: page, 100: tint }, http: { get: "#1d6b3c", post: "#1f5fa8" },
     responses: { success: response(good, "#7fd1a0"), error: response(error, "#ff8a80") },
   },
@@ -24,7 +24,7 @@ const theme = {
 
 async function show() {
   const samples = (await (await fetch("openapi.json")).text()).replaceAll("http://127.0.0.1:8080", new URL(".", location).href.slice(0, -1));
-  const options = { theme, disableSearch: true, hideDownloadButton: true, sanitize: true, nativeScrollbars: true };
+  const options = { theme, disableSearch: true, hideDownloadButton: true, sanitize: true, nativeScrollbars: true, jsonSamplesExpandLevel: 5 };
   const docs = document.getElementById("docs");
   // Code that is wider than its frame scrolls, so it has to be within reach of the keyboard.
   const reachable = () => docs.querySelectorAll("pre:not([tabindex])").forEach((code) => { code.tabIndex = 0; });

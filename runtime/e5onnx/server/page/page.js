@@ -133,10 +133,10 @@ async function tokenize() {
   await loadInfo();
   const prompt = element("prompt").value, text = prompt + element("text").value;
   const [[tokens], total] = await Promise.all([call("tokenize", { inputs: text }), tooLong(text)]);
-  const characters = Array.from(text), beginning = Array.from(prompt.trimEnd()).length; // the server counts code points
+  const [characters, before, beginning] = [text, prompt, prompt.trimEnd()].map((each) => Array.from(each)); // code points, as the server counts
   return () => {
     element("tokens").replaceChildren(...tokens.map((token) => {
-      const kind = token.special ? "special" : token.stop <= beginning ? "prompt" : "";
+      const kind = token.special ? "special" : token.stop <= beginning.length ? "prompt" : "";
       const item = make("li", undefined, { class: kind });
       item.append(make("span", token.text), make("small", token.id));
       return item;
@@ -146,7 +146,7 @@ async function tokenize() {
     element("rest").textContent = rest.length > 600 ? `${rest.slice(0, 600).join("")}… (${rest.length} characters)` : rest.join("");
     return total === null
       ? `${count(tokens.length, "token")} of at most ${info.max_input_length}. Nothing is cut.`
-      : `${total} tokens, and the model takes ${info.max_input_length}: the text is cut after ${end} of ${characters.length} characters.`;
+      : `${total} tokens, and the model takes ${info.max_input_length}: the text is cut after ${Math.max(0, end - before.length)} of ${characters.length - before.length} characters.`;
   };
 }
 
