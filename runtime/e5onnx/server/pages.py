@@ -36,7 +36,7 @@ _POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _FOR_REDOC = " 'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='; img-src data:"
-"""Allows the style element that Redoc adds empty and fills from its script (the hash is that of no bytes), and its arrows."""
+"""Allows Redoc's arrows, and the style element that it adds empty and then fills: the hash is that of no bytes."""
 
 
 def page(path: str) -> Callable[[Request], Coroutine[Any, Any, Response]]:
