@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e5onnx import __version__
-from e5onnx.errors import InputValueError, MissingDependencyError
+from e5onnx.errors import InputValueError, MissingDependencyError, in_one_line
 from e5onnx.manifest import MANIFEST, Manifest, Pooling
 from e5onnx.model_folder import ModelFolder, file_record
 from e5onnx.tokenizer import Tokenizer
@@ -297,7 +297,7 @@ def _read_calibration(path: Path) -> tuple[list[str], list[str]]:
     try:
         texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputValueError(f"cannot read the calibration texts: {error}") from error
+        raise InputValueError(f"cannot read the calibration texts: {in_one_line(error)}") from error
     if len(texts) < _FEWEST_TEXTS:
         raise InputValueError(
             f"too few calibration texts in {path}: {len(texts)}. At least {_FEWEST_TEXTS} are needed; a few "

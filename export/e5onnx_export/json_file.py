@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from e5onnx.errors import CheckpointError
+from e5onnx.errors import CheckpointError, in_one_line
 
 T = TypeVar("T")
 _KINDS = {bool: "true or false", str: "text", dict: "an object", list: "a list"}
@@ -98,7 +98,7 @@ def read_json(root: Path, file: str) -> Any:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {in_one_line(error)}") from error
     if content is None:
         raise CheckpointError(f"{path} holds null")
     return content

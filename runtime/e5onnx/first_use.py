@@ -21,7 +21,7 @@ from typing import Any
 
 from .atomic import written_whole
 from .cache import cache_folder
-from .errors import CacheError, CheckpointError, E5OnnxError, InputValueError, MissingDependencyError
+from .errors import CacheError, CheckpointError, E5OnnxError, InputValueError, MissingDependencyError, in_one_line
 from .version import __version__
 
 _log = logging.getLogger("e5onnx")
@@ -192,7 +192,7 @@ def _cache_errors(checkpoint: str, place: Path) -> Iterator[None]:
         if isinstance(error, E5OnnxError) and not isinstance(error, InputValueError):
             raise
         raise CacheError(
-            f"the model folder of {checkpoint} cannot be built in the cache, {place}: {error}. "
+            f"the model folder of {checkpoint} cannot be built in the cache, {place}: {in_one_line(error)}. "
             "The environment variable E5ONNX_CACHE names another folder for the cache"
         ) from error
 
@@ -208,7 +208,7 @@ def _state(folder: Path) -> str:
             if status.st_size <= _SMALL and stat.S_ISREG(status.st_mode):
                 digest.update(path.read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{folder} cannot be read: {error}") from error
+        raise CheckpointError(f"{folder} cannot be read: {in_one_line(error)}") from error
     return digest.hexdigest()[:40]
 
 

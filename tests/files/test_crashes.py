@@ -137,8 +137,7 @@ def test_a_full_disk_is_one_line_that_names_a_file_and_nothing_is_lost(
     )
     assert done.stdout.startswith("code 1")
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("e5onnx: error")]
-    assert f"No space left on device: '{disk}/out/" in error
-    assert error.endswith("'")
+    assert f"no space left on device: {disk}/out/" in error
     assert any(name in error for name in names)
     assert ".partial" not in error
     assert content(tmp_path / "out") == undisturbed
@@ -154,7 +153,7 @@ def test_a_folder_that_cannot_be_written_to_is_not_called_locked(
     mount = f"mount --bind {output} {output} && mount -o remount,ro,bind {output} || exit 77; "
     done = in_namespace(f"{mount} {run}; echo code $?")
     assert done.stdout.startswith("code 1")
-    assert f"{output} cannot be locked for writing: [Errno 30] Read-only file system" in done.stderr
+    assert f"{output} cannot be locked for writing (read-only file system: {output}/_e5onnx/lock)" in done.stderr
     assert "another process" not in done.stderr
 
 

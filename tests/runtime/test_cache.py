@@ -433,7 +433,7 @@ class TestCache:
         assert str(disk) not in done.stdout
         errors = [line for line in done.stderr.splitlines() if line.startswith("e5onnx: error: ")]
         assert len(errors) == 3
-        for error, reason in zip(errors, ["no space left", "No space left", "Read-only file system"], strict=True):
+        for error, reason in zip(errors, ["no space left", "no space left", "read-only file system"], strict=True):
             assert reason in error
             assert f"cannot be built in the cache, {disk}" in error
             assert "E5ONNX_CACHE" in error

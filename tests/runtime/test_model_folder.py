@@ -447,7 +447,7 @@ def test_a_removed_file_is_named_with_its_size(copied_model: Path, name: str) ->
 def test_a_failure_while_the_weights_are_hashed_is_not_lost(
     copied_model: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    def fail(file: Path | int) -> str:
+    def fail(file: Path | int, advance: None = None) -> str:
         if isinstance(file, int):  # the weights are open already
             raise error
         return sha256(file)

@@ -67,7 +67,7 @@ def test_impossible_options_are_wrong_usage(
         (["MODEL", "--api-key-file", "latin"], "latin is not UTF-8 text"),
         (["MODEL", "--api-key-file", "greek"], "holds a key that is not printable ASCII"),
         (["MODEL", "--api-key-file", "divided"], "holds a key that is not printable ASCII"),
-        (["MODEL", "--api-key-file", "/nowhere"], "No such file"),
+        (["MODEL", "--api-key-file", "/nowhere"], "no such file"),
     ],
 )
 def test_a_server_that_cannot_start_says_why_in_one_line(

@@ -23,7 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..encoder import Advance, Encoder
-from ..errors import ClusterError, E5OnnxError, InputValueError, MissingDependencyError, TextTooLongError
+from ..errors import ClusterError, E5OnnxError, InputValueError, MissingDependencyError, TextTooLongError, in_one_line
 from ..tokenizer import TokenizedText
 from .job import Done, JobOptions, Plan, part_name, read_plan
 from .outputs import write_part
@@ -198,7 +198,7 @@ def _check_reachable(address: str | None) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise ClusterError(f"there is no Ray cluster at {address}: {error}") from error
+        raise ClusterError(f"there is no Ray cluster at {address}: {in_one_line(error)}") from error
 
 
 def _on_actors(arguments: tuple[Any, ...], parts: Sequence[Part], processors: int) -> Iterator[Done]:

@@ -25,7 +25,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from ..atomic import written_whole
-from ..errors import InputValueError, JobChangedError, JobLockError, JobRunningError
+from ..errors import InputValueError, JobChangedError, JobLockError, JobRunningError, in_one_line
 from .columns import Columns
 from .inputs import JOB_FOLDER, Format, InputFile
 from .outputs import DType, OutputFormat, sha256_of, sync
@@ -200,7 +200,8 @@ def opened_folder(folder: Path) -> Iterator[Path]:
         raise JobRunningError(f"another process is writing into {folder}: wait, or name another folder") from error
     except (OSError, NotImplementedError) as error:
         raise JobLockError(
-            f"{folder} cannot be locked for writing: {error}: make it writable, or name a folder on another file system"
+            f"{folder} cannot be locked for writing ({in_one_line(error)}): make it writable, or name a folder on "
+            "another file system"
         ) from error
     try:
         yield folder

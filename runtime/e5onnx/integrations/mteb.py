@@ -121,11 +121,13 @@ class E5OnnxModel:
                 f"encode_kwargs has precision {precision!r}, but the output is float32; for an int8 graph, load the "
                 'model with E5OnnxModel(..., precision="int8")'
             )
+        features = task_metadata.type in _CLASSIFICATION
         return self.encoder.encode(
             (text for batch in inputs for text in _texts(batch, task_metadata)),
             prompt=_prompt(task_metadata, prompt_type),
             show_progress_bar=show_progress_bar,
-            output_value="pooled_embedding" if task_metadata.type in _CLASSIFICATION else "sentence_embedding",
+            output_value="pooled_embedding" if features else "sentence_embedding",
+            normalize_embeddings=not features,
         )
 
     def similarity(self, embeddings1: Array, embeddings2: Array) -> Array:
