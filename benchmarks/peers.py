@@ -64,6 +64,8 @@ PEERS: dict[str, Peer] = {
     "openvino": Peer("openvino", "e5onnx"),
     "openvino-bf16": Peer("openvino", "e5onnx", "bf16"),
 }
+BATCHED = tuple(name for name in PEERS if name.startswith(("fastembed", "sentence-transformers", "ctranslate2")))
+"""Programs whose users choose the size of batches."""
 ENCODERS: dict[str, tuple[Precision, Provider]] = {
     "e5onnx": ("fp32", "cpu"),
     "e5onnx-int8": ("int8", "cpu"),
@@ -86,6 +88,7 @@ class Encoded:
 class Worker:
     """A program's process: it loads, says so, and takes requests."""
 
+    name: str
     process: subprocess.Popen[str]
     log: Path
 
@@ -108,9 +111,12 @@ class Worker:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def encode(self, texts: Sequence[str], kind: Kind, *, each: bool = False, callers: int = 1) -> Encoded:
+    def encode(
+        self, texts: Sequence[str], kind: Kind, *, each: bool = False, callers: int = 1, batch_size: int | None = None
+    ) -> Encoded:
         """Time one call on all texts or, with `each`, a call on each text by one or several concurrent callers."""
-        self.send({"texts": list(texts), "kind": kind, "each": each, "callers": callers})
+        asked = {"texts": list(texts), "kind": kind, "each": each, "callers": callers, "batch_size": batch_size}
+        self.send(asked)
         return Encoded(**self.receive())
 
     def vectors(self, texts: Sequence[str], kind: Kind) -> tuple[NDArray[np.float32], Encoded]:
@@ -145,7 +151,7 @@ class Installation:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=offline()
             )
         try:
-            yield Worker(process, log)
+            yield Worker(self.name, process, log)
         finally:
             process.kill()
             process.wait()

@@ -1,7 +1,8 @@
 """How many passages, and tokens, per second each program embeds.
 
 Two sets of real passages: short ones as on the web, and ones of 8 to 512 tokens. All programs are loaded side by side
-and take turns, round by round, so that what disturbs the machine disturbs all of them.
+and take turns, round by round, so that what disturbs the machine disturbs all of them. Programs with batches run with
+their default size and with the one that is fastest here, so that none is held back.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from .ceiling import measure
-from .peers import REFERENCE, Programs, e5onnx_model, running
+from .peers import BATCHED, REFERENCE, Programs, Worker, e5onnx_model, running
 from .report import add_peers, cosines, parser, with_reference, write
 from .texts import mixed_passages, require_data, short_passages, token_count
+
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+_TRIED = 192
+"""Texts on which each size is tried, twice."""
 
 
 def main() -> None:
@@ -41,25 +46,49 @@ def main() -> None:
 def _measure(texts: list[str], programs: Programs, rounds: int, model: Path) -> dict[str, Any]:
     """Check vectors, which also warms up; then time the rounds."""
     first = programs.take_turns(lambda worker: worker.vectors(texts, "document"))
-    turns = [programs.take_turns(lambda worker: worker.encode(texts, "document")) for _ in range(rounds)]
+    tried = programs.take_turns(lambda worker: _tried(worker, texts))
+    best = {name: max(rates, key=rates.__getitem__) for name, rates in tried.items() if rates}
+
+    def timed(worker: Worker) -> list[float]:
+        sizes = [None, best[worker.name]] if worker.name in best else [None]
+        return [worker.encode(texts, "document", batch_size=size).elapsed for size in sizes]
+
+    turns = [programs.take_turns(timed) for _ in range(rounds)]
     tokens = token_count(texts, model)
     reference, _ = first[REFERENCE]
-    seconds = {name: [turn[name].elapsed for turn in turns] for name in programs.workers}
-    median = {name: statistics.median(times) for name, times in seconds.items()}
+    seconds = {name: [list(each) for each in zip(*(turn[name] for turn in turns), strict=True)] for name in turns[-1]}
+    e5onnx = statistics.median(seconds[REFERENCE][0])
+
+    def speed(seconds: list[float]) -> dict[str, Any]:
+        median = statistics.median(seconds)
+        return {
+            "passages_per_second": len(texts) / median,
+            "tokens_per_second": tokens / median,
+            "speed_relative_to_e5onnx": e5onnx / median,
+            "seconds": seconds,
+        }
+
     return {
         "passages": len(texts),
         "tokens": tokens,
         "programs": {
             name: {
-                "passages_per_second": len(texts) / median[name],
-                "tokens_per_second": tokens / median[name],
-                "speed_relative_to_e5onnx": median[REFERENCE] / median[name],
-                "seconds": seconds[name],
+                **speed(own),
                 "cosine_to_e5onnx": cosines(first[name][0], reference),
                 "peak_megabytes": first[name][1].peak_megabytes,
+                **({"best_batch": {"size": best[name], "tried": tried[name], **speed(*tuned)}} if tuned else {}),
             }
-            for name in programs.workers
+            for name, (own, *tuned) in seconds.items()
         },
+    }
+
+
+def _tried(worker: Worker, texts: list[str]) -> dict[int, float]:
+    """Return the passages a second at each size of batches, the better of two tries, if the program has batches."""
+    some = texts[:: max(1, len(texts) // _TRIED)]
+    return {
+        size: len(some) / min(worker.encode(some, "document", batch_size=size).elapsed for _ in range(2))
+        for size in (_BATCH_SIZES if worker.name in BATCHED else ())
     }
 
 

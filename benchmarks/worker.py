@@ -19,8 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO
 
-Encode = Callable[["str | list[str]", str], Any]
-"""Texts and their kind ("query", "document" or "raw") -> vectors, one row each."""
+Encode = Callable[..., Any]
+"""Texts and their kind ("query", "document" or "raw") -> vectors, one row each.
+
+A third argument is the size of batches, where users of the program choose it; None for its default."""
 
 _PREFIXES = {"query": "query: ", "document": "passage: ", "raw": ""}
 _PACKAGES = (
@@ -138,7 +140,9 @@ def load_fastembed(model: str, threads: int) -> Encode:
         model_file="onnx/model.onnx",
     )
     embedding = TextEmbedding(name, threads=threads, specific_model_path=model)
-    return lambda texts, kind: np.stack(list(embedding.embed(_prefixed(texts, kind))))
+    return lambda texts, kind, batch_size=None: np.stack(
+        list(embedding.embed(_prefixed(texts, kind), batch_size=batch_size or 256))
+    )
 
 
 def load_ctranslate2(model: str, threads: int) -> Encode:
@@ -205,12 +209,12 @@ def _ctranslate2(model: str, threads: int, compute_type: str) -> Encode:
     tokenizer.no_padding()
     tokenizer.enable_truncation(512)
 
-    def encode(texts: str | list[str], kind: str) -> Any:
+    def encode(texts: str | list[str], kind: str, batch_size: int | None = None) -> Any:
         ids = [encoding.ids for encoding in tokenizer.encode_batch(_prefixed(texts, kind))]
         order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
         vectors = np.empty((len(ids), 384), np.float32)
-        for start in range(0, len(order), 32):
-            rows = order[start : start + 32]
+        for start in range(0, len(order), batch_size or 32):
+            rows = order[start : start + (batch_size or 32)]
             hidden = np.asarray(encoder.forward_batch([ids[row] for row in rows]).last_hidden_state)
             for row, states in zip(rows, hidden, strict=True):
                 mean = states[: len(ids[row])].mean(axis=0)
@@ -274,7 +278,9 @@ def _sentence_transformer(model: str, threads: int, **options: Any) -> Encode:
 
     torch.set_num_threads(threads)
     encoder = SentenceTransformer(model, device="cpu", local_files_only=True, **options)
-    return lambda texts, kind: encoder.encode(texts, prompt=_PREFIXES[kind], normalize_embeddings=True)
+    return lambda texts, kind, batch_size=None: encoder.encode(
+        texts, prompt=_PREFIXES[kind], normalize_embeddings=True, batch_size=batch_size or 32
+    )
 
 
 def _prefixed(texts: str | list[str], kind: str) -> list[str]:
@@ -331,7 +337,7 @@ def _answer(request: dict[str, Any], encode: Encode) -> dict[str, Any]:
     if request["each"]:
         seconds = _call_each(texts, call, request["callers"])
     else:
-        vectors = encode(texts, kind)
+        vectors = encode(texts, kind, *([request["batch_size"]] if request.get("batch_size") else []))
         seconds = [time.perf_counter() - start]
     elapsed = time.perf_counter() - start
     if request.get("save"):
