@@ -93,7 +93,6 @@ _STYLE: dict[Any, Any] = {
     "xtick.labelsize": 8,
     "ytick.labelsize": 8.5,
 }
-_BLANK = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
 _WIDTH = 8.5
 """Inches: on a page of 700 pixels, a text of 8.5 points is 10 pixels high."""
 _GENERATIONS = {("25", "17"): "Zen 4", ("26", "2"): "Zen 5"}
@@ -128,7 +127,7 @@ def main() -> None:
 def draw(name: str, results: Path, output: Path, kinds: Iterable[str]) -> None:
     """Draw one picture of the documents in `results` into `output`, as each kind of file."""
     picture = PICTURES[name]
-    documents = {each: json.loads((results / f"{each}.json").read_text()) for each in picture.documents}
+    documents = {each: _read(results / f"{each}.json") for each in picture.documents}
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
@@ -138,6 +137,14 @@ def draw(name: str, results: Path, output: Path, kinds: Iterable[str]) -> None:
         for kind in kinds:
             metadata = {"Date": None} if kind == "svg" else None
             figure.savefig(output / f"{name}.{kind}", dpi=180, metadata=metadata)
+
+
+def _read(path: Path) -> Document:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{path} has the number {constant}, which cannot be drawn: measure again")
+
+    document: Document = json.loads(path.read_text(), parse_constant=refuse)
+    return document
 
 
 def _throughput(document: Document) -> Figure:
@@ -153,7 +160,8 @@ def _throughput(document: Document) -> Figure:
             name: _quartiles([result["passages"] / seconds for seconds in each["seconds"]])
             for name, each in result["programs"].items()
         }
-        _bars(axes, order, speeds, spans, mark=(max(speeds, key=speeds.__getitem__), "fastest"))
+        mark = (max(speeds, key=speeds.__getitem__), "fastest")
+        _bars(axes, order, speeds, spans, mark=mark, failed=document["failed"])
         limit = document["fp32_ceiling_tokens_per_second"] * result["passages"] / result["tokens"]
         axes.axvline(limit, color="black", linestyle="--", linewidth=1)
         axes.text(limit, len(order) - 1, " fp32 hardware limit", va="center")
@@ -172,11 +180,8 @@ def _latency(document: Document) -> Figure:
         programs, callers = result["programs"], result["callers"]
         medians = {name: each["p50_ms"] for name, each in programs.items()}
         tails = {name: (each["p50_ms"], each["p95_ms"]) for name, each in programs.items()}
-        _bars(axes, order, medians, tails, mark=(min(medians, key=medians.__getitem__), "fastest"))
-        for row, name in enumerate(order):
-            if name not in programs:
-                reason = document["failed"][name].partition(" (")[0]
-                axes.text(0, row, f" {reason}", va="center", fontsize=8, color=_TEXT)
+        mark = (min(medians, key=medians.__getitem__), "fastest")
+        _bars(axes, order, medians, tails, mark=mark, failed=document["failed"])
         axes.set_xlim(0, 1.15 * max(tail for _, tail in tails.values()))
         axes.set_title("one caller" if callers == 1 else f"{callers} callers at once")
         axes.set_xlabel("ms")
@@ -195,7 +200,7 @@ def _quality(document: Document, throughput: Document) -> Figure:
         speed, cosines = speeds[name]["passages_per_second"], result["cosine_to_e5onnx_stsb"]
         mean, tail = (max(exact, 1 - cosines[key]) for key in ("mean", "p1"))
         ours = name in _OURS
-        marker, size = ("*", 15) if name == fastest else ("o", 8 if ours else 11)
+        marker, size = ("*", 15) if name == fastest else ("o", 9 if ours else 11)
         axes.plot([speed, speed], [mean, tail], color=_color(name), linewidth=1.5, zorder=2 + ours)
         axes.plot(speed, mean, marker, color=_color(name), markersize=size, zorder=2 + ours)
         label = f"{NAMES[name]}{', fastest' if name == fastest else ''}\nSTS-B {result['stsb_test_spearman']:.4f}"
@@ -205,7 +210,7 @@ def _quality(document: Document, throughput: Document) -> Figure:
             fontweight="bold" if name == fastest else "normal",
         )  # fmt: skip
     axes.set_yscale("log")
-    axes.set_ylim(9e-2, 5e-7)
+    axes.set_ylim(5 * max(1 - each["cosine_to_e5onnx_stsb"]["p1"] for each in programs.values()), exact / 2)
     axes.set_yticks([exact, 1e-5, 1e-4, 1e-3, 1e-2], labels=["1 (fp32)", "0.99999", "0.9999", "0.999", "0.99"])
     axes.minorticks_off()
     axes.set_xlim(0, 1.1 * speeds[fastest]["passages_per_second"])
@@ -219,11 +224,11 @@ def _quality(document: Document, throughput: Document) -> Figure:
 _LABELS: dict[str, tuple[float, float, str]] = {
     "e5onnx-kernels-int8": (-12, 0, "right"),
     "ctranslate2-int8": (-9, 0, "right"),
-    "e5onnx-openvino": (9, 3, "left"),
+    "e5onnx-openvino": (9, -9, "left"),
     "fastembed": (0, -18, "center"),
-    "openvino-bf16": (9, -22, "left"),
+    "openvino-bf16": (9, -33, "left"),
     "sentence-transformers-onnx-qint8": (0, -36, "center"),
-    "sentence-transformers-openvino": (0, 18, "center"),
+    "sentence-transformers-openvino": (-12, 18, "left"),
     "sentence-transformers-torch-bf16": (0, -34, "center"),
 }
 """Where a point's label stands, in points, if not to its right: new figures may need new places."""
@@ -233,21 +238,22 @@ def _scores(document: Document) -> Figure:
     """Bars of the differences to fp32 in both tasks."""
     programs = document["programs"]
     exact = programs[REFERENCE]
-    order = [name for name in NAMES if name in programs and name not in (REFERENCE, "e5onnx-openvino-cached")]
+    order = [name for name in NAMES if name in programs and PEERS[name].precision != "fp32"]
+    order = [name for name in order if name != "e5onnx-openvino-cached"]  # the same vectors as without a cache
     figure, panels = _panels(rows=len(order))
     titles = {"stsb_test_spearman": "STS-B, Spearman", "xquad_en_ndcg@10": "XQuAD-en, nDCG@10"}
+    limit = 1.5 * max(abs(programs[name][key] - exact[key]) for name in order for key in titles)
     for axes, (key, title) in zip(panels, titles.items(), strict=True):
         differences = [programs[name][key] - exact[key] for name in order]
         axes.barh(range(len(order)), differences, color=[_color(name) for name in order], height=0.75)
         for row, difference in enumerate(differences):
             side = "left" if difference >= 0 else "right"
             axes.text(difference, row, f" {difference:+.4f} ", va="center", ha=side, fontsize=8)
-        _name_rows(axes, order)
+        _name_rows(axes, [NAMES[name] for name in order])
         axes.axvline(0, color="black", linewidth=1)
-        axes.set_xlim(-0.005, 0.005)
-        axes.set_xticks([-0.004, -0.002, 0, 0.002, 0.004], labels=["-0.004", "-0.002", "0", "0.002", "0.004"])
+        axes.set_xlim(-limit, limit)
         axes.set_title(f"{title} (fp32: {exact[key]:.4f})")
-    _head(figure, "Change of the scores by bf16 and int8, against fp32 (to the right is better)", _KINDS)
+    _head(figure, "Change of the scores by bf16 and int8, against fp32 (to the right is better)", _KINDS[::2])
     return figure
 
 
@@ -256,7 +262,7 @@ def _memory(document: Document) -> Figure:
     peaks = {name: each["peak_megabytes"] for name, each in document["sets"]["mixed"]["programs"].items()}
     order = sorted(peaks, key=lambda name: float(peaks[name]))
     figure, (axes,) = _panels(1, rows=len(order))
-    _bars(axes, order, peaks, {}, mark=(order[0], "least"))
+    _bars(axes, order, peaks, {}, mark=(order[0], "least"), failed={})
     axes.set_xlabel("MB of resident memory")
     axes.set_xlim(0, 1.1 * max(peaks.values()))
     _head(figure, "Peak memory of a process (shorter is better)", _KINDS)
@@ -299,51 +305,37 @@ def _memory_growth(document: Document) -> Figure:
 
 
 def _first_vector(document: Document) -> Figure:
-    """Stacked bars of installation and the rest, with the quartiles of the sum."""
-    ways = document["ways"]
-    order = _sorted(ways, key=lambda each: each["median_seconds"]["total"])
-    figure, (axes,) = _panels(1, rows=len(order))
-    stages = {"install": "pip install", "first_vector": "the rest: export where needed, load, encode"}
-    values = [[ways[name]["median_seconds"][stage] for stage in stages] for name in order]
-    _stacks(axes, order, values)
-    totals = [_quartiles([run["total"] for run in ways[name]["runs"]]) for name in order]
-    for row, (name, (low, high)) in enumerate(zip(order, totals, strict=True)):
-        axes.plot([low, high], [row, row], color="black", linewidth=1)
-        total, size = ways[name]["median_seconds"]["total"], ways[name]["packages_megabytes"]
-        best = "fastest, " if not row else ""
-        weight = "normal" if row else "bold"
-        axes.text(high, row, f"  {total:.1f} s, {best}{size:,.0f} MB of packages", va="center", fontweight=weight)
-    _name_rows(axes, order, _WAYS)
-    axes.set_xlim(0, 1.45 * max(high for _, high in totals))
-    axes.set_xlabel("seconds")
-    _head(figure, "From an empty environment to the first vector (shorter is better)", _parts(stages.values()))
-    return figure
+    """Bars of installation and the rest."""
+    stages = {
+        "install": "pip install",
+        "first_vector": "the rest: export (int8: calibration, too) where needed, load, encode",
+    }
+    bars = {
+        _WAYS[name]: Bar(
+            name,
+            [way["median_seconds"][stage] for stage in stages],
+            [run["total"] for run in way["runs"]],
+            f"{way['packages_megabytes']:,.0f} MB of packages",
+        )
+        for name, way in document["ways"].items()
+    }
+    return _stacks("From an empty environment to the first vector (shorter is better)", bars, list(stages.values()))
 
 
-def _cold_start(document: Document, kernels: Document) -> Figure:
-    """Stacked bars of the stages' medians, the kernels' from another machine in a panel of their own."""
-    figure = Figure(figsize=(_WIDTH, 4.6), layout="constrained")
-    sizes = [len(each["programs"]) for each in (document, kernels)]
-    panels = figure.subplots(2, 1, height_ratios=sizes)
-    for axes, each in zip(panels, (document, kernels), strict=True):
-        programs = each["programs"]
-        order = _sorted(programs, key=lambda figures: figures["median"]["total"])
-        _stacks(axes, order, [[programs[name]["median"][stage] for stage in each["stages"]] for name in order])
-        ends = []
-        for row, name in enumerate(order):
-            low, high = _quartiles([start["total"] for start in programs[name]["starts"]])
-            median = programs[name]["median"]
-            axes.plot([low, high], [row, row], color="black", linewidth=1)
-            label = f"  {median['total']:.2f} s, {'' if row else 'fastest, '}{median['peak_megabytes']:.0f} MB at most"
-            axes.text(high, row, label, va="center", fontweight="normal" if row else "bold")
-            ends.append(high)
-        _name_rows(axes, order)
-        axes.set_xlim(0, 1.35 * max(ends))
-        axes.set_title(_cpu(each["machine"]), loc="left")
-    panels[-1].set_xlabel("seconds")
-    parts = _parts(stage.replace("_", " ") for stage in document["stages"])
-    _head(figure, "From process start to the first vector (shorter is better)", parts)
-    return figure
+def _cold_start(document: Document) -> Figure:
+    """Bars of the stages of a start."""
+    stages = document["stages"]
+    bars = {
+        NAMES[name]: Bar(
+            name,
+            [program["median"][stage] for stage in stages],
+            [start["total"] for start in program["starts"]],
+            f"{program['median']['peak_megabytes']:.0f} MB at most",
+        )
+        for name, program in document["programs"].items()
+    }
+    title = "From process start to the first vector (shorter is better)"
+    return _stacks(title, bars, [stage.replace("_", " ") for stage in stages])
 
 
 def _server(document: Document) -> Figure:
@@ -387,28 +379,26 @@ def _server(document: Document) -> Figure:
     return figure
 
 
+_STARTS = "Everything installed, files in the page cache. Medians of the rounds; black lines: quartiles of the whole."
 PICTURES = {
     "throughput": Picture(_throughput, ("throughput",), "Medians of the rounds; black lines: quartiles."),
-    "latency": Picture(_latency, ("latency",), "Bars: p50; black lines: up to p95."),
+    "latency": Picture(_latency, ("latency",), "Bars and figures: p50; black lines: up to p95."),
     "quality": Picture(
         _quality,
         ("quality", "throughput"),
         "Programs whose speed and quality were both measured: quality on all-MiniLM-L6-v2 (sentences of STS-B; lines "
         "go down to the worst 1 %; Spearman on its test set), speed on E5-small's shape.",
     ),
-    "scores": Picture(_scores, ("quality",), "all-MiniLM-L6-v2. The axes show differences, 0.005 to either side."),
+    "scores": Picture(_scores, ("quality",), "all-MiniLM-L6-v2. The axes show differences, not the scores themselves."),
     "memory": Picture(_memory, ("throughput",), "Each process embedded both sets of passages of the throughput run."),
     "memory_growth": Picture(_memory_growth, ("memory",), "A process for each point."),
     "first_vector": Picture(
         _first_vector,
         ("first_vector",),
-        "Checkpoint or model on disk, pip's cache warm. Medians of the rounds; black lines: quartiles of the sum.",
+        "Checkpoint or model on disk, pip's cache warm. Medians of the rounds; black lines: quartiles of the whole.",
     ),
-    "cold_start": Picture(
-        _cold_start,
-        ("cold_start", "cold_start_kernels"),
-        "Everything installed, files in the page cache. Medians of the rounds; black lines: quartiles of the sum.",
-    ),
+    "cold_start": Picture(_cold_start, ("cold_start",), _STARTS),
+    "cold_start_kernels": Picture(_cold_start, ("cold_start_kernels",), _STARTS),
     "server": Picture(_server, ("server",), "e5onnx serve and infinity; load and server share the processors."),
 }
 
@@ -438,38 +428,72 @@ def _bars(
     spans: dict[str, tuple[float, float]],
     *,
     mark: tuple[str, str],
+    failed: dict[str, str],
 ) -> None:
-    """Draw horizontal bars, with a black line over each one's span; say beside one what it is."""
-    for name, value in values.items():
-        row, (low, high) = rows.index(name), spans.get(name, (value, value))
+    """Draw horizontal bars, with a black line over each one's span. Say what the best is, and why one is missing."""
+    for row, name in enumerate(rows):
+        if name not in values:
+            axes.text(0, row, f" {failed[name].partition(' (')[0]}", va="center", fontsize=8, color=_TEXT)
+            continue
+        value = values[name]
+        low, high = spans.get(name, (value, value))
         axes.barh(row, value, height=0.75, color=_color(name))
         axes.plot([low, high], [row, row], color="black", linewidth=1)
-        label = f" {value:,.0f}" if value >= 100 else f" {value:.1f}"
-        font: dict[str, Any] = {"fontsize": 8}
-        if name == mark[0]:
-            label, font = f"{label}, {mark[1]}", {"fontsize": 8, "fontweight": "bold"}
-        axes.text(max(value, high), row, label, va="center", bbox=_BLANK, **font)
-    _name_rows(axes, rows)
+        label = f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+        _label(axes, max(value, high), row, f"{label}, {mark[1]}" if name == mark[0] else label, bold=name == mark[0])
+    _name_rows(axes, [NAMES[row] for row in rows])
 
 
-def _stacks(axes: Axes, rows: Sequence[str], values: Sequence[Sequence[float]]) -> None:
-    """Draw a bar for each row, of parts that grow darker."""
-    for row, (name, parts) in enumerate(zip(rows, values, strict=True)):
-        for part, (start, width) in enumerate(zip([0, *accumulate(parts)], parts, strict=False)):
-            axes.barh(row, width, left=start, height=0.75, color=_shade(_color(name), part, len(parts)))
+def _label(axes: Axes, x: float, row: int, text: str, *, bold: bool) -> None:
+    """Write to the right of a bar, over any line."""
+    axes.annotate(
+        text,
+        (x, row),
+        (4, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+        fontweight="bold" if bold else "normal",
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+    )
 
 
-def _name_rows(axes: Axes, rows: Sequence[str], names: dict[str, str] = NAMES) -> None:
-    axes.set_yticks(range(len(rows)), labels=[names[row] for row in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
+class Bar(NamedTuple):
+    """Whose it is, the seconds of its parts, the seconds of the whole in every round, and what is said beside them."""
+
+    program: str
+    parts: list[float]
+    totals: list[float]
+    note: str
+
+
+def _stacks(title: str, bars: dict[str, Bar], parts: list[str]) -> Figure:
+    """Draw stacked bars, shortest first, whose parts grow darker, with the quartiles of the whole."""
+    order = sorted(bars, key=lambda name: statistics.median(bars[name].totals))
+    figure, (axes,) = _panels(1, rows=len(order))
+    for row, bar in enumerate(bars[name] for name in order):
+        starts = [0, *accumulate(bar.parts)]
+        for part, (start, width) in enumerate(zip(starts, bar.parts, strict=False)):
+            axes.barh(row, width, left=start, height=0.75, color=_shade(_color(bar.program), part, len(parts)))
+        low, high = _quartiles(bar.totals)
+        axes.plot([low, high], [row, row], color="black", linewidth=1)
+        total = statistics.median(bar.totals)
+        label = f"{total:.{1 if total >= 9 else 2}f} s, {'' if row else 'fastest, '}{bar.note}"
+        _label(axes, max(starts[-1], high), row, label, bold=not row)
+    _name_rows(axes, order)
+    axes.set_xlim(0, 1.5 * max(statistics.median(bar.totals) for bar in bars.values()))
+    axes.set_xlabel("seconds")
+    # Grey stands for the colour of a row.
+    handles = [Patch(color=_shade("black", part, len(parts)), label=name) for part, name in enumerate(parts)]
+    _head(figure, title, handles)
+    return figure
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), labels=names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=True, axis="x")
-
-
-def _parts(names: Iterable[str]) -> list[Patch]:
-    """Return the legend of a stack: grey stands for the colour of its row."""
-    known = list(names)
-    return [Patch(color=_shade("black", part, len(known)), label=name) for part, name in enumerate(known)]
 
 
 def _shade(color: str, part: int, parts: int) -> tuple[float, float, float]:
@@ -486,6 +510,8 @@ def _color(program: str) -> str:
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float]:
+    if len(values) == 1:
+        return values[0], values[0]
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     return low, high
 
