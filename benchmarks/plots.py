@@ -164,7 +164,7 @@ def _throughput(document: Document) -> Figure:
         _bars(axes, order, speeds, spans, mark=mark, failed=document["failed"])
         limit = document["fp32_ceiling_tokens_per_second"] * result["passages"] / result["tokens"]
         axes.axvline(limit, color="black", linestyle="--", linewidth=1)
-        axes.text(limit, len(order) - 1, " fp32 hardware limit", va="center")
+        _label(axes, limit, len(order) - 1, "fp32 hardware limit")
         axes.set_xlim(0, 1.4 * max(speeds.values()))
         axes.set_title(title)
     _head(figure, "Passages a second (longer is better)", _KINDS)
@@ -242,13 +242,12 @@ def _scores(document: Document) -> Figure:
     order = [name for name in order if name != "e5onnx-openvino-cached"]  # the same vectors as without a cache
     figure, panels = _panels(rows=len(order))
     titles = {"stsb_test_spearman": "STS-B, Spearman", "xquad_en_ndcg@10": "XQuAD-en, nDCG@10"}
-    limit = 1.5 * max(abs(programs[name][key] - exact[key]) for name in order for key in titles)
+    limit = 1.7 * max(abs(programs[name][key] - exact[key]) for name in order for key in titles)
     for axes, (key, title) in zip(panels, titles.items(), strict=True):
         differences = [programs[name][key] - exact[key] for name in order]
         axes.barh(range(len(order)), differences, color=[_color(name) for name in order], height=0.75)
         for row, difference in enumerate(differences):
-            side = "left" if difference >= 0 else "right"
-            axes.text(difference, row, f" {difference:+.4f} ", va="center", ha=side, fontsize=8)
+            _label(axes, difference, row, f"{difference:+.4f}", left=difference < 0)
         _name_rows(axes, [NAMES[name] for name in order])
         axes.axvline(0, color="black", linewidth=1)
         axes.set_xlim(-limit, limit)
@@ -433,7 +432,7 @@ def _bars(
     """Draw horizontal bars, with a black line over each one's span. Say what the best is, and why one is missing."""
     for row, name in enumerate(rows):
         if name not in values:
-            axes.text(0, row, f" {failed[name].partition(' (')[0]}", va="center", fontsize=8, color=_TEXT)
+            _label(axes, 0, row, failed[name].partition(" (")[0], color=_TEXT)
             continue
         value = values[name]
         low, high = spans.get(name, (value, value))
@@ -444,16 +443,20 @@ def _bars(
     _name_rows(axes, [NAMES[row] for row in rows])
 
 
-def _label(axes: Axes, x: float, row: int, text: str, *, bold: bool) -> None:
-    """Write to the right of a bar, over any line."""
+def _label(
+    axes: Axes, x: float, row: int, text: str, *, left: bool = False, bold: bool = False, color: str = "black"
+) -> None:
+    """Write beside a place, over any line. A distance made of spaces would be lost: browsers drop them in an SVG."""
     axes.annotate(
         text,
         (x, row),
-        (4, 0),
+        (-4 if left else 4, 0),
         textcoords="offset points",
+        ha="right" if left else "left",
         va="center",
         fontsize=8,
         fontweight="bold" if bold else "normal",
+        color=color,
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
     )
 
