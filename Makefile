@@ -66,7 +66,6 @@ deploy-check: .venv/dev
 
 # Every benchmark, then the pictures: under 20 minutes on 2 cores once the environments of the other programs exist.
 bench: .venv/dev
-	$(BIN)/python $(PIP_INSTALL) 'matplotlib>=3.8'
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.cold_start
