@@ -12,12 +12,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from conftest import DATA, REPOSITORY
+from conftest import DATA
+from imports import REPOSITORY
 
 Span = tuple[int, int]
 NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]\d+)?"
@@ -64,7 +64,7 @@ def milliseconds(program: str, texts: str = "query", share: str = "p50", run: st
 
 
 def starting(program: str) -> dict[str, Any]:
-    """The document of the starts of a program: those of our kernels are in one of their own, unless run with the rest."""
+    """The starts of a program. Those of our kernels have a document of their own, unless they ran with the rest."""
     name = "cold_start" if program in result("cold_start")["programs"] else "cold_start_kernels"
     return dict(result(name)["programs"][program])
 
@@ -319,8 +319,8 @@ class Sentence(NamedTuple):
 SENTENCES = [
     Sentence(
         "README.md",
-        "e5onnx in int8 embeds {} times as many passages a second as sentence-transformers with PyTorch, in an {} of its "
-        "memory; with its own kernels, {} times as many. In fp32, with the same vectors, it is {} times as fast",
+        "e5onnx in int8 embeds {} times as many passages a second as sentence-transformers with PyTorch, in an {} of "
+        "its memory; with its own kernels, {} times as many. In fp32, with the same vectors, it is {} times as fast",
         lambda: [
             faster("e5onnx-int8", TORCH)[0],
             peak(TORCH) / peak("e5onnx-int8"),
@@ -484,8 +484,8 @@ SENTENCES = [
     ),
     Sentence(
         "docs/benchmarks.md",
-        "32 tokens {} (stock int8 {}, bf16 kernels {}), 128 tokens {} ({}, {}), 512 tokens {} ({}, {}). With four callers "
-        "{} questions a second ({}, {})",
+        "32 tokens {} (stock int8 {}, bf16 kernels {}), 128 tokens {} ({}, {}), 512 tokens {} ({}, {}). With four "
+        "callers {} questions a second ({}, {})",
         lambda: [
             *(
                 milliseconds(program, f"passage_{tokens}_tokens")
