@@ -337,7 +337,7 @@ SENTENCES = [
             cosine("e5onnx-int8"),
         ],
     ),
-    Sentence("README.md", "AVX512; {} in bf16)", lambda: [cosine(KERNELS16)]),
+    Sentence("README.md", "bf16 (a cosine of {}) on", lambda: [cosine(KERNELS16)]),
     *(
         Sentence(
             page,
