@@ -94,6 +94,45 @@ def capacity(server: str, texts: str, run: str = "server", what: str = "capacity
     return float(result(run)["servers"][server][texts][what])
 
 
+def capacities(texts: str, each: int) -> list[float]:
+    """Of e5onnx in fp32 and int8, with the share of the encoder in process, and of infinity."""
+    ours = [
+        value
+        for server in ("e5onnx", "e5onnx-int8")
+        for value in (each * capacity(server, texts), capacity(server, texts, what="share_of_in_process"))
+    ]
+    return [*ours, each * capacity("infinity", texts)]
+
+
+def level(server: str, texts: str, load: float) -> dict[str, Any]:
+    levels = result("server")["servers"][server][texts]["levels"]
+    return next(dict(each) for each in levels if each["share"] == load)
+
+
+def delays(texts: str, load: float) -> list[float]:
+    """p50 and p95 of each server, and those of the encoder in process."""
+    found = (level(server, texts, load) for server in ("e5onnx", "e5onnx-int8", "infinity"))
+    return [
+        measured[share]
+        for each in found
+        for measured in (each["milliseconds"]["200"], each.get("in_process_milliseconds"))
+        if measured
+        for share in ("p50", "p95")
+    ]
+
+
+def overload(texts: str, *, with_refusals: bool = False) -> list[float]:
+    """p50 and p95 of what is answered, per cent refused, and how long a refusal takes."""
+    values: list[float] = []
+    for server in ("e5onnx", "e5onnx-int8", "infinity"):
+        found = level(server, texts, 1.2)
+        values += [found["milliseconds"]["200"][share] for share in ("p50", "p95")]
+        if "429" in found["statuses"]:
+            values.append(100 * found["statuses"]["429"] / found["requests"])
+            values += [found["milliseconds"]["429"]["p50"]] * with_refusals
+    return values
+
+
 def footprint(variant: str, key: str = "with_model_megabytes") -> float:
     return float(result("footprint")["variants"][variant][key])
 
@@ -516,13 +555,50 @@ SENTENCES = [
     ),
     Sentence(
         "docs/benchmarks.md",
-        "| capacity, questions/s (share of in process) | {} ({}) | {} ({}) | {} |",
+        "| capacity, questions/s (share of in process) | {} ({}) | {} ({}) | {} |\n"
+        "| capacity, passages/s in requests of 32 (share of in process) | {} ({}) | {} ({}) | {} |\n"
+        "| a question at 25 % of capacity, p50, p95 ms (in process) | {}, {} ({}, {}) | {}, {} ({}, {}) | {}, {} |\n"
+        "| at 50 % | {}, {} ({}, {}) | {}, {} ({}, {}) | {}, {} |\n"
+        "| at 80 % | {}, {} ({}, {}) | {}, {} ({}, {}) | {}, {} |\n"
+        "| at 120 %: answered p50, p95 ms; refused with 429, in p50 ms "
+        "| {}, {}; {} %, {} | {}, {}; {} %, {} | {}, {} |\n"
+        "| 32 passages at 50 %, p50, p95 s (in process) | {}, {} ({}, {}) | {}, {} ({}, {}) | {}, {} |\n"
+        "| at 80 % | {}, {} ({}, {}) | {}, {} ({}, {}) | {}, {} |\n"
+        "| at 120 %: answered p50, p95 s; refused with 429 | {}, {}; {} % | {}, {}; {} % | {}, {} |",
         lambda: [
-            capacity("e5onnx", "question"),
-            capacity("e5onnx", "question", what="share_of_in_process"),
-            capacity("e5onnx-int8", "question"),
-            capacity("e5onnx-int8", "question", what="share_of_in_process"),
-            capacity("infinity", "question"),
+            *capacities("question", 1),
+            *capacities("passages", 32),
+            *(value for load in (0.25, 0.5, 0.8) for value in delays("question", load)),
+            *overload("question", with_refusals=True),
+            *(value / 1000 for load in (0.5, 0.8) for value in delays("passages", load)),
+            *(value / 1000 if number not in (2, 5) else value for number, value in enumerate(overload("passages"))),
+        ],
+    ),
+    Sentence(
+        "docs/benchmarks.md",
+        "calls, 140 million tokens | {} MB after a tenth of them, {} at the end |",
+        lambda: [result("soak_one_layer")[f"megabytes_{when}"] for when in ("after_a_tenth", "at_the_end")],
+    ),
+    Sentence(
+        "docs/benchmarks.md",
+        "beside other work: {} MB after a tenth of them, {} at most |",
+        lambda: [result("soak")[f"megabytes_{when}"] for when in ("after_a_tenth", "at_most")],
+    ),
+    Sentence(
+        "docs/benchmarks.md",
+        "{} answered, {} refused as bad, {} whose client hung up. {} MB at most in the first tenth, 196 MB after "
+        "thirteen minutes, {} MB at the end",
+        lambda: [
+            *(result("server_soak")["requests"][status] for status in ("200", "400", "gone")),
+            *(result("server_soak")[f"megabytes_{when}"] for when in ("after_a_tenth", "at_the_end")),
+        ],
+    ),
+    Sentence(
+        "docs/benchmarks.md",
+        "as much as they can. {} MB at most in the first tenth, {} MB at most in all, {} MB at the end",
+        lambda: [
+            result("bulk_memory_one_layer")["memory"][f"megabytes_{when}"]
+            for when in ("after_a_tenth", "at_most", "at_the_end")
         ],
     ),
     Sentence(
