@@ -2,7 +2,7 @@
 
 Runs in the program's own environment (`python worker.py PROGRAM MODEL THREADS`), so it imports nothing of this
 project's except where the program uses e5onnx. Each program is called through its public interface, with its defaults
-save for the number of threads. What the defaults mean for batches is in README.md.
+save for the number of threads. What the defaults mean for batches is in docs/benchmarks.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The programs of docs/vector_databases.md and of the README's corpus run, and find what an exact search finds."""
+"""The programs of docs/vector_databases.md and docs/corpora.md run, and find what an exact search finds."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from e5onnx import Encoder
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs/vector_databases.md").read_text(encoding="utf-8")
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+CORPORA = (REPOSITORY / "docs/corpora.md").read_text(encoding="utf-8")
 PROGRAMS = {
     f"{page} {number}": program
-    for page, text in (("page", PAGE), ("README", README))
+    for page, text in (("page", PAGE), ("corpora", CORPORA))
     for number, program in enumerate(re.findall(r"```py\n(.*?)```", text, re.DOTALL))
-    if "found = " in program
 }
 TEXTS = [
     line

@@ -157,9 +157,9 @@ def test_programs_with_a_fixed_name_and_length_work(e5_model: Path, encoder: Enc
         assert (refused.status_code, "from 1 to 384, got 0" in refused.json()["error"]) == (422, True)
 
 
-def test_the_readmes_example_runs(server: Server, encoder: Encoder) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (example,) = (each for each in re.findall(r"```py\n(.*?)```", readme, re.DOTALL) if "openai" in each)
+def test_the_pages_example_runs(server: Server, encoder: Encoder) -> None:
+    page = (Path(__file__).parents[2] / "docs/server.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
     names: dict[str, Any] = {}
     exec(example.replace("http://127.0.0.1:8080", server.url).replace("intfloat/", ""), names)
     near(names["query"].data[0].embedding, encoder.encode_query("how much protein"))

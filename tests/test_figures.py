@@ -1,0 +1,762 @@
+"""Every figure of the README and of the documentation is what its source says: a result of a benchmark, or the code.
+
+A table is compared cell by cell. A sentence is given with `{}` for each of its figures. A figure has as many digits as
+its page prints; what is printed in words ("an eighth") has its number in `WORDS`. A figure with a unit that nothing
+here covers fails, unless it is listed under `STATED` with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
+from functools import cache
+from typing import Any, NamedTuple
+
+import pytest
+
+from conftest import DATA
+from imports import REPOSITORY
+
+Span = tuple[int, int]
+NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]\d+)?"
+WITH_UNIT = re.compile(
+    rf"(?<![\w.,`-])(?:{NUMBER} ?(?:[GMK]i?B|ms|s|%|times|x|passages/s)(?!\w)|0\.\d\d+(?![\d.])|\de-\d+(?!\w))"
+)
+WORDS = {
+    "half": 2,
+    "third": 3,
+    "quarter": 4,
+    "fifth": 5,
+    "sixth": 6,
+    "seventh": 7,
+    "eighth": 8,
+    "ninth": 9,
+    "tenth": 10,
+}
+
+
+@cache
+def result(name: str) -> Any:
+    return json.loads((REPOSITORY / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
+
+
+def speed(program: str, texts: str, run: str = "throughput") -> float:
+    return float(result(run)["sets"][texts]["programs"][program]["passages_per_second"])
+
+
+def speeds(program: str, run: str = "throughput") -> list[float]:
+    return [speed(program, texts, run) for texts in ("short", "mixed")]
+
+
+def faster(program: str, other: str) -> list[float]:
+    return [mine / theirs for mine, theirs in zip(speeds(program), speeds(other), strict=True)]
+
+
+def peak(program: str, run: str = "throughput") -> float:
+    """Peak memory of the process, which ran the mixed lengths last."""
+    return float(result(run)["sets"]["mixed"]["programs"][program]["peak_megabytes"])
+
+
+def milliseconds(program: str, texts: str = "query", share: str = "p50", run: str = "latency") -> float:
+    return float(result(run)["sets"][texts]["programs"][program][f"{share}_ms"])
+
+
+def starting(program: str) -> dict[str, Any]:
+    """The starts of a program. Those of our kernels have a document of their own, unless they ran with the rest."""
+    name = "cold_start" if program in result("cold_start")["programs"] else "cold_start_kernels"
+    return dict(result(name)["programs"][program])
+
+
+def start(program: str, stage: str = "total") -> float:
+    return float(starting(program)["median"][stage])
+
+
+def installed(program: str) -> float:
+    return float(starting(program)["disk"]["packages_megabytes"])
+
+
+def cosine(program: str, which: str = "mean", texts: str = "stsb") -> float:
+    return float(result("quality")["programs"][program][f"cosine_to_e5onnx_{texts}"][which])
+
+
+def quality(program: str, score: str) -> float:
+    return float(result("quality")["programs"][program][score])
+
+
+def way(name: str, key: str) -> float:
+    found = result("first_vector")["ways"][name]
+    return float(found["median_seconds"][key] if key in found["median_seconds"] else found[key])
+
+
+def capacity(server: str, texts: str, run: str = "server", what: str = "capacity_requests_per_second") -> float:
+    return float(result(run)["servers"][server][texts][what])
+
+
+def capacities(texts: str, each: int) -> list[float]:
+    """Of e5onnx in fp32 and int8, with the share of the encoder in process, and of infinity."""
+    ours = [
+        value
+        for server in ("e5onnx", "e5onnx-int8")
+        for value in (each * capacity(server, texts), capacity(server, texts, what="share_of_in_process"))
+    ]
+    return [*ours, each * capacity("infinity", texts)]
+
+
+def level(server: str, texts: str, load: float) -> dict[str, Any]:
+    levels = result("server")["servers"][server][texts]["levels"]
+    return next(dict(each) for each in levels if each["share"] == load)
+
+
+def delays(texts: str, load: float) -> list[float]:
+    """p50 and p95 of each server, and those of the encoder in process."""
+    found = (level(server, texts, load) for server in ("e5onnx", "e5onnx-int8", "infinity"))
+    return [
+        measured[share]
+        for each in found
+        for measured in (each["milliseconds"]["200"], each.get("in_process_milliseconds"))
+        if measured
+        for share in ("p50", "p95")
+    ]
+
+
+def overload(texts: str, *, with_refusals: bool = False) -> list[float]:
+    """p50 and p95 of what is answered, per cent refused, and how long a refusal takes."""
+    values: list[float] = []
+    for server in ("e5onnx", "e5onnx-int8", "infinity"):
+        found = level(server, texts, 1.2)
+        values += [found["milliseconds"]["200"][share] for share in ("p50", "p95")]
+        if "429" in found["statuses"]:
+            values.append(100 * found["statuses"]["429"] / found["requests"])
+            values += [found["milliseconds"]["429"]["p50"]] * with_refusals
+    return values
+
+
+def footprint(variant: str, key: str = "with_model_megabytes") -> float:
+    return float(result("footprint")["variants"][variant][key])
+
+
+def function(variant: str, key: str) -> float:
+    return float(result("aws_lambda")["variants"][variant]["median"][key])
+
+
+def published(task: str) -> float:
+    path = DATA / "reference_scores.json"
+    if not path.exists():
+        pytest.skip(f"{path} is not there: it is not part of the project")
+    return float(json.loads(path.read_text())[task]["e5-small-v2"][0]["main"])
+
+
+KERNELS8, KERNELS16, OPENVINO, TORCH = (
+    "e5onnx-kernels-int8",
+    "e5onnx-kernels-bf16",
+    "e5onnx-openvino",
+    "sentence-transformers-torch",
+)
+PROGRAMS = {
+    "e5onnx int8, own kernels": KERNELS8,
+    "e5onnx bf16, own kernels": KERNELS16,
+    "e5onnx int8": "e5onnx-int8",
+    "e5onnx fp32": "e5onnx",
+    "e5onnx, provider openvino (bf16)": OPENVINO,
+    "OpenVINO itself, our graph and batches, bf16": "openvino-bf16",
+    "OpenVINO itself, our graph and batches, fp32": "openvino",
+    "CTranslate2 int8": "ctranslate2-int8",
+    "CTranslate2 fp32": "ctranslate2",
+    "sentence-transformers, OpenVINO (bf16)": "sentence-transformers-openvino",
+    "sentence-transformers OpenVINO (bf16)": "sentence-transformers-openvino",
+    "sentence-transformers OpenVINO, held to fp32": "sentence-transformers-openvino-fp32",
+    "sentence-transformers, ONNX qint8": "sentence-transformers-onnx-qint8",
+    "sentence-transformers ONNX qint8": "sentence-transformers-onnx-qint8",
+    "sentence-transformers ONNX": "sentence-transformers-onnx",
+    "sentence-transformers, ONNX O3": "sentence-transformers-onnx-O3",
+    "sentence-transformers ONNX O3": "sentence-transformers-onnx-O3",
+    "sentence-transformers, torch": TORCH,
+    "sentence-transformers, PyTorch": TORCH,
+    "sentence-transformers torch fp32": TORCH,
+    "sentence-transformers torch bf16": "sentence-transformers-torch-bf16",
+    "fastembed": "fastembed",
+    "fp32": "e5onnx",
+    "int8": "e5onnx-int8",
+    "int8, own kernels": KERNELS8,
+    "bf16, own kernels": KERNELS16,
+    "bf16, OpenVINO": OPENVINO,
+    "e5onnx-openvino (bf16)": OPENVINO,
+}
+WAYS = {
+    "e5onnx, checkpoint, fp32": "e5onnx",
+    "e5onnx, checkpoint, int8 (calibrated)": "e5onnx-int8",
+    "e5onnx, ready": "e5onnx-ready",
+    "fastembed, ready": "fastembed-ready",
+    "sentence-transformers, torch": TORCH,
+    "sentence-transformers, ONNX": "sentence-transformers-onnx",
+}
+
+
+class Table(NamedTuple):
+    """A table of a page, found by its header; what each row is about; what a cell of each checked column holds."""
+
+    page: str
+    header: str
+    rows: Mapping[str, str]
+    columns: Mapping[str, Callable[[str], float | list[float]]]
+
+
+TABLES = [
+    Table(
+        "README.md",
+        "| program | passages/s | one question |",
+        PROGRAMS,
+        {
+            "passages/s": lambda program: speed(program, "short"),
+            "one question": milliseconds,
+            "peak memory": peak,
+            "installed packages": installed,
+            "start to first vector": start,
+        },
+    ),
+    Table(
+        "README.md",
+        "| | SciFact, nDCG@10 |",
+        {"[intfloat/e5-small-v2](https://huggingface.co/intfloat/e5-small-v2)": ""},
+        {
+            "SciFact, nDCG@10": lambda _: published("SciFact"),
+            "NFCorpus, nDCG@10": lambda _: published("NFCorpus"),
+            "FiQA, nDCG@10": lambda _: published("FiQA2018"),
+            "STS-B test, Spearman": lambda _: published("STSBenchmark"),
+        },
+    ),
+    Table(
+        "docs/comparison.md",
+        "| program | passages/s, 20 to 150 tokens |",
+        PROGRAMS,
+        {
+            "passages/s, 20 to 150 tokens": lambda program: speed(program, "short"),
+            "passages/s, 8 to 512 tokens": lambda program: speed(program, "mixed"),
+            "peak memory": peak,
+            "one question, p50": milliseconds,
+        },
+    ),
+    Table(
+        "docs/precisions.md",
+        "| | passages/s, 20 to 150 tokens |",
+        PROGRAMS,
+        {
+            "passages/s, 20 to 150 tokens": lambda program: speed(program, "short"),
+            "one question, p50": milliseconds,
+            "peak memory": peak,
+            "cosine to fp32, mean": cosine,
+            "smallest": lambda program: cosine(program, "p0"),
+        },
+    ),
+    Table(
+        "docs/evaluation.md",
+        "| task | score | from |",
+        {
+            name: name
+            for name in (
+                *("SciFact", "NFCorpus", "FiQA2018", "ArguAna", "SCIDOCS", "TRECCOVID", "QuoraRetrieval", "NQ"),
+                *("STSBenchmark", "STS12", "STS13", "STS14", "STS15", "STS16", "SICK-R", "BIOSSES"),
+            )
+        },
+        {"score": published},
+    ),
+    Table(
+        "docs/benchmarks.md",
+        "| program | short, passages/s | mixed, passages/s | peak MB | e5onnx int8 is faster by |",
+        PROGRAMS,
+        {
+            "short, passages/s": lambda program: speed(program, "short"),
+            "mixed, passages/s": lambda program: speed(program, "mixed"),
+            "peak MB": peak,
+            "e5onnx int8 is faster by": lambda program: faster("e5onnx-int8", program),
+            "our kernels in int8 are faster by": lambda program: faster(KERNELS8, program),
+        },
+    ),
+    Table(
+        "docs/benchmarks.md",
+        "| way | install | then to the first vector |",
+        WAYS,
+        {
+            "install": lambda name: way(name, "install"),
+            "then to the first vector": lambda name: way(name, "first_vector"),
+            "together": lambda name: way(name, "total"),
+            "packages": lambda name: [way(name, "packages_megabytes"), way(name, "package_number")],
+        },
+    ),
+    Table(
+        "docs/benchmarks.md",
+        "| program | STS-B test, Spearman |",
+        {**PROGRAMS, **{name: name for name in result("quality")["programs"]}},
+        {
+            "STS-B test, Spearman": lambda program: quality(program, "stsb_test_spearman"),
+            "XQuAD-en, nDCG@10": lambda program: quality(program, "xquad_en_ndcg@10"),
+            "cosine on STS-B's sentences": lambda program: [cosine(program), cosine(program, "p0")],
+            "cosine on passages": lambda program: [
+                cosine(program, texts="passages"),
+                cosine(program, "p0", texts="passages"),
+            ],
+            "dependence on the batch": lambda program: quality(program, "alone_against_in_a_batch"),
+        },
+    ),
+    Table(
+        "docs/benchmarks.md",
+        "| program | short, passages/s | mixed, passages/s | peak MB | question p50, p95 |",
+        PROGRAMS,
+        {
+            "short, passages/s": lambda program: speed(program, "short", "throughput_openvino"),
+            "mixed, passages/s": lambda program: speed(program, "mixed", "throughput_openvino"),
+            "peak MB": lambda program: peak(program, "throughput_openvino"),
+            "question p50, p95": lambda program: [
+                milliseconds(program, share=share, run="latency_openvino") for share in ("p50", "p95")
+            ],
+            "512 tokens, p50": lambda program: milliseconds(program, "passage_512_tokens", run="latency_openvino"),
+            "start to first vector": lambda program: [
+                start(each) for each in (program, f"{program}-cached") if each in result("cold_start")["programs"]
+            ],
+        },
+    ),
+    Table(
+        "docs/benchmarks.md",
+        "| program | interpreter | import | load |",
+        PROGRAMS,
+        {
+            "interpreter": lambda program: 1000 * start(program, "interpreter"),
+            "import": lambda program: 1000 * start(program, "import"),
+            "load": lambda program: 1000 * start(program, "load"),
+            "first encode": lambda program: 1000 * start(program, "first_encode"),
+            "total": lambda program: 1000 * start(program),
+        },
+    ),
+    Table(
+        "docs/benchmarks.md",
+        "| emulated | has | onnxruntime |",
+        {name: name for name in ("Nehalem", "Haswell", "cortex-a53", "neoverse-n1")},
+        {
+            "fp32, largest difference": lambda name: emulated(name, "largest_difference", "fp32"),
+            "int8, largest difference": lambda name: emulated(name, "largest_difference", "int8"),
+            "int8 to int8 here, smallest cosine": lambda name: emulated(name, "int8_cosine_to_int8_here", "smallest"),
+            "int8 to fp32 there, mean cosine": lambda name: emulated(name, "int8_cosine_to_fp32_there", "mean"),
+        },
+    ),
+]
+
+
+def emulated(name: str, what: str, which: str) -> float:
+    return float(result("processors")["processors"][name][what][which])
+
+
+class Sentence(NamedTuple):
+    """A sentence of a page with `{}` in place of figures, and the figures."""
+
+    page: str
+    text: str
+    values: Callable[[], list[float]]
+
+
+SENTENCES = [
+    Sentence(
+        "README.md",
+        "e5onnx in int8 embeds {} times as many passages a second as sentence-transformers with PyTorch, in an {} of "
+        "its memory; with its own kernels, {} times as many. In fp32, with the same vectors, it is {} times as fast",
+        lambda: [
+            faster("e5onnx-int8", TORCH)[0],
+            peak(TORCH) / peak("e5onnx-int8"),
+            faster(KERNELS8, TORCH)[0],
+            faster("e5onnx", TORCH)[0],
+        ],
+    ),
+    Sentence(
+        "README.md",
+        '`precision="int8"`: {} times as fast, {} % of the memory; a mean cosine to fp32 of {}',
+        lambda: [
+            faster("e5onnx-int8", "e5onnx")[0],
+            100 * peak("e5onnx-int8") / peak("e5onnx"),
+            cosine("e5onnx-int8"),
+        ],
+    ),
+    Sentence("README.md", "bf16 (a cosine of {}) on", lambda: [cosine(KERNELS16)]),
+    *(
+        Sentence(
+            page,
+            "has its first vector {} s (int8) to {} s (fp32) after its start",
+            lambda: [start("e5onnx-int8"), start("e5onnx")],
+        )
+        for page in ("docs/comparison.md", "docs/deploying.md")
+    ),
+    Sentence(
+        "docs/comparison.md",
+        "fastembed takes {} s and sentence-transformers {} s",
+        lambda: [start("fastembed"), start(TORCH)],
+    ),
+    Sentence(
+        "docs/comparison.md",
+        "OpenVINO itself runs fp32 at {} and {} passages/s, and bf16 at {} and {}:",
+        lambda: [*speeds("openvino"), *speeds("openvino-bf16")],
+    ),
+    Sentence(
+        "docs/comparison.md",
+        "fp32 answers {}x the questions and {}x the passages of infinity with torch, in int8 {}x and {}x",
+        lambda: [
+            capacity(server, texts) / capacity("infinity", texts)
+            for server in ("e5onnx", "e5onnx-int8")
+            for texts in ("question", "passages")
+        ],
+    ),
+    Sentence(
+        "docs/deploying.md",
+        "# {} MB; {} MB with all that pip would add",
+        lambda: [footprint("three packages", "megabytes"), footprint("with dependencies", "megabytes")],
+    ),
+    Sentence(
+        "docs/deploying.md",
+        "that makes {} MB, or {} MB without the tests",
+        lambda: [footprint("three packages"), footprint("pruned")],
+    ),
+    Sentence(
+        "docs/deploying.md",
+        "({} MB, {} MB unzipped; Lambda's",
+        lambda: [
+            result("aws_lambda")["zip_megabytes"],
+            result("aws_lambda")["variants"]["with byte code"]["unzipped_megabytes"],
+        ],
+    ),
+    Sentence(
+        "docs/deploying.md",
+        "then starts in {} s instead of {} s. A question takes {} ms",
+        lambda: [
+            function("with byte code", "cold_seconds"),
+            function("without byte code", "cold_seconds"),
+            1000 * function("with byte code", "warm_seconds"),
+        ],
+    ),
+    Sentence(
+        "docs/getting_started.md",
+        "the packages take {} MB on disk ({} MB without",
+        lambda: [way("e5onnx", "packages_megabytes"), way("e5onnx-ready", "packages_megabytes")],
+    ),
+    Sentence(
+        "docs/getting_started.md",
+        "first vector after {} s (sentence-transformers: {} s), of which pip takes {} s",
+        lambda: [way("e5onnx", "total"), way(TORCH, "total"), way("e5onnx", "install")],
+    ),
+    Sentence(
+        "docs/precisions.md",
+        "a quarter of the file size, {} % of the memory",
+        lambda: [100 * peak("e5onnx-int8") / peak("e5onnx")],
+    ),
+    Sentence(
+        "docs/precisions.md",
+        "mean cosine to fp32 {}, smallest {}. Spearman on the test set is {} against {}; nDCG@10 on XQuAD-en is {} "
+        "against {}.",
+        lambda: [
+            cosine("e5onnx-int8"),
+            cosine("e5onnx-int8", "p0"),
+            *(quality(each, "stsb_test_spearman") for each in ("e5onnx-int8", "e5onnx")),
+            *(quality(each, "xquad_en_ndcg@10") for each in ("e5onnx-int8", "e5onnx")),
+        ],
+    ),
+    Sentence(
+        "docs/precisions.md",
+        "may differ by a cosine of {}. - fp32",
+        lambda: [min(emulated(name, "int8_cosine_to_int8_here", "smallest") for name in ("Nehalem", "cortex-a53"))],
+    ),
+    Sentence(
+        "docs/precisions.md",
+        "a small C++ library: {}x to {}x as many passages a second, and a short question in {} ms instead of {} ms",
+        lambda: [
+            *sorted(faster(KERNELS8, "e5onnx-int8")),
+            milliseconds(KERNELS8),
+            milliseconds("e5onnx-int8"),
+        ],
+    ),
+    Sentence(
+        "docs/precisions.md",
+        "{}x to {}x as fast as stock int8, with a mean cosine to fp32 of {}.",
+        lambda: [*sorted(faster(KERNELS16, "e5onnx-int8")), cosine(KERNELS16)],
+    ),
+    Sentence(
+        "docs/precisions.md",
+        "a mean cosine of {} and a smallest of {} on STS-B's sentences, against {} and {}.",
+        lambda: [cosine(program, which) for program in (KERNELS8, "e5onnx-int8") for which in ("mean", "p0")],
+    ),
+    Sentence(
+        "docs/precisions.md",
+        "it embeds {}x (short) and {}x (mixed lengths) as many passages as fp32, and {}x and {}x as many as "
+        "sentence-transformers' OpenVINO backend, in {}x of its memory. The cosine to fp32 is {} on average and {} at "
+        "worst. There, int8 is faster still ({}x and {}x)",
+        lambda: [
+            *faster(OPENVINO, "e5onnx"),
+            *faster(OPENVINO, "sentence-transformers-openvino"),
+            peak(OPENVINO) / peak("sentence-transformers-openvino"),
+            cosine(OPENVINO),
+            cosine(OPENVINO, "p0"),
+            *faster("e5onnx-int8", OPENVINO),
+        ],
+    ),
+    Sentence(
+        "docs/precisions.md",
+        "adds {} MB. OpenVINO is imported",
+        lambda: [installed(OPENVINO) - installed("e5onnx")],
+    ),
+    Sentence(
+        "docs/precisions.md",
+        "has its first vector after {} s instead of {} s",
+        lambda: [start(f"{OPENVINO}-cached"), start(OPENVINO)],
+    ),
+    Sentence("docs/precisions.md", "(up to {} in a component", lambda: [quality(OPENVINO, "alone_against_in_a_batch")]),
+    *(
+        Sentence(page, text, lambda: [limits()[0]])
+        for page, text in (
+            ("docs/getting_started.md", "if one differs by more than {}."),
+            ("docs/export.md", "differs by more than {};"),
+            ("docs/troubleshooting.md", "(a difference above {} in fp32"),
+        )
+    ),
+    *(
+        Sentence(page, text, lambda: [limits()[1]])
+        for page, text in (
+            ("docs/precisions.md", "refuses a mean below {}."),
+            ("docs/troubleshooting.md", "a mean cosine below {} in int8"),
+        )
+    ),
+    Sentence(
+        "docs/benchmarks.md",
+        "32 tokens {} (stock int8 {}, bf16 kernels {}), 128 tokens {} ({}, {}), 512 tokens {} ({}, {}). With four "
+        "callers {} questions a second ({}, {})",
+        lambda: [
+            *(
+                milliseconds(program, f"passage_{tokens}_tokens")
+                for tokens in (32, 128, 512)
+                for program in (KERNELS8, "e5onnx-int8", KERNELS16)
+            ),
+            *(
+                result("latency")["sets"]["query_4_callers"]["programs"][program]["calls_per_second"]
+                for program in (KERNELS8, "e5onnx-int8", KERNELS16)
+            ),
+        ],
+    ),
+    Sentence(
+        "docs/benchmarks.md",
+        "{} as pip installs it, {} the three packages (`--no-deps`), {} pruned",
+        lambda: [footprint(variant) for variant in ("with dependencies", "three packages", "pruned")],
+    ),
+    Sentence(
+        "docs/benchmarks.md",
+        "zip {} MB, {} unzipped; start to reply {} s with byte code, {} s without; warm {} ms",
+        lambda: [
+            result("aws_lambda")["zip_megabytes"],
+            result("aws_lambda")["variants"]["with byte code"]["unzipped_megabytes"],
+            function("with byte code", "cold_seconds"),
+            function("without byte code", "cold_seconds"),
+            1000 * function("with byte code", "warm_seconds"),
+        ],
+    ),
+    Sentence(
+        "docs/benchmarks.md",
+        "| capacity, questions/s (share of in process) | {} ({}) | {} ({}) | {} |\n"
+        "| capacity, passages/s in requests of 32 (share of in process) | {} ({}) | {} ({}) | {} |\n"
+        "| a question at 25 % of capacity, p50, p95 ms (in process) | {}, {} ({}, {}) | {}, {} ({}, {}) | {}, {} |\n"
+        "| at 50 % | {}, {} ({}, {}) | {}, {} ({}, {}) | {}, {} |\n"
+        "| at 80 % | {}, {} ({}, {}) | {}, {} ({}, {}) | {}, {} |\n"
+        "| at 120 %: answered p50, p95 ms; refused with 429, in p50 ms "
+        "| {}, {}; {} %, {} | {}, {}; {} %, {} | {}, {} |\n"
+        "| 32 passages at 50 %, p50, p95 s (in process) | {}, {} ({}, {}) | {}, {} ({}, {}) | {}, {} |\n"
+        "| at 80 % | {}, {} ({}, {}) | {}, {} ({}, {}) | {}, {} |\n"
+        "| at 120 %: answered p50, p95 s; refused with 429 | {}, {}; {} % | {}, {}; {} % | {}, {} |",
+        lambda: [
+            *capacities("question", 1),
+            *capacities("passages", 32),
+            *(value for load in (0.25, 0.5, 0.8) for value in delays("question", load)),
+            *overload("question", with_refusals=True),
+            *(value / 1000 for load in (0.5, 0.8) for value in delays("passages", load)),
+            *(value / 1000 if number not in (2, 5) else value for number, value in enumerate(overload("passages"))),
+        ],
+    ),
+    Sentence(
+        "docs/benchmarks.md",
+        "calls, 140 million tokens | {} MB after a tenth of them, {} at the end |",
+        lambda: [result("soak_one_layer")[f"megabytes_{when}"] for when in ("after_a_tenth", "at_the_end")],
+    ),
+    Sentence(
+        "docs/benchmarks.md",
+        "beside other work: {} MB after a tenth of them, {} at most |",
+        lambda: [result("soak")[f"megabytes_{when}"] for when in ("after_a_tenth", "at_most")],
+    ),
+    Sentence(
+        "docs/benchmarks.md",
+        "{} answered, {} refused as bad, {} whose client hung up. {} MB at most in the first tenth, 196 MB after "
+        "thirteen minutes, {} MB at the end",
+        lambda: [
+            *(result("server_soak")["requests"][status] for status in ("200", "400", "gone")),
+            *(result("server_soak")[f"megabytes_{when}"] for when in ("after_a_tenth", "at_the_end")),
+        ],
+    ),
+    Sentence(
+        "docs/benchmarks.md",
+        "as much as they can. {} MB at most in the first tenth, {} MB at most in all, {} MB at the end",
+        lambda: [
+            result("bulk_memory_one_layer")["memory"][f"megabytes_{when}"]
+            for when in ("after_a_tenth", "at_most", "at_the_end")
+        ],
+    ),
+    Sentence(
+        "docs/benchmarks.md",
+        "| `e5onnx serve`: questions a second at capacity (in process, one caller) | {} ({}) | {} ({}) | {} ({}) |",
+        lambda: [
+            capacity(server, "question", "server_kernels", f"{what}_requests_per_second")
+            for server in ("e5onnx-int8", KERNELS8, KERNELS16)
+            for what in ("capacity", "in_process")
+        ],
+    ),
+    Sentence(
+        "docs/benchmarks.md",
+        "| requests of 32 passages a second | {} | {} | {} |",
+        lambda: [capacity(server, "passages", "server_kernels") for server in ("e5onnx-int8", KERNELS8, KERNELS16)],
+    ),
+    Sentence(
+        "docs/benchmarks.md",
+        "rows a second; share of the encoder alone | {}; {} % | {}; {} % | {}; {} % |",
+        lambda: [
+            value
+            for name in ("e5onnx-int8", KERNELS8, KERNELS16)
+            for value in (rows("bulk_kernels", name, "files"), 100 * share("bulk_kernels", name, "files"))
+        ],
+    ),
+    Sentence(
+        "docs/benchmarks.md",
+        "| `Encoder.encode_document` on a list, passages/s | {} | {} |",
+        lambda: [rows("bulk", name, "encoder") for name in ("fp32", "int8")],
+    ),
+    Sentence(
+        "docs/benchmarks.md",
+        "| `embed_files`, share of that (wanted: 0.95) | {} | {} |",
+        lambda: [share("bulk", name, "files") for name in ("fp32", "int8")],
+    ),
+    Sentence(
+        "docs/benchmarks.md",
+        "| `embed_files` on Ray, share of that | {} | {} |",
+        lambda: [share("bulk", name, "ray") for name in ("fp32", "int8")],
+    ),
+]
+# Limits that the code has, orders of magnitude that the tests assert, and what was measured once and is kept as the
+# reason of a decision: no result of a benchmark stands behind them.
+STATED = {
+    "docs/corpora.md": ["64 MiB"],  # the longest row
+    "docs/decisions.md": [
+        "0.09 s",
+        "0.24 s",
+        "25 ms",
+        "0.262 s",
+        "0.265 s",
+        "14 %",
+        "19 %",
+    ],  # each measured once, when it was decided
+    "docs/deploying.md": ["250 MiB"],  # Lambda's limit
+    "docs/evaluation.md": ["0.001"],  # what to expect
+    "docs/export.md": ["1e-5"],  # tests/parity
+    "docs/getting_started.md": ["1e-5"],  # tests/parity
+    "docs/precisions.md": ["1e-5", "1e-6", "1e-7", "0.999"],  # tests/parity, tests/kernels
+    "docs/python.md": ["1e-6"],  # tests/runtime
+    "docs/server.md": ["1e-6", "60 s", "16 MiB", "64 KiB", "64 MiB", "64 KB", "75 s", "15 s", "30 s"],  # its limits
+}
+
+
+def limits() -> tuple[float, float]:
+    validate = pytest.importorskip("e5onnx_export.validate")
+    return validate.LARGEST_DIFFERENCE["fp32"], validate.LEAST_MEAN_COSINE
+
+
+def rows(run: str, name: str, how: str) -> float:
+    return float(result(run)["throughput"][name]["rows_per_second"][how])
+
+
+def share(run: str, name: str, how: str) -> float:
+    return float(result(run)["throughput"][name]["share_of_encoder"][how])
+
+
+def text_of(page: str) -> str:
+    return (REPOSITORY / page).read_text(encoding="utf-8")
+
+
+def as_printed(printed: str, value: float) -> str:
+    """Return a value with as many digits as another has."""
+    if printed in WORDS:
+        return next((word for word, number in WORDS.items() if number == round(value)), f"1/{value:.1f}")
+    if "e" in printed:
+        digits = len(printed.rpartition("e")[2])
+        return f"{value:.0e}" if digits == 3 else f"{value:.0e}".replace("e-0", "e-")
+    decimals = -int(Decimal(printed.replace(",", "")).as_tuple().exponent)
+    return f"{value:{',' if ',' in printed else ''}.{decimals}f}"
+
+
+def cells(table: Table) -> Iterator[tuple[str, str, str, Span]]:
+    """Yield label, column, text and place of every cell of a table."""
+    text = text_of(table.page)
+    begin = text.index(table.header)
+    lines = text[begin : text.index("\n\n", begin) if "\n\n" in text[begin:] else None].split("\n")
+    header = [name.strip() for name in lines[0].split("|")[1:-1]]
+    place = begin + len(lines[0]) + len(lines[1]) + 2
+    for line in lines[2:]:
+        columns = line.split("|")
+        at = place + len(columns[0]) + 1
+        for name, cell in zip(header, columns[1:-1], strict=True):
+            yield columns[1].strip(), name, cell.strip(), (at, at + len(cell))
+            at += len(cell) + 1
+        place += len(line) + 1
+
+
+def found(sentence: Sentence) -> re.Match[str]:
+    words = (r"\s+".join(map(re.escape, re.split(r"\s+", piece))) for piece in re.split(r"\{\}", sentence.text))
+    pattern = rf"({NUMBER}|{'|'.join(WORDS)})".join(words)
+    matches = list(re.finditer(pattern, text_of(sentence.page)))
+    assert len(matches) == 1, f"{sentence.page} has this sentence {len(matches)} times: {sentence.text}"
+    return matches[0]
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: f"{table.page} {table.header[:40]}")
+def test_tables_hold_what_was_measured(table: Table) -> None:
+    wrong, checked = [], set()
+    for label, column, cell, _ in cells(table):
+        assert label in table.rows, f"{table.page}: unknown row {label}"
+        if column not in table.columns or not cell:
+            continue
+        checked.add(column)
+        printed = re.findall(rf"(?<![\w.]){NUMBER}", cell)
+        expected = table.columns[column](table.rows[label])
+        expected = expected if isinstance(expected, list) else [expected]
+        if [as_printed(*pair) for pair in zip(printed, expected, strict=False)] != printed or len(printed) != len(
+            expected
+        ):
+            wrong.append(f"{label}, {column}: {cell}, measured {expected}")
+    assert not wrong, "\n".join([table.page, *wrong])
+    assert checked == set(table.columns)
+
+
+@pytest.mark.parametrize("sentence", SENTENCES, ids=lambda sentence: f"{sentence.page} {sentence.text[:40]}")
+def test_sentences_say_what_was_measured(sentence: Sentence) -> None:
+    printed, expected = list(found(sentence).groups()), sentence.values()
+    assert [as_printed(*pair) for pair in zip(printed, expected, strict=True)] == printed, (sentence.text, expected)
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
+)
+def test_every_figure_has_a_source(page: str) -> None:
+    if page == "docs/benchmarks.md":
+        return  # it also tells of experiments of which only this page is left
+    text = re.sub(r"^```.*?^```", lambda block: " " * len(block[0]), text_of(page), flags=re.DOTALL | re.MULTILINE)
+    covered = [place for table in TABLES if table.page == page for *_, place in cells(table)]
+    for sentence in SENTENCES:
+        if sentence.page == page:
+            match = found(sentence)
+            covered += [match.span(group) for group in range(1, len(match.groups()) + 1)]
+    stated = STATED.get(page, [])
+    missing = [
+        match[0]
+        for match in WITH_UNIT.finditer(text)
+        if match[0] not in stated and not any(begin <= match.start() < end for begin, end in covered)
+    ]
+    assert not missing, f"{page}: no source for {missing}"
+    assert set(stated) <= {match[0] for match in WITH_UNIT.finditer(text)}, f"{page} no longer states all of {stated}"
