@@ -48,8 +48,8 @@ NAMES = {
     "sentence-transformers-onnx": "sentence-transformers, ONNX",
     "sentence-transformers-onnx-O3": "sentence-transformers, ONNX O3",
     "sentence-transformers-onnx-qint8": "sentence-transformers, ONNX qint8",
-    "sentence-transformers-torch": "sentence-transformers, torch",
-    "sentence-transformers-torch-bf16": "sentence-transformers, torch bf16",
+    "sentence-transformers-torch": "sentence-transformers, PyTorch",
+    "sentence-transformers-torch-bf16": "sentence-transformers, PyTorch bf16",
     "infinity": "infinity (torch, fp32)",
 }
 """What README's table calls the programs."""
@@ -59,7 +59,7 @@ _WAYS = {
     "e5onnx-int8": "e5onnx int8, from a checkpoint",
     "e5onnx-ready": "e5onnx fp32, from its model folder",
     "fastembed-ready": "fastembed, from an ONNX model",
-    "sentence-transformers-torch": "sentence-transformers, torch, from a checkpoint",
+    "sentence-transformers-torch": "sentence-transformers, PyTorch, from a checkpoint",
     "sentence-transformers-onnx": "sentence-transformers, ONNX, from a checkpoint",
 }
 _OURS = {
