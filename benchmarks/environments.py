@@ -23,6 +23,7 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "sentence-transformers-onnx": ("sentence-transformers[onnx]>=5.1", _TORCH),
     "sentence-transformers-openvino": ("sentence-transformers[openvino]>=5.1", _TORCH),
     "fastembed": ("fastembed>=0.7",),
+    "chroma": ("chromadb>=1.1",),
     "ctranslate2": ("ctranslate2>=4.6", "transformers>=4.49", _TORCH),
     "server": (f"{REPOSITORY}[serve]", str(REPOSITORY / "kernels")),
     "infinity": ("infinity-emb[server,torch]", _TORCH),

@@ -51,6 +51,7 @@ PEERS: dict[str, Peer] = {
     "e5onnx-openvino": Peer("openvino", "e5onnx", "bf16"),
     "e5onnx-openvino-cached": Peer("openvino", "e5onnx", "bf16"),
     "fastembed": Peer("fastembed", "onnx"),
+    "chroma": Peer("chroma", "onnx"),
     "sentence-transformers-torch": Peer("sentence-transformers", ""),
     "sentence-transformers-torch-bf16": Peer("sentence-transformers", "", "bf16"),
     "sentence-transformers-onnx": Peer("sentence-transformers-onnx", "onnx"),

@@ -48,6 +48,7 @@ NAMES = {
     "sentence-transformers-onnx": "sentence-transformers, ONNX",
     "sentence-transformers-onnx-O3": "sentence-transformers, ONNX O3",
     "sentence-transformers-onnx-qint8": "sentence-transformers, ONNX qint8",
+    "chroma": "Chroma's default",
     "sentence-transformers-torch": "sentence-transformers, PyTorch",
     "sentence-transformers-torch-bf16": "sentence-transformers, PyTorch bf16",
     "infinity": "infinity (torch, fp32)",

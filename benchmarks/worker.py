@@ -37,7 +37,7 @@ _PACKAGES = (
         "sentence-transformers",
         "optimum",
     ),
-    *("optimum-onnx", "optimum-intel", "openvino", "fastembed", "ctranslate2"),
+    *("optimum-onnx", "optimum-intel", "openvino", "fastembed", "ctranslate2", "chromadb"),
 )
 
 
@@ -145,6 +145,27 @@ def load_fastembed(model: str, threads: int) -> Encode:
     )
 
 
+def load_chroma(model: str, threads: int) -> Encode:
+    """Chroma's default embedding function, which pads every text to 256 tokens and cuts longer ones.
+
+    It has no option for threads: onnxruntime takes all processors.
+    """
+    import tempfile
+
+    import numpy as np
+    from chromadb.utils.embedding_functions import ONNXMiniLM_L6_V2
+
+    folder = Path(tempfile.mkdtemp(), "onnx")  # a folder laid out as the one that it downloads
+    folder.mkdir()
+    for source in (*Path(model).glob("*.*"), Path(model, "onnx/model.onnx")):
+        if source.is_file():
+            (folder / source.name).symlink_to(source)
+    (folder / "vocab.txt").touch()  # not read, but looked for
+    function = ONNXMiniLM_L6_V2(preferred_providers=["CPUExecutionProvider"])
+    function.DOWNLOAD_PATH = folder.parent
+    return lambda texts, kind: np.stack(function(_prefixed(texts, kind)))
+
+
 def load_ctranslate2(model: str, threads: int) -> Encode:
     """CTranslate2 in float32."""
     return _ctranslate2(model, threads, "float32")
@@ -191,6 +212,7 @@ PROGRAMS: dict[str, Program] = {
     "sentence-transformers-openvino": Program(load_openvino, _SENTENCE_TRANSFORMERS),
     "sentence-transformers-openvino-fp32": Program(load_openvino_fp32, _SENTENCE_TRANSFORMERS),
     "fastembed": Program(load_fastembed, ("fastembed",)),
+    "chroma": Program(load_chroma, ("chromadb",)),
     "ctranslate2": Program(load_ctranslate2, _CTRANSLATE2),
     "ctranslate2-int8": Program(load_ctranslate2_int8, _CTRANSLATE2),
     "openvino": Program(load_portable_openvino, _OPENVINO),
