@@ -14,6 +14,7 @@ THE_SAME_ON_A_WHEEL := $(addprefix --ignore=tests/runtime/test_,aws_lambda.py cp
 ON_NEWEST := $(addprefix tests/runtime/test_,encoder.py package.py tokenizer.py)
 PYTEST := -m pytest --numprocesses 2 --dist worksteal
 CXX_SOURCES := $(shell find kernels/src tests/kernels -name '*.cpp' -o -name '*.h')
+DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 SCHEMA := $(BIN)/check-jsonschema --builtin-schema vendor.
 # actionlint has no wheels: the workflows install it, and it runs here where it is installed.
 LINT := $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && \
@@ -29,7 +30,7 @@ LINT := $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && \
 SOURCES := $(shell find runtime export -name '*.py')
 KERNELS := $(shell find kernels -type f -not -name '*.pyc')
 
-.PHONY: quickstart kernels test lint wheel-check wheel-venv wheel-tests deploy-check dist release-check bench clean
+.PHONY: quickstart kernels test lint docs wheel-check wheel-venv wheel-tests deploy-check dist release-check bench clean
 
 # Export a checkpoint and score an example with it. MODEL is `sample`, a hub id or a folder.
 quickstart: $(FOLDER)/e5onnx.json
@@ -56,6 +57,10 @@ test:
 
 lint: .venv/dev
 	$(LINT)
+
+# The documentation, into build/site. `lint` builds it, too.
+docs: .venv/dev
+	$(DOCS)
 
 # The wheel and its three dependencies, without the export's, pass the runtime's tests on models that `test` exported.
 wheel-check: wheel-venv
