@@ -181,11 +181,10 @@ def test_the_wheel_holds_both_packages_and_nothing_else(wheel: Path) -> None:
         "e5onnx/py.typed",
         "e5onnx_export/py.typed",
         "e5onnx/server/page/index.html",
+        "e5onnx/server/page/redoc.standalone.js.LICENSE.txt",
         "haystack_integrations/components/embedders/e5onnx/__init__.py",
     } < sources
     assert set(members(wheel)) == sources
-    licences = {Path(name).name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/licenses/" in name}
-    assert licences == {"LICENSE", "redoc.standalone.js.LICENSE.txt"}
 
 
 @release_check
@@ -204,8 +203,8 @@ def test_the_sdists_hold_what_git_has_and_nothing_else() -> None:
 
 @release_check
 def test_the_sdist_gives_the_same_wheel_as_the_sources(wheel: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, REPOSITORY]
-    subprocess.run(command, capture_output=True, check=True)
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), "."]
+    subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True)
     assert (tmp_path / wheel.name).read_bytes() == wheel.read_bytes()
 
 
