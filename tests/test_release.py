@@ -63,8 +63,9 @@ def read(name: str) -> str:
 
 def only(pattern: str, text: str) -> str:
     """Return the group of the only match."""
-    (found,) = re.findall(pattern, text, re.MULTILINE)
-    return str(found)
+    found: list[str] = re.findall(pattern, text, re.MULTILINE)
+    assert len(found) == 1, f"{pattern} matches {len(found)} times, not once"
+    return found[0]
 
 
 VERSION = only(r'^__version__ = "(.+)"$', read("runtime/e5onnx/version.py"))
