@@ -3,7 +3,7 @@ PYTHON ?= python3
 MODEL ?= sample
 
 BIN := .venv/bin
-WHEEL_BIN := build/wheel/bin
+WHEEL_BIN := build/wheel/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 # Python compiles what it imports, and most files of torch, transformers and ray are never imported.
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 FOLDER := models/$(notdir $(MODEL))
@@ -15,12 +15,22 @@ ON_NEWEST := $(addprefix tests/runtime/test_,encoder.py package.py tokenizer.py)
 PYTEST := -m pytest --numprocesses 2 --dist worksteal
 CXX_SOURCES := $(shell find kernels/src tests/kernels -name '*.cpp' -o -name '*.h')
 DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+SCHEMA := $(BIN)/check-jsonschema --builtin-schema vendor.
+# actionlint has no wheels: the workflows install it, and it runs here where it is installed.
 LINT := $(DOCS) && $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && \
-	$(BIN)/clang-format --style=file:kernels/.clang-format --dry-run --Werror $(CXX_SOURCES)
+	$(BIN)/clang-format --style=file:kernels/.clang-format --dry-run --Werror $(CXX_SOURCES) && \
+	$(BIN)/zizmor --offline --quiet --no-progress .github && \
+	$(SCHEMA)github-workflows .github/workflows/*.yml && \
+	$(BIN)/check-jsonschema --builtin-schema custom.github-workflows-require-timeout .github/workflows/*.yml && \
+	$(SCHEMA)dependabot .github/dependabot.yml && \
+	$(SCHEMA)github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml && \
+	$(SCHEMA)github-issue-config .github/ISSUE_TEMPLATE/config.yml && \
+	$(SCHEMA)citation-file-format CITATION.cff && \
+	if command -v actionlint; then actionlint; fi
 SOURCES := $(shell find runtime export -name '*.py')
 KERNELS := $(shell find kernels -type f -not -name '*.pyc')
 
-.PHONY: quickstart kernels test lint docs wheel-check wheel-venv wheel-tests deploy-check bench clean
+.PHONY: quickstart kernels test lint docs wheel-check wheel-venv wheel-tests deploy-check dist release-check bench clean
 
 # Export a checkpoint and score an example with it. MODEL is `sample`, a hub id or a folder.
 quickstart: $(FOLDER)/e5onnx.json
@@ -69,6 +79,19 @@ wheel-tests:
 deploy-check: .venv/dev
 	E5ONNX_IMAGE_TEST=1 $(BIN)/python -m pytest tests/deploy
 
+# The wheel and the sdist of both distributions, into dist. Each wheel is built from the sdist.
+dist: .venv/dev
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --outdir dist kernels
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+
+# What a release would hold, installed into empty environments and run there: two minutes. RELEASE_TAG=v0.1.0 also checks
+# that the sources are those of that release.
+release-check: dist
+	E5ONNX_RELEASE_CHECK=1 $(BIN)/python -m pytest tests/test_release.py
+
 # Every benchmark, then the pictures: under 20 minutes on 2 cores once the environments of the other programs exist.
 bench: .venv/dev
 	$(BIN)/python -m benchmarks.throughput
@@ -99,4 +122,4 @@ bench: .venv/dev
 	touch $@
 
 clean:
-	rm -rf .venv build models
+	rm -rf .venv build dist models

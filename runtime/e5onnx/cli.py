@@ -93,7 +93,7 @@ def parse(arguments: Sequence[str], options: argparse.Namespace | None = None) -
         >>> parse(["verify", "--json", "models/sample"]).model
         'models/sample'
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="e5onnx", description="Text embeddings on a CPU from exported ONNX models.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"e5onnx {__version__}")
@@ -245,6 +245,17 @@ def _push(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", metavar="BRANCH", help="the branch, made if need be (default: main)")
     parser.add_argument("--message", metavar="S", help="message of the commit")
     parser.set_defaults(run=_run_push, json=False)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that reports wrong usage with its exit code even if nobody can read why, as Python 3.12's does."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        try:
+            super()._print_message(message, file)
+        except OSError:
+            if file is not sys.stderr:
+                raise
 
 
 class Command(NamedTuple):

@@ -82,11 +82,12 @@ def test_worker_processes_get_the_same_vectors(encoder: Encoder, method: str) ->
 # Forks while other threads encode, encodes in the child, and leaves it through the interpreter's full shutdown, where a
 # destructor that waits for threads of the parent would hang.
 _FORK = """
-import os, signal, sys, threading
+import os, signal, sys, threading, warnings
 import numpy as np
 from e5onnx import Encoder, ModelFolderError
 from texts import TEXTS
 
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # Python 3.12 and newer
 encoder = Encoder(sys.argv[1], threads=2)
 expected = encoder.encode(TEXTS)
 stop = threading.Event()
