@@ -11,9 +11,10 @@ import json
 import statistics
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -149,7 +150,10 @@ def _read(path: Path) -> Document:
 
 
 def _throughput(document: Document) -> Figure:
-    """Bars of passages/s for both sets, the quartiles of the rounds, and the fp32 limit as a line."""
+    """Bars of passages/s for both sets, the quartiles of the rounds, and the fp32 limit as a line.
+
+    An outline is the speed of a program with the batch size that is fastest here.
+    """
     sets = document["sets"]
     order = _sorted(sets["short"]["programs"], key=lambda each: -each["passages_per_second"])
     figure, panels = _panels(rows=len(order))
@@ -162,7 +166,9 @@ def _throughput(document: Document) -> Figure:
             for name, each in result["programs"].items()
         }
         mark = (max(speeds, key=speeds.__getitem__), "fastest")
-        _bars(axes, order, speeds, spans, mark=mark, failed=document["failed"])
+        tuned = {name: each["best_batch"] for name, each in result["programs"].items() if "best_batch" in each}
+        best = {name: each["passages_per_second"] for name, each in tuned.items()}
+        _bars(axes, order, speeds, spans, mark=mark, failed=document["failed"], best=best)
         limit = document["fp32_ceiling_tokens_per_second"] * result["passages"] / result["tokens"]
         axes.axvline(limit, color="black", linestyle="--", linewidth=1)
         _label(axes, limit, len(order) - 1, "fp32 hardware limit")
@@ -381,7 +387,11 @@ def _server(document: Document) -> Figure:
 
 _STARTS = "Everything installed, files in the page cache. Medians of the rounds; black lines: quartiles of the whole."
 PICTURES = {
-    "throughput": Picture(_throughput, ("throughput",), "Medians of the rounds; black lines: quartiles."),
+    "throughput": Picture(
+        _throughput,
+        ("throughput",),
+        "Medians of the rounds; black lines: quartiles. Outlines, brackets: with the batch size that is fastest here.",
+    ),
     "latency": Picture(_latency, ("latency",), "Bars and figures: p50; black lines: up to p95."),
     "quality": Picture(
         _quality,
@@ -398,7 +408,6 @@ PICTURES = {
         "Checkpoint or model on disk, pip's cache warm. Medians of the rounds; black lines: quartiles of the whole.",
     ),
     "cold_start": Picture(_cold_start, ("cold_start",), _STARTS),
-    "cold_start_kernels": Picture(_cold_start, ("cold_start_kernels",), _STARTS),
     "server": Picture(_server, ("server",), "e5onnx serve and infinity; load and server share the processors."),
 }
 
@@ -429,8 +438,12 @@ def _bars(
     *,
     mark: tuple[str, str],
     failed: dict[str, str],
+    best: Mapping[str, float] = MappingProxyType({}),
 ) -> None:
-    """Draw horizontal bars, with a black line over each one's span. Say what the best is, and why one is missing."""
+    """Draw horizontal bars, with a black line over each one's span. Say what the best is, and why one is missing.
+
+    An outline goes on to what a program reaches at `best`.
+    """
     for row, name in enumerate(rows):
         if name not in values:
             _label(axes, 0, row, failed[name].partition(" (")[0], color=_TEXT)
@@ -440,6 +453,10 @@ def _bars(
         axes.barh(row, value, height=0.75, color=_color(name))
         axes.plot([low, high], [row, row], color="black", linewidth=1)
         label = f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+        if best.get(name, 0) > value:
+            high = best[name]
+            axes.barh(row, high, height=0.75, facecolor="none", edgecolor=_color(name), linewidth=0.8)
+            label += f" ({high:,.0f})" if high >= 100 else f" ({high:.1f})"
         _label(axes, max(value, high), row, f"{label}, {mark[1]}" if name == mark[0] else label, bold=name == mark[0])
     _name_rows(axes, [NAMES[row] for row in rows])
 
