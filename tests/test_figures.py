@@ -4,8 +4,8 @@ A table is compared cell by cell. A sentence is given with `{}` for each of its 
 its page prints; what is printed in words ("an eighth") has its number in `WORDS`. A figure with a unit that nothing
 here covers fails, unless it is listed under `STATED` with the reason.
 
-After a benchmark, `python tests/test_figures.py` writes the new figures into the pages, and lists them. Words around them
-may no longer be true then.
+After a benchmark, `python tests/test_figures.py` writes the new figures into the pages, and lists them. Words around
+them may no longer be true then.
 """
 
 from __future__ import annotations
