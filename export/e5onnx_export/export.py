@@ -21,6 +21,7 @@ from e5onnx import __version__
 from e5onnx.errors import InputValueError, MissingDependencyError, in_one_line
 from e5onnx.manifest import MANIFEST, Manifest, Pooling
 from e5onnx.model_folder import ModelFolder, file_record
+from e5onnx.progress import so_far
 from e5onnx.tokenizer import Tokenizer
 
 from .calibration import tokenize_for_calibration
@@ -240,8 +241,7 @@ def _progress(report: Callable[[str], None]) -> Callable[[int, int], None]:
     start = time.monotonic()
 
     def advance(done: int, steps: int) -> None:
-        left = (time.monotonic() - start) / done * (steps - done)
-        report(f"  {done} of {steps}" + (f", {left:.0f} s left" if done < steps else ""))
+        report(f"  {so_far(start, done, steps)}")
 
     return advance
 

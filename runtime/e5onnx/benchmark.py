@@ -7,7 +7,6 @@ The texts are made up: only their lengths matter.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import random
 import statistics
@@ -22,11 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import kinds as kinds_
-from .atomic import written_whole
 from .errors import InferenceError
 from .kinds import Kind
 from .progress import bar
-from .terminal import print_line, shows_progress
+from .terminal import json_report, print_line, shows_progress
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -77,11 +75,7 @@ def run(options: argparse.Namespace) -> None:
     """Run the command."""
     from .host import describe_host
 
-    with ExitStack() as stack:
-        stream = None
-        if options.json not in (None, "-"):  # opened first, to notice early that it cannot be written
-            temporary = stack.enter_context(written_whole(Path(options.json)))
-            stream = stack.enter_context(temporary.open("x", encoding="utf-8"))
+    with json_report(options.json) as report:
         kinds, left_out = kinds_.find_kinds(options)
         results = _measured(options, kinds)
         content = {
@@ -92,12 +86,8 @@ def run(options: argparse.Namespace) -> None:
             "results": [{**kind._asdict(), **asdict(results[kind])} for kind in kinds],
             "left_out": [each._asdict() for each in left_out],
         }
-        if options.json == "-":
-            print_line(json.dumps(content, ensure_ascii=False, indent=2))
+        if report(content):
             return
-        if stream is not None:
-            json.dump(content, stream, ensure_ascii=False, indent=2)
-            stream.write("\n")
     _print_table(content)
 
 

@@ -89,8 +89,7 @@ class Steps:
 
     def advance(self, done: int, total: int) -> None:
         """Say how much of the step is done, and about how many seconds are left."""
-        left = (time.monotonic() - self._since) / done * (total - done)
-        note = f"{done} of {total}" + (f", {left:.0f} s left" if done < total else "")
+        note = so_far(self._since, done, total)
         if self._drawn is None:
             self(f"  {note}")
         else:
@@ -115,6 +114,12 @@ class Steps:
         if self._drawn is not None:
             self._ticking.join()
             self._drawn.close()
+
+
+def so_far(since: float, done: int, total: int) -> str:
+    """Return how much is done, and about how many seconds are left of work that began at `since` (monotonic clock)."""
+    left = (time.monotonic() - since) / done * (total - done)
+    return f"{done} of {total}" + (f", {left:.0f} s left" if done < total else "")
 
 
 def _tqdm(what: str) -> Any:

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import TextIO
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from .atomic import written_whole
 
 quiet = False
 
@@ -54,6 +58,32 @@ def print_line(text: str) -> None:
     """
     with _output_errors():
         print(text)  # noqa: T201
+
+
+@contextmanager
+def json_report(file: str | None) -> Iterator[Callable[[Any], bool]]:
+    """Yield a function that writes a report as JSON, and tells whether it went to standard output.
+
+    Args:
+        file: where to, - for standard output, None for nowhere. A file is opened first, to notice early that it cannot
+            be written, and appears at the end.
+    """
+    with ExitStack() as stack:
+        stream = None
+        if file is not None and file != "-":
+            path = Path(file)
+            temporary = stack.enter_context(written_whole(path.resolve() if path.is_file() else path))  # keeps a link
+            stream = stack.enter_context(temporary.open("x", encoding="utf-8"))
+
+        def write(content: Any) -> bool:
+            if file == "-":
+                print_line(json.dumps(content, ensure_ascii=False, indent=2))
+            elif stream is not None:
+                json.dump(content, stream, ensure_ascii=False, indent=2)
+                stream.write("\n")
+            return file == "-"
+
+        yield write
 
 
 def shows_progress() -> bool:

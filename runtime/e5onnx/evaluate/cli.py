@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import kinds
-from ..atomic import written_whole
 from ..errors import plural
 from ..progress import bar
-from ..terminal import inform, note, print_line, shows_progress
+from ..terminal import inform, json_report, note, print_line, shows_progress
 from ..version import __version__
 
 if TYPE_CHECKING:
@@ -56,12 +53,7 @@ def run(options: argparse.Namespace) -> None:
     from .datasets import Retrieval, find_datasets
     from .evaluation import check_same_ids
 
-    with ExitStack() as stack:
-        stream = None
-        if options.json not in (None, "-"):  # opened first, to notice early that it cannot be written
-            path = Path(options.json)
-            temporary = stack.enter_context(written_whole(path.resolve() if path.is_file() else path))  # keeps a link
-            stream = stack.enter_context(temporary.open("x", encoding="utf-8"))
+    with json_report(options.json) as report:
         datasets = find_datasets(options.data, options.split)
         for data in datasets:
             if isinstance(data, Retrieval):
@@ -74,12 +66,8 @@ def run(options: argparse.Namespace) -> None:
             for data, rows in zip(datasets, results, strict=True):
                 rows.append(_evaluated(options, encoder, data))
         content = _report(options, encoder, datasets, results, left_out)
-        if options.json == "-":
-            print_line(json.dumps(content, ensure_ascii=False, indent=2))
+        if report(content):
             return
-        if stream is not None:
-            json.dump(content, stream, ensure_ascii=False, indent=2)
-            stream.write("\n")
     _print_tables(content)
 
 
