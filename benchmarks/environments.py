@@ -25,6 +25,8 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "fastembed": ("fastembed>=0.7",),
     "chroma": ("chromadb>=1.1",),
     "ctranslate2": ("ctranslate2>=4.6", "transformers>=4.49", _TORCH),
+    # built from source, which takes some ten minutes on 2 cores
+    "llama-cpp": ("llama-cpp-python>=0.3.23", "gguf", "safetensors", "tokenizers"),
     "server": (f"{REPOSITORY}[serve]", str(REPOSITORY / "kernels")),
     "infinity": ("infinity-emb[server,torch]", _TORCH),
     "openvino": (str(REPOSITORY), "openvino>=2026.0"),

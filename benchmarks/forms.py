@@ -29,6 +29,7 @@ _PREPARED_IN = {
     "onnx": "sentence-transformers-onnx",
     "openvino": "sentence-transformers-openvino",
     "ctranslate2": "ctranslate2",
+    "gguf": "llama-cpp",
 }
 
 

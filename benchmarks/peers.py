@@ -62,6 +62,9 @@ PEERS: dict[str, Peer] = {
     "sentence-transformers-openvino-fp32": Peer("sentence-transformers-openvino", "openvino"),
     "ctranslate2": Peer("ctranslate2", "ctranslate2"),
     "ctranslate2-int8": Peer("ctranslate2", "ctranslate2", "int8"),
+    "llama-cpp": Peer("llama-cpp", "gguf"),
+    "llama-cpp-q8_0": Peer("llama-cpp", "gguf", "int8"),
+    "infinity": Peer("infinity", ""),
     "openvino": Peer("openvino", "e5onnx"),
     "openvino-bf16": Peer("openvino", "e5onnx", "bf16"),
 }

@@ -78,6 +78,60 @@ def prepare_ctranslate2(checkpoint: str, output: str) -> None:
     shutil.copy(Path(checkpoint) / "tokenizer.json", output)
 
 
+def prepare_gguf(checkpoint: str, output: str) -> None:
+    """llama.cpp's file in float32 and in Q8_0. Its converter is not packaged; this writes what it would of a BERT."""
+    import gguf  # type: ignore[import-not-found]  # not in this environment, only in the one it runs in
+    import numpy as np
+    from safetensors.numpy import load_file
+    from tokenizers import Tokenizer
+
+    config = json.loads(Path(checkpoint, "config.json").read_text())
+    vocabulary = Tokenizer.from_file(f"{checkpoint}/tokenizer.json").get_vocab()
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BERT, config["num_hidden_layers"])
+    weights = {
+        names.get_name(name, try_suffixes=(".weight", ".bias")): array.astype(np.float32)
+        for name, array in load_file(f"{checkpoint}/model.safetensors").items()
+        if not name.startswith("pooler.") and not name.endswith("position_ids")
+    }
+    Path(output).mkdir()
+    types = {"f32": gguf.GGMLQuantizationType.F32, "q8_0": gguf.GGMLQuantizationType.Q8_0}
+    for name, quantised in types.items():
+        writer = gguf.GGUFWriter(f"{output}/model_{name}.gguf", "bert")
+        writer.add_name(Path(checkpoint).name)
+        writer.add_block_count(config["num_hidden_layers"])
+        writer.add_context_length(config["max_position_embeddings"])
+        writer.add_embedding_length(config["hidden_size"])
+        writer.add_feed_forward_length(config["intermediate_size"])
+        writer.add_head_count(config["num_attention_heads"])
+        writer.add_layer_norm_eps(config["layer_norm_eps"])
+        writer.add_causal_attention(False)
+        writer.add_pooling_type(gguf.PoolingType.MEAN)
+        writer.add_tokenizer_model("bert")
+        writer.add_token_type_count(config["type_vocab_size"])
+        writer.add_token_list([_llama_token(token) for token in sorted(vocabulary, key=vocabulary.__getitem__)])
+        writer.add_token_types([gguf.TokenType.NORMAL] * len(vocabulary))
+        writer.add_bos_token_id(vocabulary["[CLS]"])
+        writer.add_sep_token_id(vocabulary["[SEP]"])
+        writer.add_unk_token_id(vocabulary["[UNK]"])
+        writer.add_pad_token_id(vocabulary["[PAD]"])
+        writer.add_mask_token_id(vocabulary["[MASK]"])
+        for weight, array in weights.items():
+            # as llama.cpp's own converter: products and word embeddings, not biases, positions and normalisations
+            wide = weight.startswith(("blk.", "token_embd.")) and array.ndim == 2
+            kind = quantised if wide else gguf.GGMLQuantizationType.F32
+            writer.add_tensor(weight, gguf.quantize(array, kind), raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def _llama_token(token: str) -> str:
+    """llama.cpp marks the beginning of a word, where WordPiece marks its continuation."""
+    special = token.startswith("[") and token.endswith("]")
+    return token if special else token.removeprefix("##") if token.startswith("##") else f"\u2581{token}"
+
+
 FORMS = {
     "e5-small-v2": prepare_e5_small,
     "all-MiniLM-L6-v2": prepare_sample,
@@ -85,6 +139,7 @@ FORMS = {
     "onnx": prepare_onnx,
     "openvino": prepare_openvino,
     "ctranslate2": prepare_ctranslate2,
+    "gguf": prepare_gguf,
 }
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ _PACKAGES = (
         "optimum",
     ),
     *("optimum-onnx", "optimum-intel", "openvino", "fastembed", "ctranslate2", "chromadb"),
+    *("llama-cpp-python", "infinity-emb"),
 )
 
 
@@ -176,6 +177,32 @@ def load_ctranslate2_int8(model: str, threads: int) -> Encode:
     return _ctranslate2(model, threads, "int8")
 
 
+def load_llama_cpp(model: str, threads: int) -> Encode:
+    """llama.cpp through llama-cpp-python, on weights in float32."""
+    return _llama_cpp(f"{model}/model_f32.gguf", threads)
+
+
+def load_llama_cpp_q8_0(model: str, threads: int) -> Encode:
+    """The same on weights in blocks of eight bits, Q8_0."""
+    return _llama_cpp(f"{model}/model_q8_0.gguf", threads)
+
+
+def load_infinity(model: str, threads: int) -> Encode:
+    """The engine of infinity with PyTorch; its server is in server.py."""
+    import torch
+    from infinity_emb import EngineArgs, SyncEngineArray  # type: ignore[import-not-found]  # only in the worker's
+
+    torch.set_num_threads(threads)
+    how = EngineArgs(model_name_or_path=model, engine="torch", device="cpu", dtype="float32", bettertransformer=False)
+    engines = SyncEngineArray([how])
+
+    def encode(texts: str | list[str], kind: str) -> Any:
+        vectors, _ = engines.embed(model=how.served_model_name, sentences=_prefixed(texts, kind)).result()
+        return vectors
+
+    return encode
+
+
 def load_portable_openvino(model: str, threads: int) -> Encode:
     """OpenVINO on e5onnx's portable graph, held to float32."""
     return _portable_openvino(model, threads, "f32")
@@ -195,6 +222,7 @@ class Program(NamedTuple):
 
 _SENTENCE_TRANSFORMERS = ("sentence_transformers",)
 _CTRANSLATE2 = ("ctranslate2", "numpy", "tokenizers")
+_LLAMA_CPP = ("llama_cpp",)
 _OPENVINO = ("openvino", "e5onnx")
 
 PROGRAMS: dict[str, Program] = {
@@ -215,6 +243,9 @@ PROGRAMS: dict[str, Program] = {
     "chroma": Program(load_chroma, ("chromadb",)),
     "ctranslate2": Program(load_ctranslate2, _CTRANSLATE2),
     "ctranslate2-int8": Program(load_ctranslate2_int8, _CTRANSLATE2),
+    "llama-cpp": Program(load_llama_cpp, _LLAMA_CPP),
+    "llama-cpp-q8_0": Program(load_llama_cpp_q8_0, _LLAMA_CPP),
+    "infinity": Program(load_infinity, ("infinity_emb",)),
     "openvino": Program(load_portable_openvino, _OPENVINO),
     "openvino-bf16": Program(load_portable_openvino_bf16, _OPENVINO),
 }
@@ -242,6 +273,19 @@ def _ctranslate2(model: str, threads: int, compute_type: str) -> Encode:
                 mean = states[: len(ids[row])].mean(axis=0)
                 vectors[row] = mean / np.linalg.norm(mean)
         return vectors
+
+    return encode
+
+
+def _llama_cpp(file: str, threads: int) -> Encode:
+    from llama_cpp import Llama  # type: ignore[import-not-found]  # not in this environment, only in the worker's
+
+    model = Llama(file, embedding=True, n_threads=threads, n_threads_batch=threads, verbose=False)
+    one_caller = threading.Lock()  # as llama-cpp-python's own server has: a context serves one caller at a time
+
+    def encode(texts: str | list[str], kind: str) -> Any:
+        with one_caller:
+            return model.embed(_prefixed(texts, kind), normalize=True)
 
     return encode
 
