@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from corpora import parts, read_output, rejects, write_jsonl
+from corpora import content, parts, read_output, rejects, write_jsonl
 from e5onnx import Encoder, InputValueError
 from e5onnx.files import RowError, embed_files
 from e5onnx.files.columns import Columns, named_types
@@ -51,6 +51,29 @@ def test_an_empty_id_is_rejected(encoder: Encoder, tmp_path: Path) -> None:
         embed_files(
             encoder, [tmp_path / "a.csv"], tmp_path / "out", columns=Columns(id="id"), column_types={"id": "int64"}
         )
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json.gz", "csv", "tsv.bz2", "parquet"])
+@pytest.mark.parametrize(
+    ("kind", "good"), [("int64", "7"), ("double", "0.5"), ("bool", "true"), ("date32", "2020-01-01")]
+)
+def test_empty_text_is_null_in_csv_and_a_bad_row_elsewhere(
+    suffix: str, kind: str, good: str, encoder: Encoder, tmp_path: Path
+) -> None:
+    in_csv = suffix.startswith(("csv", "tsv"))
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(content(path.name, [{"text": "a", "k": good}, {"text": "b", "k": ""}, {"text": "c", "k": "soon"}]))
+    options: Any = {"columns": KEEP, "column_types": {"k": kind}}
+    with pytest.raises(RowError) as caught:
+        embed_files(encoder, [path], tmp_path / "out", **options)
+    embed_files(encoder, [path], tmp_path / "out", on_error="skip", **options)
+    table = read_output(tmp_path / "out")
+    expected = pa.array([good]).cast(table.schema.field("k").type).to_pylist()
+    assert table.column("k").to_pylist() == [*expected, *([None] if in_csv else [])]
+    wrong = {each["row"]: each["reason"] for each in rejects(tmp_path / "out")}
+    assert list(wrong) == ([3] if in_csv else [2, 3])
+    assert wrong.get(2, wrong[3].replace("'soon'", "''")) == wrong[3].replace("'soon'", "''")
+    assert str(caught.value).endswith(f"{min(wrong)}: {wrong[min(wrong)]}")
 
 
 ARRAYS = [

@@ -36,6 +36,11 @@ NOON = datetime.datetime(2020, 1, 1, 12, 0, 0, 500)
         ("2.5", pa.int64()),
         ("2020-01-01T12:00:00", pa.date32()),
         ("soon", pa.int64()),
+        ("", pa.int64()),
+        ("", pa.bool_()),
+        ("", pa.float32()),
+        ("", pa.timestamp("us")),
+        (" ", pa.float64()),
         (5, pa.string()),
         ("\ud800", pa.string()),
         (b"x", pa.string()),
@@ -58,8 +63,8 @@ def test_what_would_change_is_wrong(value: Any, kind: pa.DataType) -> None:
         (0.1, pa.float32(), pytest.approx(0.1)),
         (float("nan"), pa.float32(), pytest.approx(float("nan"), nan_ok=True)),
         ("5", pa.int64(), 5),
-        ("", pa.int64(), None),
         ("", pa.string(), ""),
+        ("", pa.binary(), b""),
         ("2020-01-01", pa.date32(), datetime.date(2020, 1, 1)),
         (NOON, pa.timestamp("us"), NOON),
         (1, pa.timestamp("s"), datetime.datetime(1970, 1, 1, 0, 0, 1)),
@@ -73,6 +78,14 @@ def test_what_fits_is_kept(value: Any, kind: pa.DataType, stored: Any) -> None:
     assert not wrong
     assert array.type == kind
     assert array.to_pylist() == [stored]
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.bool_(), pa.float32(), pa.date32(), pa.binary()], ids=str)
+def test_empty_text_is_null_where_nothing_else_is(kind: pa.DataType) -> None:
+    array, wrong = array_of(["", "soon", None, " "], kind, empty_is_null=True)
+    assert array.to_pylist() == ([None, b"soon", None, b" "] if kind == pa.binary() else [None] * 4)
+    assert wrong == ([] if kind == pa.binary() else [1, 3])
+    assert array_of(["", None], pa.string(), empty_is_null=True)[0].to_pylist() == ["", None]
 
 
 def test_numbers_become_text_where_text_was_asked_for() -> None:
@@ -96,12 +109,14 @@ def without_nulls(value: Any) -> Any:
 
 
 @settings(max_examples=200, deadline=None)
-@given(values=st.lists(JSON, max_size=5), later=JSON)
-@example(values=[False], later="")
-@example(values=[1], later="7")
-def test_values_are_kept_or_rejected_but_not_changed(values: list[Any], later: Any) -> None:
+@given(values=st.lists(JSON, max_size=5), later=JSON, empty_is_null=st.booleans())
+@example(values=[False], later="", empty_is_null=False)
+@example(values=[False], later="", empty_is_null=True)
+@example(values=[1.5], later="", empty_is_null=False)
+@example(values=[1], later="7", empty_is_null=False)
+def test_values_are_kept_or_rejected_but_not_changed(values: list[Any], later: Any, empty_is_null: bool) -> None:
     kind = inferred(values)
-    array, wrong = array_of([*values, later], kind)
+    array, wrong = array_of([*values, later], kind, empty_is_null=empty_is_null)
     # text for what has no type in common, numbers for large and small ones
     assert set(wrong) <= {len(values)} or kind in (pa.string(), pa.float64())
     pq.write_table(pa.table({"k": array}), stream := io.BytesIO())  # which Parquet takes, and gives back
@@ -114,6 +129,7 @@ def test_values_are_kept_or_rejected_but_not_changed(values: list[Any], later: A
         elif position < len(values):
             assert value == stored
         elif isinstance(value, str) and not is_text(kind):
-            assert (stored is None) is (value == "")  # text is read as the type, and empty text is null, as in CSV
+            # text is read as the type, and empty text is null in CSV alone
+            assert (stored is None) is (value == "" and empty_is_null)
         else:
             assert without_nulls(value) == without_nulls(stored)

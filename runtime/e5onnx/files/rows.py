@@ -135,17 +135,19 @@ class RowReader:
             array = table.column(name).combine_chunks()  # chunks depend on where reading began
             return array if len(kept) == len(array) else array.take(pa.array(kept, pa.int64()))
 
-        self._store(rows, {name: stored(name) for name in columns.stored()})
+        in_csv = file.format in ("csv", "tsv")
+        self._store(rows, {name: stored(name) for name in columns.stored()}, empty_is_null=in_csv)
         return rows
 
-    def _store(self, rows: Rows, stored: dict[str, Values]) -> None:
+    def _store(self, rows: Rows, stored: dict[str, Values], *, empty_is_null: bool = False) -> None:
         """Put ids and kept columns into rows, and reject rows with a value of another type."""
         columns = self._columns
         arrays: dict[str, pa.Array] = {}
         reasons: dict[int, str] = {}
         for name, kind in columns.kinds().items():
             values = stored[name]
-            arrays[name], wrong = array_of(values, kind, as_text=name in columns.as_text)
+            as_text = name in columns.as_text
+            arrays[name], wrong = array_of(values, kind, as_text=as_text, empty_is_null=empty_is_null)
             for position in wrong:
                 reasons.setdefault(position, _wrong_type(name, values, position, kind, columns))
             if name == columns.id and arrays[name].null_count > len(wrong):

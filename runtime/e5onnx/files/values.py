@@ -22,7 +22,9 @@ _DEPTH = 16
 Values: TypeAlias = "Sequence[Any] | pa.Array"
 
 
-def array_of(values: Values, wanted: pa.DataType | None, *, as_text: bool = False) -> tuple[pa.Array, list[int]]:
+def array_of(
+    values: Values, wanted: pa.DataType | None, *, as_text: bool = False, empty_is_null: bool = False
+) -> tuple[pa.Array, list[int]]:
     """Return values as an array, and the positions of values of another type, which are null in the array.
 
     Args:
@@ -30,12 +32,14 @@ def array_of(values: Values, wanted: pa.DataType | None, *, as_text: bool = Fals
             only texts.
         wanted: the type; None for JSON text.
         as_text: if text is wanted, numbers become text.
+        empty_is_null: if another type is wanted, empty text is null, as CSV has no other null.
     """
     try:
-        return _array(values, wanted, as_text), []
+        return _array(values, wanted, as_text, empty_is_null), []
     except _WRONG:
         kind = pa.string() if wanted is None else wanted
-        arrays = [_single(values[position : position + 1], wanted, as_text) for position in range(len(values))]
+        single = (values[position : position + 1] for position in range(len(values)))
+        arrays = [_single(value, wanted, as_text, empty_is_null) for value in single]
         wrong = [position for position, array in enumerate(arrays) if array is None]
         return pa.concat_arrays([pa.nulls(1, kind) if array is None else array for array in arrays]), wrong
 
@@ -83,14 +87,14 @@ def printable(array: pa.Array) -> pa.Array:
     return array if kind == array.type else array.cast(kind)
 
 
-def _single(value: Values, wanted: pa.DataType | None, as_text: bool) -> pa.Array | None:
+def _single(value: Values, wanted: pa.DataType | None, as_text: bool, empty_is_null: bool) -> pa.Array | None:
     try:
-        return _array(value, wanted, as_text)
+        return _array(value, wanted, as_text, empty_is_null)
     except _WRONG:
         return None
 
 
-def _array(values: Values, wanted: pa.DataType | None, as_text: bool) -> pa.Array:
+def _array(values: Values, wanted: pa.DataType | None, as_text: bool, empty_is_null: bool) -> pa.Array:
     if isinstance(values, pa.Array):
         if pa.types.is_dictionary(values.type):
             values = values.dictionary_decode()
@@ -108,8 +112,8 @@ def _array(values: Values, wanted: pa.DataType | None, as_text: bool) -> pa.Arra
     if not any(isinstance(value, str) for value in values):
         return _compared(values, wanted)
     others = [None if isinstance(value, str) else value for value in values]
-    # an empty CSV field means null
-    texts = pa.array([value or None if isinstance(value, str) else None for value in values], pa.string())
+    given = [value if isinstance(value, str) else None for value in values]
+    texts = pa.array([value or None for value in given] if empty_is_null else given, pa.string())
     if pa.types.is_floating(wanted):  # via float64, to notice numbers too large for a narrow float
         numbers = texts.cast(pa.float64()).to_pylist()
         return _compared([one if two is None else two for one, two in zip(others, numbers, strict=True)], wanted)
