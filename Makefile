@@ -92,16 +92,19 @@ dist: .venv/dev
 release-check: dist
 	E5ONNX_RELEASE_CHECK=1 $(BIN)/python -m pytest tests/test_release.py
 
-# Every benchmark, then the pictures: under 20 minutes on 2 cores once the environments of the other programs exist.
-bench: .venv/dev
+# Every figure of README and docs, then the pictures: about an hour on 2 quiet cores once the environments of the other programs
+# exist. What does not depend on time comes first.
+bench: .venv/kernels .venv/dev
+	$(BIN)/python -m benchmarks.quality
+	$(BIN)/python -m benchmarks.footprint
+	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.cold_start
-	$(BIN)/python -m benchmarks.memory
-	$(BIN)/python -m benchmarks.ceiling
-	$(BIN)/python -m benchmarks.quality
-	$(BIN)/python -m benchmarks.footprint
 	$(BIN)/python -m benchmarks.aws_lambda
+	$(BIN)/python -m benchmarks.server
+	$(BIN)/python -m benchmarks.bulk --memory-rows 0
+	$(BIN)/python -m benchmarks.first_vector
 	$(BIN)/python -m benchmarks.plots
 
 .venv/export: pyproject.toml

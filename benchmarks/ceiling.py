@@ -16,7 +16,6 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from .peers import THREADS
-from .report import parser, write
 
 LAYERS = 12
 SHAPES = ((384, 384, 4), (384, 1536, 1), (1536, 384, 1))
@@ -52,12 +51,6 @@ def measure(rounds: int = 5, rows: tuple[int, ...] = (256, 512, 1024)) -> dict[s
     }
 
 
-def main() -> None:
-    """Run as a program."""
-    arguments = parser("ceiling", __doc__, rounds=10).parse_args()
-    write(arguments.output, {"benchmark": "ceiling", "rounds": arguments.rounds, "ceiling": measure(arguments.rounds)})
-
-
 def _seconds(tokens: int, inner: int, outer: int, rounds: int, repeats: int = 30) -> list[float]:
     """Return the median seconds of one product in each round, with weights packed at load and no copies."""
     random = np.random.default_rng(0)
@@ -88,7 +81,3 @@ def _seconds(tokens: int, inner: int, outer: int, rounds: int, repeats: int = 30
             seconds.append(time.perf_counter() - start)
         medians.append(float(np.median(seconds)))
     return medians
-
-
-if __name__ == "__main__":
-    main()

@@ -79,7 +79,7 @@ WAYS: dict[str, Way] = {
 
 def main() -> None:
     """Run as a program."""
-    options = parser("first_vector", __doc__, rounds=1)
+    options = parser("first_vector", __doc__, rounds=2)
     options.add_argument("--ways", nargs="+", choices=WAYS, default=tuple(WAYS), help="ways (default: all)")
     arguments = options.parse_args()
     failed: dict[str, str] = {}

@@ -44,6 +44,8 @@ NAMES = {
     "ctranslate2": "CTranslate2 fp32",
     "ctranslate2-int8": "CTranslate2 int8",
     "fastembed": "fastembed",
+    "llama-cpp": "llama.cpp fp32",
+    "llama-cpp-q8_0": "llama.cpp Q8_0",
     "sentence-transformers-openvino": "sentence-transformers, OpenVINO (bf16)",
     "sentence-transformers-openvino-fp32": "sentence-transformers, OpenVINO, fp32",
     "sentence-transformers-onnx": "sentence-transformers, ONNX",
@@ -100,8 +102,9 @@ _WIDTH = 8.5
 _GENERATIONS = {("25", "17"): "Zen 4", ("26", "2"): "Zen 5"}
 """Family and model of the processors that call themselves AMD EPYC and no more."""
 _VERSIONS = (
-    "e5onnx", "onnxruntime", "openvino", "ctranslate2", "fastembed", "sentence-transformers", "torch"
-)  # fmt: skip
+    *("e5onnx", "onnxruntime", "openvino", "ctranslate2", "fastembed", "llama-cpp-python", "sentence-transformers"),
+    "torch",
+)
 
 
 class Picture(NamedTuple):

@@ -48,7 +48,7 @@ def main() -> None:
     options = parser("server", __doc__, rounds=3)
     options.add_argument("--servers", nargs="+", choices=_SERVERS, default=_SERVERS)
     options.add_argument("--shares", type=float, nargs="+", default=[0.25, 0.5, 0.8, 1.2], help="of capacity")
-    options.add_argument("--seconds", type=float, default=15.0, help="of questions at every share; passages: 4 times")
+    options.add_argument("--seconds", type=float, default=10.0, help="of questions at every share; passages: 4 times")
     arguments = options.parse_args()
     require_data()
     passages = short_passages(256)
