@@ -476,7 +476,7 @@ SENTENCES = [
     ),
     Sentence(
         "docs/precisions.md",
-        "a text's vector there may differ by a cosine of {}.",
+        "a text's vectors from two processors may have a cosine of only {}.",
         lambda: [min(emulated(name, "int8_cosine_to_int8_here", "smallest") for name in ("Nehalem", "cortex-a53"))],
     ),
     Sentence(
@@ -500,9 +500,9 @@ SENTENCES = [
     ),
     Sentence(
         "docs/precisions.md",
-        "it embeds {}x (short) and {}x (mixed lengths) as many passages as fp32, and {}x and {}x as many as "
-        "sentence-transformers' OpenVINO backend, in {}x of its memory. The cosine to fp32 is {} on average and {} at "
-        "worst. On that processor, int8 is faster still ({}x and {}x)",
+        "it embeds {}x (20 to 150 tokens) and {}x (8 to 512 tokens) as many passages as fp32, and {}x and {}x as many "
+        "as sentence-transformers' OpenVINO backend, in {}x of its memory. The cosine to fp32 is {} on average and {} "
+        "at worst. On that processor, int8 is faster still ({}x and {}x)",
         lambda: [
             *faster(OPENVINO, "e5onnx"),
             *faster(OPENVINO, "sentence-transformers-openvino"),
