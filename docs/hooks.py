@@ -57,7 +57,7 @@ def commands() -> str:
             f"## e5onnx {name}\n\n{command.purpose[0].upper()}{command.purpose[1:]}.\n",
             f"```text\ne5onnx {name} [OPTIONS] {' '.join(names)}".rstrip() + "\n```\n",
         ]
-        lines += ["| | |\n|---|---|"]
+        lines += ["| argument | meaning |\n|---|---|"]
         for title, actions in groups:
             rows = [f"| `{_name(action)}` | {_help(parser, action)} |" for action in actions if action.dest != "help"]
             lines += [f"| **{title}** | |" if rows and title not in ("positional arguments", "options") else "", *rows]

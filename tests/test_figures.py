@@ -369,7 +369,8 @@ SENTENCES = [
     Sentence(
         "README.md",
         "e5onnx in int8 embeds {} times as many passages a second as sentence-transformers with PyTorch, in an {} of "
-        "its memory; with its own kernels, {} times as many. In fp32, with the same vectors, it is {} times as fast",
+        "its memory. With its own C++ kernels, it embeds {} times as many. In fp32, where both give the same vectors, "
+        "it is {} times as fast",
         lambda: [
             faster("e5onnx-int8", TORCH)[0],
             peak(TORCH) / peak("e5onnx-int8"),
@@ -379,17 +380,18 @@ SENTENCES = [
     ),
     Sentence(
         "README.md",
-        '`precision="int8"`: {} times as fast, {} % of the memory; a mean cosine to fp32 of {}',
+        '`precision="int8"`: {} times as fast in {} % of the memory. Vectors have a mean cosine of {} to fp32,',
         lambda: [
             faster("e5onnx-int8", "e5onnx")[0],
             100 * peak("e5onnx-int8") / peak("e5onnx"),
             cosine("e5onnx-int8"),
         ],
     ),
-    Sentence("README.md", "bf16 (a cosine of {}) on", lambda: [cosine(KERNELS16)]),
+    Sentence("README.md", "bf16 (a mean cosine of {}) on", lambda: [cosine(KERNELS16)]),
     Sentence(
         "README.md",
-        "With the batch size that is fastest for each here, the last three reach {}, {} and {}.",
+        "With the batch size that is fastest for each of them here, the last three reach {}, {} and {} passages a "
+        "second.",
         lambda: [best_batch(each, "short") for each in ("sentence-transformers-openvino", "fastembed", TORCH)],
     ),
     *(
@@ -474,7 +476,7 @@ SENTENCES = [
     ),
     Sentence(
         "docs/precisions.md",
-        "may differ by a cosine of {}. - fp32",
+        "a text's vectors from two processors may have a cosine of only {}.",
         lambda: [min(emulated(name, "int8_cosine_to_int8_here", "smallest") for name in ("Nehalem", "cortex-a53"))],
     ),
     Sentence(
@@ -488,7 +490,7 @@ SENTENCES = [
     ),
     Sentence(
         "docs/precisions.md",
-        "{}x to {}x as fast as stock int8, with a mean cosine to fp32 of {}.",
+        "{}x to {}x as fast as int8 without these kernels, with a mean cosine to fp32 of {}.",
         lambda: [*sorted(faster(KERNELS16, "e5onnx-int8")), cosine(KERNELS16)],
     ),
     Sentence(
@@ -498,9 +500,9 @@ SENTENCES = [
     ),
     Sentence(
         "docs/precisions.md",
-        "it embeds {}x (short) and {}x (mixed lengths) as many passages as fp32, and {}x and {}x as many as "
-        "sentence-transformers' OpenVINO backend, in {}x of its memory. The cosine to fp32 is {} on average and {} at "
-        "worst. There, int8 is faster still ({}x and {}x)",
+        "it embeds {}x (20 to 150 tokens) and {}x (8 to 512 tokens) as many passages as fp32, and {}x and {}x as many "
+        "as sentence-transformers' OpenVINO backend, in {}x of its memory. The cosine to fp32 is {} on average and {} "
+        "at worst. On that processor, int8 is faster still ({}x and {}x)",
         lambda: [
             *faster(OPENVINO, "e5onnx"),
             *faster(OPENVINO, "sentence-transformers-openvino"),
@@ -512,7 +514,7 @@ SENTENCES = [
     ),
     Sentence(
         "docs/precisions.md",
-        "adds {} MB. OpenVINO is imported",
+        "The package adds {} MB.",
         lambda: [installed(OPENVINO) - installed("e5onnx")],
     ),
     Sentence(

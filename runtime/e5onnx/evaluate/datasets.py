@@ -30,7 +30,7 @@ class Retrieval:
         queries: the text of each query that the judgements name, by id.
         documents: the position of each document in the corpus, by id.
         relevance: for each query, the relevance of its judged documents, by their ids. Above 0 is relevant.
-        unjudged: number of queries without a judgement, which are left out as BEIR's files hold those of all splits.
+        unjudged: number of queries without a judgement. They are left out: BEIR's files hold the queries of all splits.
     """
 
     name: str

@@ -41,7 +41,7 @@ def add_arguments(embed: argparse.ArgumentParser) -> None:
     )
     source = embed.add_argument_group("input")
     source.add_argument(
-        "--input-format", choices=["jsonl", "csv", "tsv", "parquet", "text"], help="of all files (default: by suffix)"
+        "--input-format", choices=["jsonl", "csv", "tsv", "parquet", "text"], help="format (default: by suffix)"
     )
     source.add_argument("--text-column", default="text", metavar="NAME", help="the column to embed (default: text)")
     source.add_argument("--title-column", metavar="NAME", help="a column to put before the text, separated by a space")
@@ -49,14 +49,14 @@ def add_arguments(embed: argparse.ArgumentParser) -> None:
         "--on-error",
         choices=["stop", "skip"],
         default="stop",
-        help="at a row that cannot be embedded: stop, or skip it and note it in rejects.jsonl with --output FOLDER, "
-        "otherwise on standard error (default: stop)",
+        help="what to do at a row that cannot be embedded: stop, or skip it and note it in rejects.jsonl with "
+        "--output FOLDER, otherwise on standard error (default: stop)",
     )
     source.add_argument(
         "--truncate",
         choices=["warn", "error"],
         default="warn",
-        help="for texts that are too long: cut them and warn, or "
+        help="what to do about texts that are too long: cut them and warn, or "
         "treat them as rows that cannot be embedded (default: warn)",
     )
     vectors = embed.add_argument_group("vectors")
@@ -101,20 +101,20 @@ def add_arguments(embed: argparse.ArgumentParser) -> None:
             "type in the file or of the first rows)",
         ),
         folder.add_argument(
-            "--format", choices=["parquet", "npy"], default="parquet", help="of the parts (default: parquet)"
+            "--format", choices=["parquet", "npy"], default="parquet", help="format of the parts (default: parquet)"
         ),
         folder.add_argument(
             "--dtype",
             choices=["float32", "float16", "int8", "uint8", "binary", "ubinary"],
             default="float32",
-            help="of the vectors; int8 has a scale per row or, like uint8, --ranges; binary and ubinary hold eight "
-            "signs per byte (default: float32)",
+            help="type of the vectors; int8 has a scale per row or, like uint8, --ranges; binary and ubinary hold "
+            "eight signs per byte (default: float32)",
         ),
         folder.add_argument(
             "--ranges",
             metavar="X.npy",
             type=Path,
-            help="smallest and largest value of each component, [2, dimension], measured on a sample",
+            help="array of the smallest and largest value of each component, [2, dimension], measured on a sample",
         ),
         folder.add_argument(
             "--part-rows", type=int, default=10_000, metavar="N", help="rows per part (default: 10000)"
@@ -123,12 +123,12 @@ def add_arguments(embed: argparse.ArgumentParser) -> None:
             "--engine",
             choices=["local", "ray"],
             default="local",
-            help="ray: a cluster, extra e5onnx[ray] (default: local)",
+            help="where to run; ray is a cluster (extra: e5onnx[ray]; default: local)",
         ),
         folder.add_argument(
             "--address",
             metavar="HOST:PORT",
-            help="of a Ray cluster; --threads sets the processors per actor (default: 1)",
+            help="address of the Ray cluster; --threads sets the processors per actor (default: 1)",
         ),
     ]
     embed.set_defaults(folder_options={action.dest: (action.option_strings[0], action.default) for action in actions})

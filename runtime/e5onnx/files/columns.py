@@ -23,8 +23,8 @@ _JSON = "json"
 class Columns:
     """What each column is for. `types` holds the types of the ids and the kept columns.
 
-    In `as_text` are the columns whose given type is text: numbers in them become text, while elsewhere a number in
-    place of a text is an error. In `as_json` are the columns whose values become JSON text.
+    `as_text` names the columns whose given type is text: numbers in them become text, while in other columns a number
+    in place of a text is an error. `as_json` names the columns whose values become JSON text.
     """
 
     text: str = "text"

@@ -73,18 +73,18 @@ def embed_files(
         columns: the columns of texts, titles and ids, and those to keep.
         column_types: Arrow types, by name, of ids and kept columns, if the first part does not reveal them.
         role: which of the model's prompts to put before each text.
-        input_format: of all files; by default the suffix of each decides.
+        input_format: the format of all files; by default the suffix of each decides.
         output_format: "parquet", or "npy" with ids and kept columns in JSON lines beside it.
-        dtype: of the vectors; "int8" without `ranges` adds a scale per row, "embedding_scale". The others are those of
-            :func:`e5onnx.quantization.quantize_embeddings`: "uint8", and "int8" with `ranges`, have 256 steps per
-            component; "binary" and "ubinary" keep its sign, eight to a byte.
+        dtype: the type of the vectors; "int8" without `ranges` adds a scale per row, "embedding_scale". The others are
+            those of :func:`e5onnx.quantization.quantize_embeddings`: "uint8", and "int8" with `ranges`, have 256 steps
+            per component; "binary" and "ubinary" keep its sign, eight to a byte.
         ranges: smallest and largest value of each component, `[2, dimension]`, for "uint8" and "int8"; see
             :func:`e5onnx.quantization.quantization_ranges`. The summary keeps them.
         truncate: "error" rejects texts longer than the model's maximum.
         on_error: what to do about a row that cannot be embedded: "stop" raises, "skip" notes it in `rejects.jsonl`.
         part_rows: maximum number of records of a part.
         engine: "local" for this machine, "ray" for a cluster.
-        address: of the Ray cluster.
+        address: the address of the Ray cluster.
         show_progress_bar: show rows, tokens/s and the time left.
 
     Returns:
