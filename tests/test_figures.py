@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from benchmarks.plots import NAMES
 from conftest import DATA
 from imports import REPOSITORY
 
@@ -45,8 +46,8 @@ def result(name: str) -> Any:
     return json.loads((REPOSITORY / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
 
 
-def speed(program: str, texts: str, run: str = "throughput") -> float:
-    return float(result(run)["sets"][texts]["programs"][program]["passages_per_second"])
+def speed(program: str, texts: str) -> float:
+    return float(result("throughput")["sets"][texts]["programs"][program]["passages_per_second"])
 
 
 def best_batch(program: str, texts: str) -> float:
@@ -55,21 +56,21 @@ def best_batch(program: str, texts: str) -> float:
     return float(max(found["passages_per_second"], found["best_batch"]["passages_per_second"]))
 
 
-def speeds(program: str, run: str = "throughput") -> list[float]:
-    return [speed(program, texts, run) for texts in ("short", "mixed")]
+def speeds(program: str) -> list[float]:
+    return [speed(program, texts) for texts in ("short", "mixed")]
 
 
 def faster(program: str, other: str) -> list[float]:
     return [mine / theirs for mine, theirs in zip(speeds(program), speeds(other), strict=True)]
 
 
-def peak(program: str, run: str = "throughput") -> float:
+def peak(program: str) -> float:
     """Peak memory of the process, which ran the mixed lengths last."""
-    return float(result(run)["sets"]["mixed"]["programs"][program]["peak_megabytes"])
+    return float(result("throughput")["sets"]["mixed"]["programs"][program]["peak_megabytes"])
 
 
-def milliseconds(program: str, texts: str = "query", share: str = "p50", run: str = "latency") -> float:
-    return float(result(run)["sets"][texts]["programs"][program][f"{share}_ms"])
+def milliseconds(program: str, texts: str = "query", share: str = "p50") -> float:
+    return float(result("latency")["sets"][texts]["programs"][program][f"{share}_ms"])
 
 
 def starting(program: str) -> dict[str, Any]:
@@ -97,47 +98,38 @@ def way(name: str, key: str) -> float:
     return float(found["median_seconds"][key] if key in found["median_seconds"] else found[key])
 
 
-def capacity(server: str, texts: str, run: str = "server", what: str = "capacity_requests_per_second") -> float:
-    return float(result(run)["servers"][server][texts][what])
+def capacity(server: str, texts: str, what: str = "capacity_requests_per_second") -> float:
+    return float(result("server")["servers"][server][texts][what])
 
 
-def capacities(texts: str, each: int) -> list[float]:
-    """Of e5onnx in fp32 and int8, with the share of the encoder in process, and of infinity."""
-    ours = [
-        value
-        for server in ("e5onnx", "e5onnx-int8")
-        for value in (each * capacity(server, texts), capacity(server, texts, what="share_of_in_process"))
-    ]
-    return [*ours, each * capacity("infinity", texts)]
+def load(server: str, texts: str, share: float) -> list[float]:
+    """p50 and p95 of what a server answers at a share of its capacity, ms for questions and s for passages."""
+    times = level(server, texts, share)["milliseconds"]["200"]
+    return [times[which] / (1 if texts == "question" else 1000) for which in ("p50", "p95")]
 
 
-def level(server: str, texts: str, load: float) -> dict[str, Any]:
+def level(server: str, texts: str, share: float) -> dict[str, Any]:
     levels = result("server")["servers"][server][texts]["levels"]
-    return next(dict(each) for each in levels if each["share"] == load)
+    return next(dict(each) for each in levels if each["share"] == share)
 
 
-def delays(texts: str, load: float) -> list[float]:
-    """p50 and p95 of each server, and those of the encoder in process."""
-    found = (level(server, texts, load) for server in ("e5onnx", "e5onnx-int8", "infinity"))
-    return [
-        measured[share]
-        for each in found
-        for measured in (each["milliseconds"]["200"], each.get("in_process_milliseconds"))
-        if measured
-        for share in ("p50", "p95")
-    ]
+def refused(server: str, texts: str) -> float:
+    """Per cent of the requests at 120 % of capacity."""
+    found = level(server, texts, 1.2)
+    return 100 * float(found["statuses"].get("429", 0)) / float(found["requests"])
 
 
-def overload(texts: str, *, with_refusals: bool = False) -> list[float]:
-    """p50 and p95 of what is answered, per cent refused, and how long a refusal takes."""
-    values: list[float] = []
-    for server in ("e5onnx", "e5onnx-int8", "infinity"):
-        found = level(server, texts, 1.2)
-        values += [found["milliseconds"]["200"][share] for share in ("p50", "p95")]
-        if "429" in found["statuses"]:
-            values.append(100 * found["statuses"]["429"] / found["requests"])
-            values += [found["milliseconds"]["429"]["p50"]] * with_refusals
-    return values
+def served(texts: str, each: int) -> dict[str, Callable[[str], float | list[float]]]:
+    """The columns of a table of servers; a request holds so many texts."""
+    return {
+        ("questions/s" if each == 1 else "passages/s"): lambda server: each * capacity(server, texts),
+        "in process": lambda server: each * capacity(server, texts, what="in_process_requests_per_second"),
+        f"at 25 %, p50, p95 {'ms' if each == 1 else 's'}": lambda server: load(server, texts, 0.25),
+        "at 50 %": lambda server: load(server, texts, 0.5),
+        "at 80 %": lambda server: load(server, texts, 0.8),
+        "at 120 %, of those answered": lambda server: load(server, texts, 1.2),
+        "refused at 120 %": lambda server: refused(server, texts),
+    }
 
 
 def footprint(variant: str, key: str = "with_model_megabytes") -> float:
@@ -162,35 +154,12 @@ KERNELS8, KERNELS16, OPENVINO, TORCH = (
     "sentence-transformers-torch",
 )
 PROGRAMS = {
-    "e5onnx int8, own kernels": KERNELS8,
-    "e5onnx bf16, own kernels": KERNELS16,
-    "e5onnx int8": "e5onnx-int8",
-    "e5onnx fp32": "e5onnx",
-    "e5onnx, provider openvino (bf16)": OPENVINO,
-    "OpenVINO itself, our graph and batches, bf16": "openvino-bf16",
-    "OpenVINO itself, our graph and batches, fp32": "openvino",
-    "CTranslate2 int8": "ctranslate2-int8",
-    "CTranslate2 fp32": "ctranslate2",
-    "sentence-transformers, OpenVINO (bf16)": "sentence-transformers-openvino",
-    "sentence-transformers OpenVINO (bf16)": "sentence-transformers-openvino",
-    "sentence-transformers OpenVINO, held to fp32": "sentence-transformers-openvino-fp32",
-    "sentence-transformers, ONNX qint8": "sentence-transformers-onnx-qint8",
-    "sentence-transformers ONNX qint8": "sentence-transformers-onnx-qint8",
-    "sentence-transformers ONNX": "sentence-transformers-onnx",
-    "sentence-transformers, ONNX O3": "sentence-transformers-onnx-O3",
-    "sentence-transformers ONNX O3": "sentence-transformers-onnx-O3",
-    "sentence-transformers, torch": TORCH,
-    "sentence-transformers, PyTorch": TORCH,
-    "sentence-transformers torch fp32": TORCH,
-    "sentence-transformers torch bf16": "sentence-transformers-torch-bf16",
-    "fastembed": "fastembed",
-    "Chroma's default": "chroma",
+    **{label: name for name, label in NAMES.items()},
     "fp32": "e5onnx",
     "int8": "e5onnx-int8",
     "int8, own kernels": KERNELS8,
     "bf16, own kernels": KERNELS16,
     "bf16, OpenVINO": OPENVINO,
-    "e5onnx-openvino (bf16)": OPENVINO,
 }
 WAYS = {
     "e5onnx, checkpoint, fp32": "e5onnx",
@@ -298,7 +267,7 @@ TABLES = [
     Table(
         "docs/benchmarks.md",
         "| program | STS-B test, Spearman |",
-        {**PROGRAMS, **{name: name for name in result("quality")["programs"]}},
+        PROGRAMS,
         {
             "STS-B test, Spearman": lambda program: quality(program, "stsb_test_spearman"),
             "XQuAD-en, nDCG@10": lambda program: quality(program, "xquad_en_ndcg@10"),
@@ -312,19 +281,32 @@ TABLES = [
     ),
     Table(
         "docs/benchmarks.md",
-        "| program | short, passages/s | mixed, passages/s | peak MB | question p50, p95 |",
+        "| program | question, p50 | p95 |",
         PROGRAMS,
         {
-            "short, passages/s": lambda program: speed(program, "short", "throughput_openvino"),
-            "mixed, passages/s": lambda program: speed(program, "mixed", "throughput_openvino"),
-            "peak MB": lambda program: peak(program, "throughput_openvino"),
-            "question p50, p95": lambda program: [
-                milliseconds(program, share=share, run="latency_openvino") for share in ("p50", "p95")
-            ],
-            "512 tokens, p50": lambda program: milliseconds(program, "passage_512_tokens", run="latency_openvino"),
-            "start to first vector": lambda program: [
-                start(each) for each in (program, f"{program}-cached") if each in result("cold_start")["programs"]
-            ],
+            "question, p50": milliseconds,
+            "p95": lambda program: milliseconds(program, share="p95"),
+            **{
+                f"{tokens} tokens, p50": lambda program, texts=f"passage_{tokens}_tokens": milliseconds(program, texts)
+                for tokens in (32, 128, 512)
+            },
+            "four callers, questions/s": lambda program: float(
+                result("latency")["sets"]["query_4_callers"]["programs"][program]["calls_per_second"]
+            ),
+        },
+    ),
+    Table("docs/benchmarks.md", "| one question a request |", PROGRAMS, served("question", 1)),
+    Table("docs/benchmarks.md", "| 32 passages a request |", PROGRAMS, served("passages", 32)),
+    Table(
+        "docs/benchmarks.md",
+        "| model | `encode_document`, passages/s |",
+        PROGRAMS,
+        {
+            "`encode_document`, passages/s": lambda name: rows(name, "encoder"),
+            "`embed_files`": lambda name: rows(name, "files"),
+            "share": lambda name: 100 * share(name, "files"),
+            "`embed_files` on Ray": lambda name: rows(name, "ray"),
+            "share on Ray": lambda name: 100 * share(name, "ray"),
         },
     ),
     Table(
@@ -540,22 +522,6 @@ SENTENCES = [
     ),
     Sentence(
         "docs/benchmarks.md",
-        "32 tokens {} (stock int8 {}, bf16 kernels {}), 128 tokens {} ({}, {}), 512 tokens {} ({}, {}). With four "
-        "callers {} questions a second ({}, {})",
-        lambda: [
-            *(
-                milliseconds(program, f"passage_{tokens}_tokens")
-                for tokens in (32, 128, 512)
-                for program in (KERNELS8, "e5onnx-int8", KERNELS16)
-            ),
-            *(
-                result("latency")["sets"]["query_4_callers"]["programs"][program]["calls_per_second"]
-                for program in (KERNELS8, "e5onnx-int8", KERNELS16)
-            ),
-        ],
-    ),
-    Sentence(
-        "docs/benchmarks.md",
         "{} as pip installs it, {} the three packages (`--no-deps`), {} pruned",
         lambda: [footprint(variant) for variant in ("with dependencies", "three packages", "pruned")],
     ),
@@ -568,27 +534,6 @@ SENTENCES = [
             function("with byte code", "cold_seconds"),
             function("without byte code", "cold_seconds"),
             1000 * function("with byte code", "warm_seconds"),
-        ],
-    ),
-    Sentence(
-        "docs/benchmarks.md",
-        "| capacity, questions/s (share of in process) | {} ({}) | {} ({}) | {} |\n"
-        "| capacity, passages/s in requests of 32 (share of in process) | {} ({}) | {} ({}) | {} |\n"
-        "| a question at 25 % of capacity, p50, p95 ms (in process) | {}, {} ({}, {}) | {}, {} ({}, {}) | {}, {} |\n"
-        "| at 50 % | {}, {} ({}, {}) | {}, {} ({}, {}) | {}, {} |\n"
-        "| at 80 % | {}, {} ({}, {}) | {}, {} ({}, {}) | {}, {} |\n"
-        "| at 120 %: answered p50, p95 ms; refused with 429, in p50 ms "
-        "| {}, {}; {} %, {} | {}, {}; {} %, {} | {}, {} |\n"
-        "| 32 passages at 50 %, p50, p95 s (in process) | {}, {} ({}, {}) | {}, {} ({}, {}) | {}, {} |\n"
-        "| at 80 % | {}, {} ({}, {}) | {}, {} ({}, {}) | {}, {} |\n"
-        "| at 120 %: answered p50, p95 s; refused with 429 | {}, {}; {} % | {}, {}; {} % | {}, {} |",
-        lambda: [
-            *capacities("question", 1),
-            *capacities("passages", 32),
-            *(value for load in (0.25, 0.5, 0.8) for value in delays("question", load)),
-            *overload("question", with_refusals=True),
-            *(value / 1000 for load in (0.5, 0.8) for value in delays("passages", load)),
-            *(value / 1000 if number not in (2, 5) else value for number, value in enumerate(overload("passages"))),
         ],
     ),
     Sentence(
@@ -617,44 +562,6 @@ SENTENCES = [
             result("bulk_memory_one_layer")["memory"][f"megabytes_{when}"]
             for when in ("after_a_tenth", "at_most", "at_the_end")
         ],
-    ),
-    Sentence(
-        "docs/benchmarks.md",
-        "| `e5onnx serve`: questions a second at capacity (in process, one caller) | {} ({}) | {} ({}) | {} ({}) |",
-        lambda: [
-            capacity(server, "question", "server_kernels", f"{what}_requests_per_second")
-            for server in ("e5onnx-int8", KERNELS8, KERNELS16)
-            for what in ("capacity", "in_process")
-        ],
-    ),
-    Sentence(
-        "docs/benchmarks.md",
-        "| requests of 32 passages a second | {} | {} | {} |",
-        lambda: [capacity(server, "passages", "server_kernels") for server in ("e5onnx-int8", KERNELS8, KERNELS16)],
-    ),
-    Sentence(
-        "docs/benchmarks.md",
-        "rows a second; share of the encoder alone | {}; {} % | {}; {} % | {}; {} % |",
-        lambda: [
-            value
-            for name in ("e5onnx-int8", KERNELS8, KERNELS16)
-            for value in (rows("bulk_kernels", name, "files"), 100 * share("bulk_kernels", name, "files"))
-        ],
-    ),
-    Sentence(
-        "docs/benchmarks.md",
-        "| `Encoder.encode_document` on a list, passages/s | {} | {} |",
-        lambda: [rows("bulk", name, "encoder") for name in ("fp32", "int8")],
-    ),
-    Sentence(
-        "docs/benchmarks.md",
-        "| `embed_files`, share of that (wanted: 0.95) | {} | {} |",
-        lambda: [share("bulk", name, "files") for name in ("fp32", "int8")],
-    ),
-    Sentence(
-        "docs/benchmarks.md",
-        "| `embed_files` on Ray, share of that | {} | {} |",
-        lambda: [share("bulk", name, "ray") for name in ("fp32", "int8")],
     ),
 ]
 # Limits that the code has, orders of magnitude that the tests assert, and what was measured once and is kept as the
@@ -685,12 +592,12 @@ def limits() -> tuple[float, float]:
     return validate.LARGEST_DIFFERENCE["fp32"], validate.LEAST_MEAN_COSINE
 
 
-def rows(run: str, name: str, how: str) -> float:
-    return float(result(run)["throughput"][name]["rows_per_second"][how])
+def rows(name: str, how: str) -> float:
+    return float(result("bulk")["throughput"][name]["rows_per_second"][how])
 
 
-def share(run: str, name: str, how: str) -> float:
-    return float(result(run)["throughput"][name]["share_of_encoder"][how])
+def share(name: str, how: str) -> float:
+    return float(result("bulk")["throughput"][name]["share_of_encoder"][how])
 
 
 def text_of(page: str) -> str:
