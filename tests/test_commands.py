@@ -74,7 +74,6 @@ def test_the_steps_of_an_export_have_their_seconds(shell: Shell) -> None:
     assert re.fullmatch(r" +0\.\d s  Exporting mine", lines[0])
     assert re.fullmatch(r" +\d+\.\d s  Wrote .*models/again \(\d+ MB\)", lines[-1])
     assert all(re.match(r" {10}\S|[ \d]{4}\.\d s  \S| {12}\S", line) for line in lines), done.stdout
-    assert shell.run("e5onnx export checkpoints/mine models/quiet --precision fp32 --quiet").stdout == ""
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -94,7 +93,8 @@ def test_examples_run(shell: Shell, example: str) -> None:
     if example.startswith("e5onnx serve"):
         serve(shell, example)
         return
-    done = shell.run(example)
+    # the last of two values counts: a second will do where two minutes are the default
+    done = shell.run(f"{example} --seconds 1" if "benchmark" in example else example)
     assert done.returncode == 0, done.stderr
     for words, written in WRITES.items():
         if words in example:

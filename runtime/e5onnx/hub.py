@@ -7,6 +7,7 @@ that say what to do. It is imported for a hub id, never for a local folder.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ except ImportError as error:  # tokenizers installs it, but the smallest install
 # The base class of the HTTP library's errors, which a failure in the middle of a download raises: of requests up to
 # huggingface_hub 0.36, of httpx since then.
 _HTTP_ERROR: type[Exception] = hub_errors.HfHubHTTPError.__bases__[0]
+_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 class _TerminalBar(tqdm):
@@ -151,6 +153,11 @@ def _file(repo_id: str, file: str, revision: str | None, local_files_only: bool)
         return Path(cached)
     if not isinstance(cached, str):
         _reach_hub()
+    elif not _COMMIT.fullmatch(revision or ""):  # a commit needs no hub
+        try:
+            _reach_hub()
+        except hub_errors.LocalEntryNotFoundError:
+            return Path(cached)
     return Path(huggingface_hub.hf_hub_download(repo_id, file, revision=revision))
 
 

@@ -58,6 +58,7 @@ def test_export_shows_its_decisions_and_steps(export: Export, checkpoint: Path, 
     encoder = Encoder(tmp_path / "m")
     assert (encoder.max_tokens, encoder.manifest.pooling) == (99, "cls")
     assert encoder.prompts == {"query": "q: ", "document": "passage: "}
+    assert export(checkpoint, tmp_path / "quiet", "--quiet").stdout == ""
 
 
 def test_json_is_the_manifest_alone(

@@ -16,6 +16,8 @@ from e5onnx.model_folder import ModelFolder
 from e5onnx_export import export_model as export_both
 
 export_model = partial(export_both, precisions=["fp32"])
+WITHOUT_TORCH = 'import sys; sys.modules.update({"torch": None, "transformers": None})'
+"""Begins a program that exports: importing them takes longer than the export, whose vectors are not looked at here."""
 linux = pytest.mark.skipif(sys.platform != "linux", reason="signals and mounts as on Linux")
 
 
@@ -110,6 +112,7 @@ def test_a_killed_export_leaves_no_half_folder(
         shutil.copytree(tiny_model, output)
     program = f"""
 import os, signal
+{WITHOUT_TORCH}
 from e5onnx_export import export, export_model, validate
 {killed_in} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 export_model({str(tiny_checkpoint)!r}, {str(output)!r}, precisions=["fp32"], force=True)
@@ -134,7 +137,7 @@ def test_an_export_goes_on_beside_the_remains_of_a_killed_one(tiny_checkpoint: P
 
 def in_one_process(*commands: list[str]) -> list[str]:
     """Return a command that runs those of e5onnx one after the other and prints their exit codes."""
-    program = f"from e5onnx.cli import main; print([main(command) for command in {commands}])"
+    program = f"{WITHOUT_TORCH}\nfrom e5onnx.cli import main; print([main(command) for command in {commands}])"
     return [sys.executable, "-c", program]
 
 

@@ -33,6 +33,7 @@ def test_no_sanitizer_complains() -> None:
     environment = {
         **os.environ,
         "E5ONNX_SANITIZE": SANITIZERS,
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "LD_PRELOAD": " ".join(file.strip() for file in files),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python and onnxruntime keep what they have until the end
         "UBSAN_OPTIONS": "print_stacktrace=1",

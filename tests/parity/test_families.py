@@ -36,7 +36,7 @@ OTHER_SCRIPTS = [
 WORDS = " ".join([*TEXTS, *OTHER_SCRIPTS]).split()
 
 
-def many_texts(count: int = 600) -> list[str]:
+def many_texts(count: int = 240) -> list[str]:
     """Return texts of every length up to beyond 512 tokens, in many scripts; the short ones are the most frequent."""
     generator = np.random.default_rng(1)
     lengths = np.unique(np.geomspace(1, 420, 60).astype(int))

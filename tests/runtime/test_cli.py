@@ -118,8 +118,12 @@ def test_what_needs_no_model_needs_no_numpy(tmp_path: Path, arguments: list[str]
         ["similarity", "m", "--document", "only a document"],
     ],
 )
-def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
-    assert_fails(e5onnx(*arguments), 2, "usage:")
+def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    captured = capsys.readouterr()
+    assert (caught.value.code, captured.out) == (2, "")
+    assert "usage:" in captured.err
 
 
 def test_a_second_value_after_an_option_is_explained() -> None:

@@ -104,7 +104,7 @@ _PARTS = (
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(parts=st.lists(_PARTS, max_size=40), length=st.integers(1, 12))
 @example(parts=["a", ",", "b", " ", "a"] * 8, length=1)
 @example(parts=["京", "都"] * 8, length=1)

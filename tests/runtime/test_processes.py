@@ -34,13 +34,13 @@ def encoder(sample_model: Path) -> Encoder:
 
 def test_eight_threads_share_an_encoder(encoder: Encoder) -> None:
     expected = encoder.encode(TEXTS)
-    orders = [np.random.default_rng(seed).permutation(len(TEXTS)) for seed in range(40)]
+    orders = [np.random.default_rng(seed).permutation(len(TEXTS)) for seed in range(16)]
 
     def encode(order: np.ndarray[Any, Any]) -> None:
         np.testing.assert_allclose(encoder.encode([TEXTS[i] for i in order]), expected[order], atol=1e-6)
 
     with ThreadPoolExecutor(8) as pool:
-        assert len(list(pool.map(encode, orders))) == 40
+        assert len(list(pool.map(encode, orders))) == len(orders)
 
 
 def test_a_pickled_encoder_is_loaded_again_from_its_path(encoder: Encoder, tmp_path: Path, sample_model: Path) -> None:
@@ -205,11 +205,11 @@ print(json.dumps({"peak": peak, "matrix": embeddings.nbytes}))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is measured in Linux' units")
-@pytest.mark.parametrize(("kind", "number"), [("list", 5_000), ("generator", 1_500)])
+@pytest.mark.parametrize(("kind", "number"), [("list", 2_500), ("generator", 1_500)])
 def test_memory_does_not_grow_with_the_number_of_texts(tiny_model: Path, kind: str, number: int) -> None:
     few, many = (json.loads(_run(_PEAK, tiny_model, texts, kind).stdout) for texts in (100, number))
     growth = (many["peak"] - many["matrix"]) - (few["peak"] - few["matrix"])
-    assert growth < 20e6
+    assert growth < 13e6  # 5 MB are buffers; 3 kB that stay of a text would be another 8
 
 
 def test_nothing_heavy_is_imported_and_nothing_printed(sample_model: Path) -> None:
