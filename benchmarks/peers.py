@@ -68,8 +68,9 @@ PEERS: dict[str, Peer] = {
     "openvino": Peer("openvino", "e5onnx"),
     "openvino-bf16": Peer("openvino", "e5onnx", "bf16"),
 }
-BATCHED = tuple(name for name in PEERS if name.startswith(("fastembed", "sentence-transformers", "ctranslate2")))
-"""Programs whose users choose the size of batches."""
+_OF_BATCHES = ("fastembed", "sentence-transformers", "ctranslate2", "llama-cpp")
+BATCHED = tuple(name for name in PEERS if name.startswith(_OF_BATCHES))
+"""Programs whose users choose the size of batches, or how many texts they hand over at a time."""
 ENCODERS: dict[str, tuple[Precision, Provider]] = {
     "e5onnx": ("fp32", "cpu"),
     "e5onnx-int8": ("int8", "cpu"),
