@@ -18,15 +18,7 @@ from .report import add_peers, parser, with_reference, write
 from .texts import queries, require_data
 
 _PEERS: tuple[str, ...] = (REFERENCE, "e5onnx-int8", "e5onnx-kernels-int8", "e5onnx-kernels-bf16")
-_PEERS += (
-    "e5onnx-openvino",
-    "e5onnx-openvino-cached",
-    "fastembed",
-    "chroma",
-    "llama-cpp-q8_0",
-    "ctranslate2",
-    "infinity",
-)
+_PEERS += ("e5onnx-openvino", "e5onnx-openvino-cached", "fastembed", "chroma", "llama-cpp-q8_0", "ctranslate2")
 _PEERS += ("sentence-transformers-torch", "sentence-transformers-onnx", "sentence-transformers-openvino")
 _INSTALLERS = ("pip", "setuptools", "wheel", "pkg_resources", "_distutils_hack")
 _STAGES = ("interpreter", "import", "load", "first_encode")

@@ -103,7 +103,7 @@ _GENERATIONS = {("25", "17"): "Zen 4", ("26", "2"): "Zen 5"}
 """Family and model of the processors that call themselves AMD EPYC and no more."""
 _VERSIONS = (
     *("e5onnx", "onnxruntime", "openvino", "ctranslate2", "fastembed", "llama-cpp-python", "sentence-transformers"),
-    "torch",
+    *("infinity-emb", "torch"),
 )
 
 
@@ -235,11 +235,12 @@ _LABELS: dict[str, tuple[float, float, str]] = {
     "e5onnx-kernels-int8": (-12, 0, "right"),
     "ctranslate2-int8": (-9, 0, "right"),
     "e5onnx-openvino": (9, -9, "left"),
+    "llama-cpp-q8_0": (9, -10, "left"),
     "fastembed": (0, -18, "center"),
     "openvino-bf16": (9, -33, "left"),
     "sentence-transformers-onnx-qint8": (0, -36, "center"),
     "sentence-transformers-openvino": (-12, 18, "left"),
-    "sentence-transformers-torch-bf16": (0, -34, "center"),
+    "sentence-transformers-torch-bf16": (0, -21, "center"),
 }
 """Where a point's label stands, in points, if not to its right: new figures may need new places."""
 
@@ -549,9 +550,10 @@ def _facts(documents: dict[str, Document]) -> list[str]:
         host = f"{_cpu(machine)}, {machine['processors']} processors, {document['threads']} threads"
         rounds = f", {document['rounds']} rounds" if document.get("rounds", 1) > 1 else ""
         machines.setdefault(host, []).append(f"{name}.json of {document['date'][:10]}{rounds}")
-        for program in _programs(document).values():
-            for package, version in program.get("versions", program.get("packages", {})).items():
-                versions.setdefault(package, set()).add(version)
+        for program, described in _programs(document).items():
+            for package, version in described.get("versions", described.get("packages", {})).items():
+                if program != "infinity" or package == "infinity-emb":  # it pins an old sentence-transformers
+                    versions.setdefault(package, set()).add(version)
     lines = [f"{host}: {'; '.join(files)}" for host, files in machines.items()]
     named = [f"{package} {'/'.join(sorted(versions[package]))}" for package in _VERSIONS if package in versions]
     return [*lines, ", ".join(named)] if named else lines

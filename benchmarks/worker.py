@@ -368,7 +368,8 @@ def _versions() -> dict[str, str]:
     import importlib.metadata
     import platform
 
-    installed = {each.metadata["Name"].lower(): each.version for each in importlib.metadata.distributions()}
+    names = ((each.metadata["Name"], each.version) for each in importlib.metadata.distributions())
+    installed = {name.lower().replace("_", "-"): version for name, version in names}
     return {"python": platform.python_version(), **{name: installed[name] for name in _PACKAGES if name in installed}}
 
 
