@@ -87,6 +87,7 @@ def prepare_gguf(checkpoint: str, output: str) -> None:
 
     config = json.loads(Path(checkpoint, "config.json").read_text())
     vocabulary = Tokenizer.from_file(f"{checkpoint}/tokenizer.json").get_vocab()
+    tokens = [_llama_token(token) for token in sorted(vocabulary, key=vocabulary.__getitem__)]
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BERT, config["num_hidden_layers"])
     weights = {
         names.get_name(name, try_suffixes=(".weight", ".bias")): array.astype(np.float32)
@@ -108,8 +109,8 @@ def prepare_gguf(checkpoint: str, output: str) -> None:
         writer.add_pooling_type(gguf.PoolingType.MEAN)
         writer.add_tokenizer_model("bert")
         writer.add_token_type_count(config["type_vocab_size"])
-        writer.add_token_list([_llama_token(token) for token in sorted(vocabulary, key=vocabulary.__getitem__)])
-        writer.add_token_types([gguf.TokenType.NORMAL] * len(vocabulary))
+        writer.add_token_list(tokens)
+        writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens))
         writer.add_bos_token_id(vocabulary["[CLS]"])
         writer.add_sep_token_id(vocabulary["[SEP]"])
         writer.add_unk_token_id(vocabulary["[UNK]"])
@@ -128,8 +129,9 @@ def prepare_gguf(checkpoint: str, output: str) -> None:
 
 def _llama_token(token: str) -> str:
     """llama.cpp marks the beginning of a word, where WordPiece marks its continuation."""
-    special = token.startswith("[") and token.endswith("]")
-    return token if special else token.removeprefix("##") if token.startswith("##") else f"\u2581{token}"
+    if token.startswith("[") and token.endswith("]"):
+        return token
+    return token.removeprefix("##") if token.startswith("##") else f"\u2581{token}"
 
 
 FORMS = {

@@ -286,9 +286,10 @@ def _llama_cpp(file: str, threads: int) -> Encode:
 
     def encode(texts: str | list[str], kind: str, batch_size: int | None = None) -> Any:
         inputs = _prefixed(texts, kind)
-        batches = range(0, len(inputs), batch_size or len(inputs))
+        size = batch_size or len(inputs)
+        batches = [inputs[start : start + size] for start in range(0, len(inputs), size)]
         with one_caller:
-            return [each for start in batches for each in model.embed(inputs[start:][:batch_size], normalize=True)]
+            return [vector for batch in batches for vector in model.embed(batch, normalize=True)]
 
     return encode
 

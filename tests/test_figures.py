@@ -770,6 +770,17 @@ def cells(table: Table) -> Iterator[tuple[str, str, str, Span]]:
         place += len(line) + 1
 
 
+def compared(table: Table) -> Iterator[tuple[str, str, list[re.Match[str]], list[float]]]:
+    """Yield label, column and figures of every cell that is checked, and what was measured."""
+    pattern, text = re.compile(rf"(?<![\w.]){NUMBER}"), text_of(table.page)
+    for label, column, cell, place in cells(table):
+        assert label in table.rows, f"{table.page}: unknown row {label}"
+        if column in table.columns and cell:
+            expected = table.columns[column](table.rows[label])
+            figures = list(pattern.finditer(text, *place))
+            yield label, column, figures, expected if isinstance(expected, list) else [expected]
+
+
 def found(sentence: Sentence) -> re.Match[str]:
     words = (r"\s+".join(map(re.escape, re.split(r"\s+", piece))) for piece in re.split(r"\{\}", sentence.text))
     pattern = rf"({NUMBER}|{'|'.join(WORDS)})".join(words)
@@ -781,18 +792,11 @@ def found(sentence: Sentence) -> re.Match[str]:
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: f"{table.page} {table.header[:40]}")
 def test_tables_hold_what_was_measured(table: Table) -> None:
     wrong, checked = [], set()
-    for label, column, cell, _ in cells(table):
-        assert label in table.rows, f"{table.page}: unknown row {label}"
-        if column not in table.columns or not cell:
-            continue
+    for label, column, figures, expected in compared(table):
         checked.add(column)
-        printed = re.findall(rf"(?<![\w.]){NUMBER}", cell)
-        expected = table.columns[column](table.rows[label])
-        expected = expected if isinstance(expected, list) else [expected]
-        if [as_printed(*pair) for pair in zip(printed, expected, strict=False)] != printed or len(printed) != len(
-            expected
-        ):
-            wrong.append(f"{label}, {column}: {cell}, measured {expected}")
+        printed = [figure[0] for figure in figures]
+        if len(printed) != len(expected) or [*map(as_printed, printed, expected)] != printed:
+            wrong.append(f"{label}, {column}: {printed}, measured {expected}")
     assert not wrong, "\n".join([table.page, *wrong])
     assert checked == set(table.columns)
 
@@ -829,15 +833,9 @@ def write_figures() -> None:
     """Write what was measured in place of every figure that differs."""
     changes: dict[str, dict[Span, str]] = {}
     for table in TABLES:
-        for label, column, cell, (begin, end) in cells(table):
-            if column not in table.columns or not cell:
-                continue
-            expected = table.columns[column](table.rows[label])
-            printed = re.finditer(rf"(?<![\w.]){NUMBER}", text_of(table.page)[begin:end])
-            values = expected if isinstance(expected, list) else [expected]
-            for match, value in zip(printed, values, strict=True):
-                span = begin + match.start(), begin + match.end()
-                changes.setdefault(table.page, {})[span] = as_printed(match[0], value)
+        for _, _, printed, expected in compared(table):
+            for match, value in zip(printed, expected, strict=True):
+                changes.setdefault(table.page, {})[match.span()] = as_printed(match[0], value)
     for sentence in SENTENCES:
         match = found(sentence)
         for group, value in enumerate(sentence.values(), 1):

@@ -7,13 +7,13 @@ that say what to do. It is imported for a hub id, never for a local folder.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import InputValueError, MissingDependencyError, ModelDownloadError, ModelNotFoundError, ModelUploadError
+from .first_use import is_commit
 from .manifest import CHECKPOINT_FILES, MANIFEST
 
 try:
@@ -26,7 +26,6 @@ except ImportError as error:  # tokenizers installs it, but the smallest install
 # The base class of the HTTP library's errors, which a failure in the middle of a download raises: of requests up to
 # huggingface_hub 0.36, of httpx since then.
 _HTTP_ERROR: type[Exception] = hub_errors.HfHubHTTPError.__bases__[0]
-_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 class _TerminalBar(tqdm):
@@ -151,13 +150,14 @@ def _file(repo_id: str, file: str, revision: str | None, local_files_only: bool)
         if not isinstance(cached, str):
             raise hub_errors.LocalEntryNotFoundError(f"{file} is not in the cache")
         return Path(cached)
-    if not isinstance(cached, str):
+    if isinstance(cached, str) and is_commit(revision):
+        return Path(cached)
+    try:
         _reach_hub()
-    elif not _COMMIT.fullmatch(revision or ""):  # a commit needs no hub
-        try:
-            _reach_hub()
-        except hub_errors.LocalEntryNotFoundError:
+    except hub_errors.LocalEntryNotFoundError:
+        if isinstance(cached, str):
             return Path(cached)
+        raise
     return Path(huggingface_hub.hf_hub_download(repo_id, file, revision=revision))
 
 
